@@ -1,0 +1,42 @@
+# One gate: `make check` is what pre-commit, .ci/run and a person run. It expects the environment of the README's
+# second command: pip install -c constraints.txt -e '.[test]'
+
+PYTHON ?= python
+PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner
+PYTEST_ARGS ?= -n 2
+
+.PHONY: check check-all check-oldest lint format types test test-slow demo clean
+
+check: lint types test
+
+check-all: check test-slow
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# The sources stand at the top of the checkout, whose folder may have any name, and mypy does not follow an editable
+# install's import hook. A folder of links gives it the tree as it is when installed.
+types: build/mypy
+	MYPYPATH=build/mypy $(PYTHON) -m mypy -m bbt_fast $(PACKAGES:%=-p %)
+
+build/mypy: Makefile
+	mkdir -p $@/bbt_fast
+	cd $@/bbt_fast && ln -sfn ../../../__init__.py ../../../py.typed ../../../export ../../../engine ../../../tuner .
+	touch $@
+
+test:
+	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-slow:
+	$(PYTHON) -m pytest -m slow
+
+demo:
+	bbt-fast --engine ort
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""bbt-fast: Black-Box Tuning as fast as the hardware allows."""

@@ -1,0 +1,1 @@
+"""Answering: evaluate(prompts) -> label logits, on PyTorch, ONNX Runtime and others."""

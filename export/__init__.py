@@ -1,0 +1,1 @@
+"""Building: a Hugging Face model becomes stages, ONNX files and TensorRT plans."""

@@ -1,0 +1,86 @@
+"""The few-shot examples of a run, as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """N encoded texts and the label words they are classified with.
+
+    Args:
+        input_ids: [N, S] int64, right-padded; in add mode the n placeholder tokens are part of it.
+        attention_mask: [N, S] int64, 1 for tokens and 0 for padding.
+        answer_position: [N] int64, where the answer is read: the mask token, the last real token, or the decoder's
+            position. It counts in ``input_ids`` (or ``decoder_input_ids``) as given; the engine adds cat mode's shift.
+        label_token_ids: [C] int64, one vocabulary row per class.
+        decoder_input_ids: [N, T] int64, encoder-decoder models only; None lets the model's own rule make them.
+
+    Raises:
+        ShapeError: if the tensors do not fit each other.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_position: Tensor
+    label_token_ids: Tensor
+    decoder_input_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not fit each other."""
+        if self.input_ids.ndim != 2 or 0 in self.input_ids.shape:
+            raise ShapeError(f"input_ids must be [N, S] with N, S > 0, not {list(self.input_ids.shape)}.")
+        n, length = self.input_ids.shape
+        if self.attention_mask.shape != self.input_ids.shape:
+            raise ShapeError(
+                f"attention_mask is {list(self.attention_mask.shape)}, but input_ids is {[n, length]}: give one mask "
+                "value per token."
+            )
+        if not bool(self.attention_mask[:, 0].all()) or bool((self.attention_mask.diff(dim=1) > 0).any()):
+            raise ShapeError("attention_mask is not right-padded: each row must be ones, then zeros.")
+        if self.answer_position.shape != (n,):
+            raise ShapeError(f"answer_position is {list(self.answer_position.shape)}, but there are {n} examples.")
+        if self.decoder_input_ids is not None and self.decoder_input_ids.shape[:1] != (n,):
+            raise ShapeError(f"decoder_input_ids has {self.decoder_input_ids.shape[0]} rows for {n} examples.")
+        read = length if self.decoder_input_ids is None else self.decoder_input_ids.shape[1]
+        if int(self.answer_position.min()) < 0 or int(self.answer_position.max()) >= read:
+            raise ShapeError(f"answer_position leaves the {read} positions it counts in.")
+        if self.label_token_ids.ndim != 1 or self.label_token_ids.numel() < 1:
+            raise ShapeError(f"label_token_ids must be [C], not {list(self.label_token_ids.shape)}.")
+
+    def __len__(self) -> int:
+        """Return N."""
+        return self.input_ids.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64: real tokens per example."""
+        return self.attention_mask.sum(dim=1)
+
+    def select(self, rows: Tensor) -> Examples:
+        """Return the examples of these rows ([M] int64), cut to the longest of them."""
+        length = int(self.lengths[rows].max())
+        decoder = None if self.decoder_input_ids is None else self.decoder_input_ids[rows]
+        return Examples(
+            self.input_ids[rows, :length],
+            self.attention_mask[rows, :length],
+            self.answer_position[rows],
+            self.label_token_ids,
+            decoder,
+        )
+
+    def to(self, device: torch.device | str) -> Examples:
+        """Return the same examples on a device."""
+        return Examples(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.answer_position.to(device),
+            self.label_token_ids.to(device),
+            None if self.decoder_input_ids is None else self.decoder_input_ids.to(device),
+        )

@@ -1,0 +1,174 @@
+"""Shared fixtures. Ask for them by name; nothing here is imported by a test.
+
+    repo_root       Path of the checkout.
+    shared          Path of the folder ``shared`` beside the checkout (golden, data, models); skips the test without it.
+    shared_file     function(*parts) -> Path below ``shared``; skips the test if that one is missing.
+    make_model      function(kind="roberta", seed=0, **config) -> tiny random masked language model, eval mode, frozen.
+                    kind is a key of ``TINY_MODELS`` below; config overrides any field of the transformers config.
+    roberta, bert   ``make_model("roberta")``, ``make_model("bert")``, made once per run: do not change their weights.
+    masked_model    both of them, one after the other (parametrised).
+    make_examples   function(model, mode="add", n_prompt_tokens=5, n_examples=6, n_classes=3, min_length=4,
+                    max_length=20, prompt_start=1, seed=0) -> random ``Examples``: [CLS], n placeholders (add mode),
+                    text, [MASK], [SEP]; min_length and max_length bound the number of text tokens.
+    make_prompts    function(model, n_candidates=4, n_prompt_tokens=5, scale=0.5, seed=0) -> [P, n, H] float32.
+
+No test reaches the network (``HF_HUB_OFFLINE``) or the user's own cache: ``XDG_CACHE_HOME`` and ``BBT_FAST_CACHE``
+point to a folder that lasts for the test run, so artifacts built by one test serve the next.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read when huggingface_hub is imported, hence before it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
+
+from bbt_fast.export.examples import Examples
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+FIRST_TEXT_TOKEN = 5
+SMALL = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 130,
+    # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
+    "initializer_range": 0.2,
+}
+TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
+    "roberta": (RobertaConfig, RobertaForMaskedLM, {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
+    "bert": (BertConfig, BertForMaskedLM, {"pad_token_id": 0}),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a cache folder of its own; workers that share the cores take one thread each."""
+    cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = cache.name
+    os.environ["BBT_FAST_CACHE"] = str(Path(cache.name) / "bbt-fast")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout's folder."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_file() -> Callable[..., Path]:
+    """A function that finds a file below ``shared``, or skips the test."""
+
+    def find(*parts: str) -> Path:
+        path = REPO_ROOT.parent.joinpath("shared", *parts)
+        if not path.exists():
+            pytest.skip(f"needs {Path('..', 'shared', *parts)}, which is not beside this checkout")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def shared(shared_file: Callable[..., Path]) -> Path:
+    """The folder ``shared`` beside the checkout."""
+    return shared_file()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PreTrainedModel]:
+    """A function that makes a tiny random masked language model."""
+
+    def make(kind: str = "roberta", seed: int = 0, **config: Any) -> PreTrainedModel:
+        config_class, model_class, special = TINY_MODELS[kind]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: PreTrainedModel = model_class(config_class(**{**SMALL, **special, **config}))
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def roberta(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """The tiny RoBERTa that all tests share."""
+    return make_model("roberta")
+
+
+@pytest.fixture(scope="session")
+def bert(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """The tiny BERT that all tests share."""
+    return make_model("bert")
+
+
+@pytest.fixture(params=["roberta", "bert"])
+def masked_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Each of the shared masked language models."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_examples() -> Callable[..., Examples]:
+    """A function that draws random examples of different lengths."""
+
+    def make(
+        model: PreTrainedModel,
+        mode: str = "add",
+        n_prompt_tokens: int = 5,
+        n_examples: int = 6,
+        n_classes: int = 3,
+        min_length: int = 4,
+        max_length: int = 20,
+        prompt_start: int = 1,
+        seed: int = 0,
+    ) -> Examples:
+        generator = torch.Generator().manual_seed(seed)
+        vocabulary, pad = model.config.vocab_size, model.config.pad_token_id
+        first, last, mask = 2, 3, vocabulary - 1
+
+        def draw(low: int, high: int, size: int) -> list[int]:
+            return torch.randint(low, high, (size,), generator=generator).tolist()
+
+        rows, answers = [], []
+        for length in draw(min_length, max_length + 1, n_examples):
+            row = [first, *draw(FIRST_TEXT_TOKEN, mask, length), mask, last]
+            if mode == "add":
+                row[prompt_start:prompt_start] = [FIRST_TEXT_TOKEN] * n_prompt_tokens
+            answers.append(len(row) - 2)
+            rows.append(row)
+        longest = max(map(len, rows))
+        return Examples(
+            input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
+            attention_mask=torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+            answer_position=torch.tensor(answers),
+            label_token_ids=torch.randperm(mask - FIRST_TEXT_TOKEN, generator=generator)[:n_classes] + FIRST_TEXT_TOKEN,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_prompts() -> Callable[..., Tensor]:
+    """A function that draws random soft prompts, one per candidate."""
+
+    def make(
+        model: PreTrainedModel, n_candidates: int = 4, n_prompt_tokens: int = 5, scale: float = 0.5, seed: int = 0
+    ) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return scale * torch.randn(n_candidates, n_prompt_tokens, model.config.hidden_size, generator=generator)
+
+    return make

@@ -1,0 +1,1 @@
+"""The search: tasks, objectives, projections, BBT, BBTv2, runs, command line."""
