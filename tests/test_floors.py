@@ -1,0 +1,170 @@
+"""The architecture: three floors, imports only downward, optional libraries behind the one file that drives them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("export", "engine", "tuner")  # lowest first
+EXTRAS = ("tensorrt", "openvino", "ray", "tensorboard", "wandb", "matplotlib", "tritonclient")
+HEAVY = ("onnxruntime", "datasets", *EXTRAS)
+
+Modules = dict[str, Path]
+
+
+def find_modules() -> Modules:
+    """Every module that installs, by its name below bbt_fast: "" for the root, "export.errors", "tuner"."""
+    files = [ROOT / "__init__.py", *(file for floor in FLOORS for file in (ROOT / floor).rglob("*.py"))]
+    parts = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
+    return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}
+
+
+MODULES = find_modules()
+
+
+def imported(name: str) -> list[tuple[str, int]]:
+    """What a module imports, as (absolute dotted name, line); those inside bbt_fast start with "bbt_fast"."""
+    path = MODULES[name]
+    package = ["bbt_fast", *filter(None, name.split("."))]
+    if path.name != "__init__.py":
+        package.pop()
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def inner_imports(name: str) -> list[tuple[str, int]]:
+    """The modules of this package that a module imports, by their names in ``MODULES``."""
+    found = []
+    for target, line in imported(name):
+        inside = target.removeprefix("bbt_fast").removeprefix(".")
+        if target.split(".")[0] != "bbt_fast":
+            continue
+        while inside not in MODULES:  # a name inside a module, not a module
+            inside = inside.rpartition(".")[0]
+        found.append((inside, line))
+    return found
+
+
+def floor(name: str) -> int:
+    """0 for export, 1 for engine, 2 for tuner, 3 for the root that hands out the public API."""
+    return FLOORS.index(name.split(".")[0]) if name else len(FLOORS)
+
+
+def test_the_reader_of_imports_resolves_relative_names() -> None:
+    assert ("export.errors", 10) in [(name, 10) for name, _ in inner_imports("export.examples")]
+    assert "torch" in {name.split(".")[0] for name, _ in imported("export.examples")}
+
+
+def test_imports_point_only_downward() -> None:
+    upward = [
+        f"{MODULES[name].relative_to(ROOT)}:{line} imports bbt_fast.{target}"
+        for name in MODULES
+        for target, line in inner_imports(name)
+        if floor(target) > floor(name)
+    ]
+    assert not upward
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    absolute = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "bbt_fast" for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "bbt_fast")
+    ]
+    assert not absolute
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {name: {target for target, _ in inner_imports(name)} - {name} for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            pytest.fail("import cycle: " + " -> ".join([*path[path.index(name) :], name]))
+        if name not in done:
+            for target in sorted(graph[name]):
+                visit(target, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+def test_a_heavy_library_has_one_driver_per_floor() -> None:
+    drivers: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name in MODULES:
+        for target, _ in imported(name):
+            library = target.split(".")[0]
+            if library in HEAVY:
+                drivers[library, name.split(".")[0]].add(name)
+    scattered = {
+        f"{library} on floor {on}": sorted(names) for (library, on), names in drivers.items() if len(names) > 1
+    }
+    assert not scattered
+
+
+PROBE = '''
+import importlib, json, sys
+
+heavy, extras, names = json.loads(sys.argv[1])
+
+class Without:
+    """A finder of modules that finds no extra: the environment of somebody who did not install them."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in extras else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+for name in ("bbt_fast", "bbt_fast.export", "bbt_fast.engine", "bbt_fast.tuner"):
+    importlib.import_module(name)
+loaded = sorted({name.split(".")[0] for name in sys.modules} & set(heavy))
+failed = {}
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed[name] = str(error)
+print(json.dumps({"loaded": loaded, "failed": failed}))
+'''
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict[str, object]:
+    """What a fresh process without the extras says of importing the packages, then every module."""
+    names = [f"bbt_fast.{name}".rstrip(".") for name in MODULES]
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps([HEAVY, EXTRAS, names])], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    answer: dict[str, object] = json.loads(run.stdout.splitlines()[-1])
+    return answer
+
+
+def test_every_module_imports_without_the_extras(probe: dict[str, object]) -> None:
+    assert probe["failed"] == {}
+
+
+def test_importing_the_packages_loads_no_heavy_library(probe: dict[str, object]) -> None:
+    assert probe["loaded"] == []
