@@ -1,0 +1,44 @@
+"""Which examples run together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bucket_rows(lengths: Tensor, overhead: int, most: int) -> list[Tensor]:
+    """Split examples into buckets of like length, so that little padding is computed.
+
+    The boundaries are the cheapest there are: a bucket costs its examples times its longest length, plus an overhead
+    for having one more batch.
+
+    Args:
+        lengths: [N] int64, tokens per example.
+        overhead: what a further bucket costs, in tokens; 0 gives every length a bucket of its own.
+        most: examples times tokens a bucket may have; larger ones are split.
+
+    Returns:
+        For each bucket the rows in it ([M] int64), shortest first; each row is in exactly one.
+    """
+    order = torch.argsort(lengths, stable=True)
+    values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
+    ends = counts.cumsum(0)
+    starts = ends - counts
+    best: list[tuple[int, int]] = [(0, 0)]
+    """For each number of distinct lengths: the least cost of bucketing those, and where its last bucket begins."""
+    for end in range(1, len(values) + 1):
+        longest = int(values[end - 1])
+        best.append(
+            min(
+                (best[begin][0] + overhead + longest * int(ends[end - 1] - starts[begin]), begin)
+                for begin in range(end)
+            )
+        )
+    buckets: list[Tensor] = []
+    end = len(values)
+    while end > 0:
+        begin = best[end][1]
+        rows = order[int(starts[begin]) : int(ends[end - 1])]
+        buckets[:0] = torch.split(rows, max(1, most // int(values[end - 1])))
+        end = begin
+    return buckets

@@ -1,0 +1,128 @@
+"""The engines by name, and load_engine()."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ..export.errors import DeviceError, MissingExtraError, UsageError
+from ..export.model import Cuts, StagedModel, load_model
+from ..export.precision import precision_of
+from ..export.prompts import Mode
+from .base import Engine, Savings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where an engine is, and what it needs."""
+
+    module: str
+    class_name: str
+    requires: str
+    """The package it drives; the engine's module is imported only when this is there."""
+    install: str
+
+
+ENGINES: dict[str, Row] = {
+    "torch": Row("pytorch", "TorchEngine", "torch", "pip install torch"),
+    "ort": Row("ort", "OrtEngine", "onnxruntime", "pip install onnxruntime-gpu"),
+}
+
+
+def load_engine(
+    name: str,
+    model: str | Path | PreTrainedModel,
+    *,
+    mode: Mode = "add",
+    n_prompt_tokens: int = 50,
+    cuts: Cuts = "input",
+    precision: str = "auto",
+    device: str = "auto",
+    ablate: Iterable[str] = (),
+) -> Engine:
+    """Load a model on an engine, its graphs built and compared with PyTorch fp32.
+
+    Args:
+        name: a row of ENGINES.
+        model: a hub id, a folder, or a loaded `transformers` model (whose attention is switched to SDPA).
+        mode: "add" puts prompts onto placeholder positions, "cat" before the text.
+        n_prompt_tokens: n.
+        cuts: "input" for BBT, where prompts enter before layer 0 only; "layers" for BBTv2.
+        precision: a row of PRECISIONS that the engine can do on the device, or "auto".
+        device: "cpu", "cuda", "cuda:1", ... or "auto".
+        ablate: savings to leave out, by name (see Savings); for benchmarks.
+
+    Raises:
+        UsageError: if a name is unknown or the engine cannot do the precision.
+        MissingExtraError: if the engine's package is not installed.
+        DeviceError: if the device cannot be used.
+        ParityError: if a graph does not reproduce PyTorch fp32.
+    """
+    kind = engine_class(name)
+    place = _device(name, device)
+    if precision == "auto":
+        precision = kind.precisions[place.type][0]
+    precision_of(precision)
+    if precision not in kind.precisions[place.type]:
+        raise UsageError(
+            f"engine {name!r} cannot compute in {precision} on {place.type}; there it does "
+            f"{', '.join(kind.precisions[place.type])}. Give one of these with --precision."
+        )
+    savings = Savings.without(*ablate)
+    began = time.perf_counter()
+    loaded = load_model(model).to(place)  # type: ignore[arg-type]
+    staged = StagedModel(loaded, mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)
+    engine = kind(staged, precision, place, savings)
+    engine.check_parity()
+    logger.info("%s in %s on %s is ready after %.1f s", name, precision, place, time.perf_counter() - began)
+    return engine
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the class of an engine.
+
+    Raises:
+        UsageError: if there is none of that name.
+        MissingExtraError: if its package is not installed.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"there is no engine {name!r}; these are: {', '.join(ENGINES)}.")
+    row = ENGINES[name]
+    if find_spec(row.requires) is None:
+        raise MissingExtraError(f"engine {name!r} needs {row.requires}, which is not installed: `{row.install}`.")
+    found: type[Engine] = getattr(import_module(f".{row.module}", __package__), row.class_name)
+    return found
+
+
+def _device(name: str, device: str) -> torch.device:
+    """Return the device for an engine; what cannot be used is an error and never another device."""
+    fault = _cuda_fault(name)
+    if device == "auto":
+        return torch.device("cpu" if fault else "cuda")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}, but it must be auto, cpu, cuda or cuda:N.") from error
+    if place.type not in engine_class(name).precisions:
+        raise UsageError(f"engine {name!r} runs on {' and '.join(engine_class(name).precisions)}, not on {device!r}.")
+    if place.type == "cuda" and fault:
+        raise DeviceError(f"--device {device} cannot be used: {fault}.")
+    return place
+
+
+def _cuda_fault(name: str) -> str | None:
+    """Say why an engine cannot run on CUDA here, or None if it can."""
+    if not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        return f"PyTorch sees no CUDA device (torch {torch.__version__}, {build}; check `nvidia-smi`)"
+    return engine_class(name).cuda_fault()

@@ -1,0 +1,117 @@
+"""The ONNX Runtime engine, on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from ..export.errors import DeviceError
+from ..export.model import Encoded
+from ..export.stages import Stage
+from .base import Engine
+from .onnx_files import OnnxFiles, onnx_files
+from .session import Runner
+
+NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
+
+
+class OrtRunner:
+    """One ONNX Runtime session per stage; inputs and outputs are torch tensors, bound by address."""
+
+    def __init__(self, files: OnnxFiles, stages: tuple[Stage, ...], device: torch.device, joined: int) -> None:
+        """Load the graphs; ``joined`` is how many positions the first stage adds to a text."""
+        self.files = files
+        self._stages = stages
+        self._device = device
+        self._joined = joined
+        self._sessions = [_session(str(files.path(stage)), device) for stage in range(files.n_stages)]
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Run a stage; nothing is copied between host and device."""
+        part, session = self._stages[stage], self._sessions[stage]
+        binding = session.io_binding()
+        inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
+        population = max(hidden.shape[0], prompt.shape[0])
+        if part.answers:
+            output = hidden.new_empty(population, hidden.shape[1], len(tensors["label_rows"]), dtype=torch.float32)
+        else:
+            length = hidden.shape[2] + (self._joined if stage == 0 else 0)
+            output = hidden.new_empty(population, hidden.shape[1], length, hidden.shape[3])
+        name = session.get_outputs()[0].name
+        binding.bind_output(name, *_place(output), tuple(output.shape), output.data_ptr())
+        session.run_with_iobinding(binding)
+        return output
+
+
+class OrtEngine(Engine):
+    """ONNX Runtime."""
+
+    name = "ort"
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32")}
+
+    @classmethod
+    def cuda_fault(cls) -> str | None:
+        """Say why ONNX Runtime cannot run on CUDA here, or None if it can."""
+        if "CUDAExecutionProvider" in ort.get_available_providers():
+            return None
+        return (
+            f"this build of ONNX Runtime ({ort.__version__}) has no CUDA provider; install exactly one package: "
+            "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
+        )
+
+    def _load(self, encoded: Encoded) -> OrtRunner:
+        files = onnx_files(self.staged, encoded, self.dtype)
+        return OrtRunner(files, encoded.stages, self.device, self.staged.join(0).length(0))
+
+    def _parity_record(self, runner: Runner) -> Path | None:
+        assert isinstance(runner, OrtRunner)
+        return runner.files.parity_record(_runtime(self.device))
+
+
+def _session(path: str, device: torch.device) -> ort.InferenceSession:
+    _start(device.type)
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device).cuda_stream
+        cuda = {"device_id": str(device.index or 0), "user_compute_stream": str(stream)}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    session = ort.InferenceSession(path, options, providers=providers)
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceError(
+            "ONNX Runtime's CUDA provider did not load: a library it links is missing (the log above names it). "
+            f"onnxruntime-gpu {ort.__version__} needs CUDA {getattr(ort, 'cuda_version', '') or '13'} and cuDNN 9: "
+            "`pip install onnxruntime-gpu[cuda,cudnn]`, or use --device cpu."
+        )
+    return session
+
+
+@cache
+def _start(device_type: str) -> None:
+    """Prepare ONNX Runtime once per process: one thread pool and one allocator for all sessions."""
+    ort.set_default_logger_severity(3)
+    ort.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
+    if device_type == "cuda":
+        ort.preload_dlls()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def _place(tensor: Tensor) -> tuple[str, int, type]:
+    return tensor.device.type, tensor.device.index or 0, NUMPY_TYPES[tensor.dtype]
+
+
+def _runtime(device: torch.device) -> str:
+    """Return what a graph's numbers depend on besides the graph, as part of a file name."""
+    where = torch.cuda.get_device_name(device).replace(" ", "_") if device.type == "cuda" else "cpu"
+    return f"ort-{ort.__version__}-{where}"

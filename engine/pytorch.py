@@ -1,0 +1,32 @@
+"""The PyTorch engine: the stages as they are. The reference, and what runs everywhere."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+
+from ..export.model import Encoded
+from .base import Engine
+from .reference import ModuleRunner
+from .session import Runner
+
+
+class TorchEngine(Engine):
+    """PyTorch with SDPA attention."""
+
+    name = "torch"
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cpu": ("fp32", "bf16", "fp16"),
+        "cuda": ("fp16", "bf16", "fp32"),
+    }
+
+    def _load(self, encoded: Encoded) -> Runner:
+        if self.dtype is torch.float32 and self.device == encoded.hidden.device:
+            return ModuleRunner(self.staged, encoded.stages)
+        stages = copy.deepcopy(encoded.stages)
+        return ModuleRunner(self.staged, tuple(stage.to(self.device, self.dtype) for stage in stages))
+
+    def _gated(self, encoded: Encoded) -> Runner:
+        return self._load(encoded) if self.dtype is torch.float32 else super()._gated(encoded)

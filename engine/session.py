@@ -1,0 +1,236 @@
+"""N encoded examples on one engine, waiting for prompts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..export.errors import DeviceError, NumericsError, ShapeError
+from ..export.model import Encoded
+from ..export.stages import Stage
+
+if TYPE_CHECKING:
+    from .base import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """A loaded stage chain: runs one stage on one runtime."""
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the hidden states [max(P', P), N, S, H] or logits [P, N, C] of a stage.
+
+        Args:
+            stage: its number in the chain.
+            hidden: [P', N, S, H] on the engine's device, in its dtype.
+            prompt: [P, n, H], likewise; P' = 1 or P = 1 broadcasts.
+            tensors: what else the stages take, by name.
+        """
+        ...
+
+
+@dataclass
+class Bucket:
+    """Examples that run together, and the activations that enter the layer being tuned."""
+
+    rows: Tensor
+    """[M] int64: which of the session's examples these are."""
+    encoded: Encoded
+    run: Runner
+    layer: int = 0
+    """The layer that ``hidden`` enters."""
+    hidden: Tensor | None = None
+    """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None stands for the embedded text."""
+
+    def rewind(self) -> None:
+        """Forget the activations above the input."""
+        self.layer, self.hidden = 0, None
+
+
+class Session:
+    """N encoded examples on one engine.
+
+    ``evaluate`` at a layer depends on the committed prompts of all other layers (zero where none was committed) and on
+    nothing else. What lies below the layer is the same for every candidate: those activations are computed once, with
+    the committed prompts, and kept until a prompt below them changes. At most one layer's are held.
+    """
+
+    def __init__(self, engine: Engine, buckets: list[Bucket], columns: Tensor | None = None) -> None:
+        """Take buckets that cover rows 0 to N-1; ``columns`` ([C]) selects logits if the head computes more."""
+        self.engine = engine
+        self.layer_evaluations = 0
+        """Layers run so far, counted once per candidate and example."""
+        self._buckets = buckets
+        self._columns = columns
+        self._committed: list[Tensor | None] = [None] * engine.staged.n_stages
+        self._zero = torch.zeros(
+            1, engine.n_prompt_tokens, engine.hidden_size, dtype=engine.dtype, device=engine.device
+        )
+
+    def __len__(self) -> int:
+        """Return N."""
+        return sum(len(bucket.rows) for bucket in self._buckets)
+
+    def evaluate(self, prompts: Tensor, layer: int = 0) -> Tensor:
+        """Answer every candidate prompt.
+
+        Args:
+            prompts: [P, n, H], one soft prompt per candidate, any float dtype.
+            layer: the layer whose input the prompts enter; 0 is the model's input.
+
+        Returns:
+            Label-word logits, [P, N, C], float32, on the engine's device.
+
+        Raises:
+            ShapeError: if the prompts do not fit the graph or there is no such layer.
+            NumericsError: if a logit is NaN or infinite.
+            DeviceError: if the device has not enough memory for one candidate.
+        """
+        self._check(prompts, layer, 3, "[P, n, H]")
+        prompts = self._cast(prompts)
+        logits: Tensor | None = None
+        with torch.inference_mode():
+            for bucket in self._buckets:
+                answers = self._chunked(prompts, bucket, layer)
+                if logits is None:
+                    logits = answers.new_empty(prompts.shape[0], len(self), answers.shape[2])
+                logits[:, bucket.rows] = answers
+        assert logits is not None
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericsError(
+                f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
+                f"{'bf16 or fp32' if self.engine.precision == 'fp16' else 'fp32'}, or a smaller --sigma."
+            )
+        return logits if self._columns is None else logits[..., self._columns]
+
+    def commit(self, prompt: Tensor, layer: int = 0) -> None:
+        """Fix a layer's prompt ([n, H]) for all later calls.
+
+        Raises:
+            ShapeError: if the prompt does not fit the graph or there is no such layer.
+        """
+        self._check(prompt, layer, 2, "[n, H]")
+        prompt = self._cast(prompt)[None]
+        old = self._committed[layer]
+        if torch.equal(prompt, self._zero if old is None else old):
+            return
+        self._committed[layer] = prompt
+        for bucket in self._buckets:
+            if layer < bucket.layer:
+                bucket.rewind()
+
+    def hidden_states(self, layer: int) -> Tensor:
+        """Return what enters a layer for all real tokens under the committed prompts: [T, H] float32.
+
+        A prompt committed for the layer itself is not in it yet.
+
+        Raises:
+            ShapeError: if there is no such layer.
+        """
+        self._check_layer(layer)
+        states = []
+        with torch.inference_mode():
+            for bucket in self._buckets:
+                hidden = self._below(bucket, layer)[0]
+                lengths = bucket.encoded.lengths.to(hidden.device) + (hidden.shape[1] - bucket.encoded.hidden.shape[2])
+                real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+                states.append(hidden[real].float())
+        return torch.cat(states)
+
+    def _below(self, bucket: Bucket, layer: int) -> Tensor:
+        """Return the activations [1, M, S, H] that enter a layer, running only the layers that are missing."""
+        if layer < bucket.layer:
+            bucket.rewind()
+        while bucket.layer < layer:
+            hidden = bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
+            bucket.hidden = self._run(bucket, bucket.layer, hidden, self._prompt(bucket.layer))
+            bucket.layer += 1
+        return bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
+
+    def _chunked(self, prompts: Tensor, bucket: Bucket, layer: int) -> Tensor:
+        """Answer the population in chunks that fit, smaller ones after the device ran out of memory: [P, M, C]."""
+        tokens = bucket.encoded.hidden.shape[1] * self.engine.staged.join(0).length(bucket.encoded.hidden.shape[2])
+        answers: list[Tensor] = []
+        done = 0
+        while done < prompts.shape[0]:
+            size = max(1, self.engine.tokens_per_call // tokens)
+            try:
+                answers.append(self._answer(prompts[done : done + size], bucket, layer))
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                size = min(size, prompts.shape[0] - done)
+                if size == 1:
+                    raise DeviceError(
+                        f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
+                        f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
+                        "--precision fp16."
+                    ) from error
+                self.engine.tokens_per_call = tokens * (size // 2)
+                logger.warning("out of memory: going on with %d candidates at a time", size // 2)
+                _release_memory()
+                continue
+            done += size
+        return torch.cat(answers)
+
+    def _answer(self, prompts: Tensor, bucket: Bucket, layer: int) -> Tensor:
+        """Run the stages from a layer to the answer for a chunk of candidates: [P, M, C]."""
+        if self.engine.savings.reuse:
+            first, hidden = layer, self._below(bucket, layer)
+        else:
+            first, hidden = 0, bucket.encoded.hidden.expand(len(prompts), -1, -1, -1)
+        for stage in range(first, self.engine.staged.n_stages):
+            hidden = self._run(bucket, stage, hidden, prompts if stage == layer else self._prompt(stage))
+        return hidden
+
+    def _run(self, bucket: Bucket, stage: int, hidden: Tensor, prompt: Tensor) -> Tensor:
+        part: Stage = bucket.encoded.stages[stage]
+        self.layer_evaluations += len(part.layers) * max(hidden.shape[0], prompt.shape[0]) * len(bucket.rows)
+        return bucket.run(stage, hidden, prompt, bucket.encoded.tensors)
+
+    def _prompt(self, layer: int) -> Tensor:
+        prompt = self._committed[layer]
+        return self._zero if prompt is None else prompt
+
+    def _cast(self, prompt: Tensor) -> Tensor:
+        return prompt.detach().to(self.engine.device, self.engine.dtype).contiguous()
+
+    def _check(self, prompt: Tensor, layer: int, ndim: int, shape: str) -> None:
+        engine = self.engine
+        graph = f"{engine.staged.model.config.model_type}-{engine.mode}-{engine.precision}"
+        if prompt.ndim != ndim or prompt.numel() == 0:
+            raise ShapeError(f"prompts must be {shape}, not {list(prompt.shape)}.")
+        if prompt.shape[-2] != engine.n_prompt_tokens:
+            raise ShapeError(
+                f"prompts have {prompt.shape[-2]} tokens, but graph {graph!r} was built for {engine.n_prompt_tokens}. "
+                f"Rebuild it with `bbt-fast export --n_prompt_tokens {prompt.shape[-2]}`, or tune with "
+                f"--n_prompt_tokens {engine.n_prompt_tokens}."
+            )
+        if prompt.shape[-1] != engine.hidden_size:
+            raise ShapeError(
+                f"prompts are {prompt.shape[-1]} wide, but graph {graph!r} has hidden size {engine.hidden_size}: they "
+                "belong to another model."
+            )
+        self._check_layer(layer)
+
+    def _check_layer(self, layer: int) -> None:
+        stages = self.engine.staged.n_stages
+        if not 0 <= layer < stages:
+            way_out = "" if self.engine.cuts == "layers" else ' Load the engine with cuts="layers" for deep prompts.'
+            raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.{way_out}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    signs = ("out of memory", "failed to allocate", "bad_alloc", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in signs)
+
+
+def _release_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,138 @@
+"""A stage becomes a static ONNX graph."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch import Tensor
+
+from .prompts import Join
+from .stages import ANSWER_AXES, Stage
+
+OPSET = 23
+"""The first with a standard ``Attention`` operator."""
+
+ONNX_TYPES = {torch.float32: "float", torch.float16: "float16"}
+"""Graph dtypes and their names in ONNX."""
+
+INLINE_BYTES = 1 << 30
+"""Larger weights go into an external data file: a protobuf ends at 2 GiB."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a graph is made from."""
+
+    stage: Stage
+    join: Join
+    dtype: torch.dtype
+    hidden: Tensor
+    """[P, N, S, H] sample of what enters the layers, prompt joined; only its shape counts."""
+    tensors: tuple[Tensor, ...]
+    """Samples of what else the stage takes, in order of its names."""
+
+
+def onnx_from_stage(source: Source) -> ir.Model:
+    """Return the graph ``(hidden, prompt, *names) -> hidden or logits`` of a stage, weights included."""
+    model = _trace(source)
+    for step in PASSES:
+        step(model, source)
+    return model
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights in ``<name>.data`` beside it if they are large."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
+
+
+def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a stage's tensor in the graph's dtype; indices, masks and the label words' rows keep their own."""
+    return tensor.to(dtype) if tensor.is_floating_point() and name not in ANSWER_AXES else tensor
+
+
+def node_counts(path: Path) -> Counter[str]:
+    """Count a graph file's nodes by operator."""
+    return Counter(node.op_type for node in ir.load(path).graph.all_nodes())
+
+
+def _trace(source: Source) -> ir.Model:
+    """Trace the stage with PyTorch's exporter; SDPA becomes one ``Attention`` node per layer."""
+    stage = source.stage
+    if source.dtype is not torch.float32:
+        stage = copy.deepcopy(stage).to(source.dtype)
+    dims: dict[str, torch.export.Dim] = {}
+
+    def dynamic(axes: tuple[str | None, ...]) -> dict[int, torch.export.Dim]:
+        return {i: dims.setdefault(a, torch.export.Dim(a, min=2, max=1 << 20)) for i, a in enumerate(axes) if a}
+
+    shapes = [dynamic(("population", "examples", "sequence", None)), *(dynamic(stage.axes[n]) for n in stage.names)]
+    tensors = [
+        cast_tensor(name, tensor, source.dtype) for name, tensor in zip(stage.names, source.tensors, strict=True)
+    ]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            stage,
+            (source.hidden.to(source.dtype), *tensors),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["joined", *stage.names],
+            output_names=["logits" if stage.answers else "next_hidden"],
+            dynamic_shapes={"hidden": shapes[0]} | ({"tensors": tuple(shapes[1:])} if tensors else {}),
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _prepend_join(model: ir.Model, source: Source) -> None:
+    """Let the prompt join inside the graph: ``joined`` becomes ``hidden`` and ``prompt``.
+
+    Traced with one population size for both, their dimensions would be taken for equal; here either may be 1.
+    """
+    prelude = source.join.prelude(source.hidden.shape[-1], ONNX_TYPES[source.dtype], OPSET).graph
+    joined, result = model.graph.inputs[0], prelude.outputs[0]
+    inputs = list(prelude.inputs)
+    for value in (v for node in prelude for v in node.outputs):
+        value.name = f"join.{value.name}"
+    nodes = list(prelude)
+    prelude.outputs.clear()
+    prelude.inputs.clear()
+    prelude.remove(nodes)
+    model.graph.insert_before(model.graph[0], nodes)
+    ir.convenience.replace_all_uses_with(joined, result)
+    model.graph.inputs[:1] = inputs
+
+
+def _check_attention(model: ir.Model, source: Source) -> None:
+    """Make sure that the fast kernels will run: they need the standard operator."""
+    found = sum(node.op_type == "Attention" for node in model.graph.all_nodes())
+    if found != len(source.stage.layers):
+        logger.warning("the graph has %d Attention nodes for %d layers", found, len(source.stage.layers))
+
+
+def _tidy(model: ir.Model, source: Source) -> None:
+    """Fold what the join repeats, and drop the exporter's notes: stack traces with file names."""
+    del source
+    for step in (
+        common.NameFixPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)
+
+
+PASSES: tuple[Callable[[ir.Model, Source], None], ...] = (_prepend_join, _check_attention, _tidy)

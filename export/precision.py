@@ -1,0 +1,42 @@
+"""The number formats an engine can compute in, and how faithful each must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format and the parity gate's thresholds for it."""
+
+    name: str
+    dtype: torch.dtype
+    min_spearman: float
+    """Least rank correlation of a random population's losses with fp32's."""
+    max_loss_error: float
+    """Largest mean error of a loss, in units of the population's own standard deviation."""
+
+
+PRECISIONS: dict[str, Precision] = {
+    p.name: p
+    for p in (
+        Precision("fp32", torch.float32, 0.99, 0.01),
+        Precision("bf16", torch.bfloat16, 0.90, 0.5),
+        Precision("fp16", torch.float16, 0.95, 0.25),
+    )
+}
+
+
+def precision_of(name: str) -> Precision:
+    """Return a row of the table.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision is {name!r}, but it must be auto or one of {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
