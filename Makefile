@@ -35,6 +35,15 @@ test:
 test-slow:
 	$(PYTHON) -m pytest -m slow
 
+# The fast tests with the oldest versions that setup.cfg allows, in an environment of their own.
+check-oldest: build/oldest
+	build/oldest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+build/oldest: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv --clear $@
+	$@/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
+	touch $@
+
 demo:
 	bbt-fast --engine ort
 
