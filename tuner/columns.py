@@ -1,0 +1,219 @@
+"""Which columns hold a row's texts and its label, and what their values mean.
+
+A column is given by its name, or, in task files, by a pattern:
+
+* ``{question} {answer}``: several columns and what stands between them. A list's items follow each other;
+  ``{options:choices}`` puts the class's name before each ("A、first;B、second;"), for multiple-choice tasks.
+* ``answer in choices`` (labels only): the class is the place of one column's value in the list of another.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..export.errors import DataError, UsageError
+from .records import Record
+from .task import LABEL, Task
+
+USUAL_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "text": ("text", "sentence"),
+    "text_a": ("text_a", "sentence1", "premise", "#1 String"),
+    "text_b": ("text_b", "sentence2", "hypothesis", "#2 String"),
+    LABEL: ("label", "gold_label", "Quality"),
+}
+"""What our files and GLUE's call the columns."""
+UNLABELLED: Final = -1
+"""What data sets on the hub have in place of a label that is unknown or kept secret."""
+CHOICES: Final = "choices"
+_PLACE_IN_LIST = re.compile(r"(\S+) in (\S+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled text, or pair of texts."""
+
+    text_a: str
+    text_b: str | None
+    label: int
+    """Position of its class in the task's labels."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one or two texts."""
+        return (self.text_a,) if self.text_b is None else (self.text_a, self.text_b)
+
+
+def parse_column_mapping(text: str) -> dict[str, str]:
+    """Read ``text=sentence,label=class`` as {"text": "sentence", "label": "class"}.
+
+    Raises:
+        UsageError: if it is not of this form, or names no column of ours.
+    """
+    mapping = {}
+    for part in text.split(","):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not (ours and equals and theirs):
+            raise UsageError(f"column mapping {text!r} must be like text=sentence,label=class.")
+        mapping[ours] = theirs
+    check_column_mapping(mapping)
+    return mapping
+
+
+def check_column_mapping(mapping: Mapping[str, str]) -> None:
+    """Refuse a mapping from anything but our own column names.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    for name in mapping:
+        if name not in USUAL_NAMES:
+            raise UsageError(f"column mapping names {name!r}; ours are {', '.join(USUAL_NAMES)}.")
+
+
+class Columns:
+    """Reads a task's rows from records of the columns that a file has.
+
+    Args:
+        task: the task.
+        available: the columns that there are.
+        mapping: the user's names for ``text``, ``text_a``, ``text_b`` and ``label``.
+        place: what to call the data in messages.
+
+    Raises:
+        DataError: if a column is missing; the message lists those there are.
+    """
+
+    def __init__(self, task: Task, available: Collection[str], mapping: Mapping[str, str], place: str) -> None:
+        self.task = task
+        self._where: dict[str, str] = {}
+        for name in (*task.texts, LABEL):
+            own = (task.columns[name],) if name in task.columns else ()
+            candidates = (mapping[name],) if name in mapping else (*own, *USUAL_NAMES[name])
+            found = next((c for c in candidates if columns_of(c) <= set(available)), None)
+            if found is None:
+                raise DataError(
+                    f"{place}: there is no column {candidates[0]!r} for {name!r}; the columns are "
+                    f"{', '.join(map(repr, available))}. Name it with --column_mapping {name}=COLUMN."
+                )
+            self._where[name] = found
+
+    @property
+    def label_columns(self) -> set[str]:
+        """The columns that the label is read from."""
+        return columns_of(self._where[LABEL])
+
+    def row(self, record: Record) -> Row:
+        """Read a record's texts and label.
+
+        Raises:
+            DataError: if a text is no text, or the label none of the task's.
+        """
+        texts = [self._text(record, name) for name in self.task.texts]
+        return Row(texts[0], texts[1] if len(texts) > 1 else None, self.label(record))
+
+    def label(self, record: Record, allow_unlabelled: bool = False) -> int:
+        """Read a record's class.
+
+        Args:
+            record: the record.
+            allow_unlabelled: let -1 stand for "not labelled".
+
+        Raises:
+            DataError: if it is none of the task's labels.
+        """
+        where = self._where[LABEL]
+        if place := _PLACE_IN_LIST.fullmatch(where):
+            value, choices = (_value(record, column) for column in place.groups())
+            found = choices.index(value) if isinstance(choices, list) and value in choices else None
+            found = None if found is None or found >= len(self.task.labels) else found
+        else:
+            value = _value(record, where)
+            found = label_index(value, self.task.labels)
+            if found is None and allow_unlabelled and value == UNLABELLED:
+                return UNLABELLED
+        if found is None:
+            raise DataError(
+                f"{record.place}: label {value!r} is none of task {self.task.name!r}: {', '.join(self.task.labels)}, "
+                f"or 0 to {len(self.task.labels) - 1}."
+            )
+        return found
+
+    def _text(self, record: Record, name: str) -> str:
+        where = self._where[name]
+        if "{" in where:
+            text = "".join(
+                literal + ("" if column is None else self._fill(record, column, spec or ""))
+                for literal, column, spec, _ in string.Formatter().parse(where)
+            )
+        else:
+            text = _checked(_value(record, where), record, where)
+        for old, new in self.task.replace.items():
+            text = text.replace(old, new)
+        return text
+
+    def _fill(self, record: Record, column: str, spec: str) -> str:
+        """Return a column's value as a part of a pattern."""
+        value = _value(record, column)
+        if not isinstance(value, list):
+            return _checked(value, record, column)
+        items = [_checked(item, record, column) for item in value]
+        if spec == CHOICES:
+            return "".join(f"{label}、{item};" for label, item in zip(self.task.labels, items, strict=False))
+        return "".join(items)
+
+
+def columns_of(where: str) -> set[str]:
+    """Return the columns that a column's name or pattern reads."""
+    if "{" in where:
+        return {name for _, name, _, _ in string.Formatter().parse(where) if name}
+    place = _PLACE_IN_LIST.fullmatch(where)
+    return set(place.groups()) if place else {where}
+
+
+def label_index(value: Any, labels: Sequence[str]) -> int | None:
+    """Return the class that a value means: a label's name, else its position; None if it is neither."""
+    if isinstance(value, str) and value.strip() in labels:
+        return labels.index(value.strip())
+    for cast in _CASTS.get(type(value), ()):
+        try:
+            number = cast(value)
+        except (ValueError, OverflowError):
+            continue
+        if str(number) in labels:
+            return labels.index(str(number))
+        if number == float(value) and 0 <= number < len(labels):
+            return number
+    return None
+
+
+_CASTS: Final[Mapping[type, tuple[Callable[[Any], int], ...]]] = {int: (int,), float: (int,), str: (int,)}
+
+
+def _value(record: Record, column: str) -> Any:
+    """Return a column's value.
+
+    Raises:
+        DataError: if this record lacks it.
+    """
+    if column not in record.values:
+        raise DataError(f"{record.place}: there is no {column!r}, which the first row has.")
+    return record.values[column]
+
+
+def _checked(value: Any, record: Record, column: str) -> str:
+    """Return a value that is text, and can be encoded.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{record.place}: {column!r} is {value!r:.60}, not a text.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{record.place}: {column!r} holds half a character ({error.reason}).") from None
+    return value

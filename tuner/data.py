@@ -1,0 +1,137 @@
+"""Data: the few examples that a run learns from, and those it is judged by.
+
+docs/tasks.md describes where they come from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ..export.errors import DataError, UsageError
+from .columns import Row, check_column_mapping, parse_column_mapping
+from .sources import Pool, folder_source, packaged_source
+from .task import Task
+
+logger = logging.getLogger(__name__)
+
+TEST_SEED: Final = 0
+"""Which test examples ``max_test_examples`` keeps does not depend on a run's seed."""
+
+__all__ = ["Row", "Splits", "load_splits", "parse_column_mapping"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run learns from, chooses with and is judged by."""
+
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+
+
+def load_splits(
+    task: Task,
+    *,
+    data_dir: str | Path | None = None,
+    k_shot: int = 16,
+    seed: int = 42,
+    column_mapping: Mapping[str, str] | None = None,
+    max_test_examples: int | None = None,
+) -> Splits:
+    """Load a task's data and draw its few-shot examples.
+
+    Args:
+        task: the task.
+        data_dir: a folder with train and test files (jsonl, csv, tsv or parquet), or of few-shot folders
+            ``<k>-<seed>``, which are taken as they were drawn. None asks the hub.
+        k_shot: examples of each class for training, and as many others for development (from the dev file, where the
+            folder has one).
+        seed: draws the examples.
+        column_mapping: the data's names for our ``text``, ``text_a``, ``text_b`` and ``label``.
+        max_test_examples: test on this many examples, drawn at random but the same for every seed; None for all.
+
+    Raises:
+        UsageError: for a value outside its range, or a task that names no data.
+        DataError: if the data are missing or malformed, or too few for k_shot.
+    """
+    for name, value in (("k_shot", k_shot), ("max_test_examples", max_test_examples)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}, but must be at least 1.")
+    mapping = column_mapping or {}
+    check_column_mapping(mapping)
+    if data_dir is None:
+        source = packaged_source(task, mapping)
+    else:
+        source = folder_source(task, Path(data_dir), k_shot, seed, mapping)
+    test = _test_rows(source.test, max_test_examples)
+    if source.dev is None:
+        train, dev = _draw(source.train, task, k_shot, seed, parts=2)
+        return Splits(train, dev, test)
+    if source.drawn:
+        for pool in (source.train, source.dev):
+            _check_counts(pool, task, k_shot, parts=1)
+        return Splits(source.train.all(), source.dev.all(), test)
+    (train,), (dev,) = (_draw(pool, task, k_shot, seed, parts=1) for pool in (source.train, source.dev))
+    return Splits(train, dev, test)
+
+
+def few_shot_indices(labels: list[int], k_shot: int, seed: int, parts: int) -> list[list[int]]:
+    """Draw disjoint few-shot sets: shuffle, then give each class's first k to the first set, its next k to the next.
+
+    It is the original implementation's way, with its generator: same seed and same rows, same examples.
+
+    Args:
+        labels: the class of each row.
+        k_shot: how many of each class a set takes, at most.
+        seed: of the shuffle.
+        parts: how many sets.
+
+    Returns:
+        Per set, positions in ``labels``, in the shuffled order.
+    """
+    order = np.random.RandomState(seed).permutation(len(labels))
+    sets: list[list[int]] = [[] for _ in range(parts)]
+    seen: dict[int, int] = {}
+    for position in order.tolist():
+        rank = seen.get(labels[position], 0)
+        seen[labels[position]] = rank + 1
+        if rank < parts * k_shot:
+            sets[rank // k_shot].append(position)
+    return sets
+
+
+def _draw(pool: Pool, task: Task, k_shot: int, seed: int, parts: int) -> list[list[Row]]:
+    """Draw few-shot sets from a pool."""
+    _check_counts(pool, task, k_shot, parts)
+    return [pool.rows(chosen) for chosen in few_shot_indices(pool.labels, k_shot, seed, parts)]
+
+
+def _check_counts(pool: Pool, task: Task, k_shot: int, parts: int) -> None:
+    """Refuse a pool in which a class is too small."""
+    counts = [pool.labels.count(label) for label in range(len(task.labels))]
+    needed = parts * k_shot
+    lacking = [f"{name!r} has {count}" for name, count in zip(task.labels, counts, strict=True) if count < needed]
+    if not lacking:
+        return
+    uses = f"{k_shot} for training and {k_shot} for development" if parts == 2 else f"k_shot {k_shot}"
+    most = min(counts) // parts
+    way_out = f"lower --k_shot to {most}, or add examples" if most else "add examples"
+    raise DataError(
+        f"{pool.place}: each class needs {needed} examples ({uses}), but class {', '.join(lacking)}: {way_out}."
+    )
+
+
+def _test_rows(pool: Pool, max_test_examples: int | None) -> list[Row]:
+    """Return the whole test split, or a part of it."""
+    n_rows = len(pool.labels)
+    if max_test_examples is None or max_test_examples >= n_rows:
+        return pool.all()
+    chosen = np.random.RandomState(TEST_SEED).permutation(n_rows)[:max_test_examples]
+    logger.info("testing on %d of %d examples (max_test_examples)", max_test_examples, n_rows)
+    return pool.rows(sorted(chosen.tolist()))

@@ -1,0 +1,262 @@
+"""From texts to token ids: template, prompt and answer positions, label words, and what is cut from long texts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from ..export.errors import DataError, UsageError
+from ..export.examples import Examples
+from ..export.families import Kind
+from .data import Row
+from .label_words import label_word_ids
+from .task import Task
+from .template import MASK, Rendered, render
+
+logger = logging.getLogger(__name__)
+
+FIRST_PLACEHOLDER: Final = 1000
+"""The original implementation fills the prompt's place with the tokens from here on."""
+SENTINEL: Final = "<extra_id_0>"
+"""What T5 has in place of a mask token; its decoder answers after it."""
+NO_TOKEN: Final = -1
+ROWS_AT_ONCE: Final = 1024
+DEFAULT_MAX_LENGTH: Final = 512
+NO_LIMIT: Final = 10**6
+"""Tokenizers without a limit of their own state an absurdly large one."""
+POSITIONS_AFTER_PADDING: Final = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm")
+"""Model types that count positions from the padding token's id + 1, and so have that many fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """N texts, ready for an engine, and their classes."""
+
+    examples: Examples
+    labels: Tensor
+    """[N] int64."""
+    truncated: int
+    """How many texts had to be cut to fit."""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """One example, before padding."""
+
+    ids: list[int]
+    answer_position: int
+    was_cut: bool
+
+
+class TextEncoder:
+    """Writes a task's rows the way one model reads them.
+
+    In add mode n placeholder tokens stand at positions prompt_start .. prompt_start + n - 1: tokens 1000 .. 1000 + n -
+    1 as in the original, or tokens spread evenly over a vocabulary that has not all of these as plain tokens. In cat
+    mode there are none; the engine brings the prompt.
+
+    A text longer than fits is cut at its end, of two texts the longer one first. Template, prompt and mask stay whole.
+    A text that spells one of the tokenizer's special tokens ("<mask>") gets a space after that token's first character,
+    so that no text can pass for a part of the template.
+
+    Args:
+        tokenizer: the model's, a fast one.
+        task: the task.
+        kind: the model's kind.
+        mode: "add" or "cat".
+        n_prompt_tokens: n.
+        prompt_start: position of the first prompt token in add mode.
+        max_length: the longest sequence that the model takes, prompt included (see ``longest_sequence``).
+
+    Raises:
+        UsageError: if the tokenizer and the task do not go together; the message says why.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        kind: Kind,
+        mode: Literal["add", "cat"],
+        n_prompt_tokens: int,
+        prompt_start: int,
+        max_length: int,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"{type(tokenizer).__name__} cannot tell where its tokens stand in the text. Take a model that has a "
+                "fast tokenizer (a tokenizer.json)."
+            )
+        self.tokenizer = tokenizer
+        self.task = task
+        self.kind = kind
+        self.mask_token = _mask_token(tokenizer, kind)
+        self.mask_id: int = tokenizer.get_vocab().get(self.mask_token, NO_TOKEN)
+        self.label_token_ids = label_word_ids(tokenizer, task, kind)
+        self.placeholder_ids = placeholder_ids(tokenizer, n_prompt_tokens) if mode == "add" else []
+        self.prompt_start = prompt_start
+        self.max_text_length = max_length - n_prompt_tokens
+        self._template = task.template(kind)
+        special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
+        self._special = re.compile("|".join(re.escape(token) for token in special if len(token) > 1) or r"(?!)")
+
+    @property
+    def uses_sentinel(self) -> bool:
+        """Whether the answer comes from a T5-style decoder, after its first sentinel token."""
+        return self.mask_token == SENTINEL
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        """Encode rows; those that had to be cut are counted, and logged.
+
+        Raises:
+            UsageError: if template and prompt alone are longer than the model takes.
+            DataError: if there are no rows.
+        """
+        if not rows:
+            raise DataError(f"task {self.task.name!r} has no rows to encode.")
+        tokens = [
+            one for start in range(0, len(rows), ROWS_AT_ONCE) for one in self._tokens(rows[start:][:ROWS_AT_ONCE])
+        ]
+        truncated = sum(one.was_cut for one in tokens)
+        if truncated:
+            logger.warning(
+                "%d of %d texts are longer than the %d tokens that fit beside the prompt; their ends were cut off",
+                truncated, len(rows), self.max_text_length,
+            )  # fmt: skip
+        ids = [torch.tensor(one.ids) for one in tokens]
+        examples = Examples(
+            input_ids=pad_sequence(ids, batch_first=True, padding_value=_pad_id(self.tokenizer)),
+            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            answer_position=torch.tensor([one.answer_position for one in tokens]),
+            label_token_ids=torch.tensor(self.label_token_ids),
+            decoder_input_ids=self._decoder_input_ids(len(rows)),
+        )
+        return Encoded(examples, torch.tensor([row.label for row in rows]), truncated)
+
+    def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
+        """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""
+        if not self.uses_sentinel:
+            return None
+        start = [_pad_id(self.tokenizer), self.mask_id]
+        return torch.tensor(start).expand(n_rows, -1).contiguous()
+
+    def _tokens(self, rows: Sequence[Row]) -> Iterator[_Tokens]:
+        """Yield the tokens of each row."""
+        rendered = [self._render(row) for row in rows]
+        batch = self.tokenizer(
+            [one.text for one in rendered],
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        for i, one in enumerate(rendered):
+            ids = list(batch["input_ids"][i])
+            if self.kind == "decoder":
+                # A tokenizer that ends every text with a special token would put it between text and answer.
+                while ids and batch["special_tokens_mask"][i][len(ids) - 1]:
+                    ids.pop()
+            over = len(ids) - self.max_text_length
+            if over > 0:
+                cut = self._cut(one, batch["offset_mapping"][i][: len(ids)], over)
+                ids = [token for position, token in enumerate(ids) if position not in cut]
+            ids[self.prompt_start : self.prompt_start] = self.placeholder_ids
+            yield _Tokens(ids, self._answer_position(ids), over > 0)
+
+    def _render(self, row: Row) -> Rendered:
+        """Fill in the template."""
+        values = {name: self._plain(text) for name, text in zip(self.task.texts, row.texts, strict=True)}
+        return render(self._template, {**values, MASK: self.mask_token})
+
+    def _plain(self, text: str) -> str:
+        """Return a text in which nothing is read as a special token."""
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def _answer_position(self, ids: list[int]) -> int:
+        """Return where the answer is read."""
+        if self.kind == "decoder":
+            return len(ids) - 1
+        if self.uses_sentinel:
+            return 1
+        return ids.index(self.mask_id)
+
+    def _cut(self, rendered: Rendered, offsets: list[tuple[int, int]], over: int) -> set[int]:
+        """Choose the positions to drop: from the texts' ends, of two texts the longer one first.
+
+        Args:
+            rendered: the filled-in template.
+            offsets: per token, where it begins and ends in the rendered text; (0, 0) for added special tokens.
+            over: how many tokens are too many.
+        """
+        spans = [rendered.spans[name] for name in self.task.texts]
+        texts = [[i for i, offset in enumerate(offsets) if _inside(rendered.text, offset, span)] for span in spans]
+        if over > sum(map(len, texts)):
+            raise UsageError(
+                f"the template of task {self.task.name!r} takes more than the {self.max_text_length} tokens that this "
+                "model has room for beside the prompt. Shorten the template or lower --n_prompt_tokens."
+            )
+        cut = set()
+        for _ in range(over):
+            cut.add(max(texts, key=len).pop())
+        return cut
+
+
+def longest_sequence(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a model takes, by its position embeddings and its tokenizer.
+
+    Args:
+        config: the model's `transformers` configuration.
+        tokenizer: the model's.
+    """
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < NO_LIMIT else []
+    if positions := getattr(config, "max_position_embeddings", None):
+        limits.append(positions - (config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0))
+    return min(limits, default=DEFAULT_MAX_LENGTH)
+
+
+def placeholder_ids(tokenizer: PreTrainedTokenizerBase, n_prompt_tokens: int) -> list[int]:
+    """Return n plain tokens: 1000 .. 1000 + n - 1, or else n spread evenly over the vocabulary's plain tokens."""
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    plain = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
+    original = range(FIRST_PLACEHOLDER, FIRST_PLACEHOLDER + n_prompt_tokens)
+    if np.isin(original, plain).all():
+        return list(original)
+    chosen: list[int] = plain[np.linspace(0, len(plain) - 1, n_prompt_tokens).astype(int)].tolist()
+    return chosen
+
+
+def _mask_token(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str:
+    """Return what stands for the answer in a template; nothing does for a decoder."""
+    if kind == "decoder":
+        return ""
+    if tokenizer.mask_token is not None:
+        return str(tokenizer.mask_token)
+    if kind == "seq2seq" and SENTINEL in tokenizer.get_vocab():
+        return SENTINEL
+    raise UsageError(
+        f"{type(tokenizer).__name__} has no mask token, which {kind} models answer at. Take a model that was trained "
+        "with one, or name the token in the tokenizer's files."
+    )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills rows up; without one any does, since it is masked."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def _inside(text: str, offset: tuple[int, int], span: tuple[int, int]) -> bool:
+    """Tell whether a token's characters, but for white space around them, all lie within a span."""
+    token = text[offset[0] : offset[1]]
+    start = offset[0] + len(token) - len(token.lstrip())
+    end = offset[1] - len(token) + len(token.rstrip())
+    if start >= end:
+        start, end = offset
+    return span[0] <= start < end <= span[1]

@@ -1,0 +1,88 @@
+"""Label words: one vocabulary row per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+from ..export.errors import UsageError
+from ..export.families import Kind
+from .task import Task
+from .template import before_answer
+
+FIRST_CJK_CHARACTER = 0x2E80
+
+
+def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -> list[int]:
+    """Return the token of each class.
+
+    Args:
+        tokenizer: the model's.
+        task: the task.
+        kind: the model's kind, which has its own words.
+
+    Returns:
+        C token ids: per class, the first of its words that is one token where the answer stands.
+
+    Raises:
+        UsageError: if none of a class's words is one token (the message shows the pieces), if a word is not in the
+            vocabulary, or if two classes have the same token.
+    """
+    spaced = _follows_space(before_answer(task.template(kind)), kind)
+    ids: list[int] = []
+    for label, words in zip(task.labels, task.words(kind), strict=True):
+        token = next(_single_tokens(tokenizer, words, spaced), None)
+        if token is None:
+            raise UsageError(_not_one_token(tokenizer, task, label, words, spaced))
+        if token in ids:
+            other = task.labels[ids.index(token)]
+            raise UsageError(
+                f"classes {other!r} and {label!r} of task {task.name!r} have the same label word for this tokenizer, "
+                f"{tokenizer.convert_ids_to_tokens(token)!r}. Give one of them another."
+            )
+        ids.append(token)
+    return ids
+
+
+def _follows_space(before: str, kind: Kind) -> bool:
+    """Tell whether the answer is the start of a new word, which many vocabularies spell with a leading space.
+
+    Chinese and Japanese put no space between words; a decoder's template ends without the space that its answer brings.
+    """
+    if not before or before[-1].isspace():
+        return True
+    return kind == "decoder" and ord(before[-1]) < FIRST_CJK_CHARACTER
+
+
+def _spellings(word: str, spaced: bool) -> tuple[str, str]:
+    """Return a word's two forms, the one that fits the template first.
+
+    Byte-level BPE has a token for each; WordPiece and SentencePiece read both as the same.
+    """
+    return (" " + word, word) if spaced else (word, " " + word)
+
+
+def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], spaced: bool) -> Iterator[int]:
+    """Yield the tokens of those words that are one token, in order of preference."""
+    for word in words:
+        for form in _spellings(word, spaced):
+            ids = tokenizer.encode(form, add_special_tokens=False)
+            if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                yield ids[0]
+
+
+def _not_one_token(
+    tokenizer: PreTrainedTokenizerBase, task: Task, label: str, words: tuple[str, ...], spaced: bool
+) -> str:
+    """Return the message about a class without a usable word."""
+    found = []
+    for word in words:
+        pieces = tokenizer.tokenize(_spellings(word, spaced)[0])
+        unknown = tokenizer.unk_token in pieces
+        what = "not in the vocabulary" if unknown else f"{len(pieces)} tokens ({', '.join(map(repr, pieces))})"
+        found.append(f"{word!r} is {what}")
+    return (
+        f"class {label!r} of task {task.name!r} has no label word of one token for this tokenizer: "
+        f"{'; '.join(found)}. Put a word of one token under `label_words` in a task file of your own (docs/tasks.md)."
+    )
