@@ -107,7 +107,7 @@ class Columns:
         return columns_of(self._where[LABEL])
 
     def row(self, record: Record) -> Row:
-        """Read a record's texts and label.
+        """Read a record's texts, without white space at their ends, and its label.
 
         Raises:
             DataError: if a text is no text, or the label none of the task's.
@@ -153,7 +153,7 @@ class Columns:
             text = _checked(_value(record, where), record, where)
         for old, new in self.task.replace.items():
             text = text.replace(old, new)
-        return text
+        return text.strip()
 
     def _fill(self, record: Record, column: str, spec: str) -> str:
         """Return a column's value as a part of a pattern."""

@@ -5,6 +5,7 @@ A task is a YAML file, packaged (``tuner/tasks``) or the user's own; docs/tasks.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -159,7 +160,6 @@ def read_task(path: Path) -> Task:
         raise parts["label_words"].error(
             f"and templates must name the same model kinds; {kind} is in one of them only."
         )
-    columns = parts.get("columns")
     metric = parts["metric"].one_of(METRICS) if "metric" in parts else "accuracy"
     if metric == "f1" and len(labels) != 2:
         raise parts["metric"].error(f"is f1, which is defined for two classes here, but there are {len(labels)}.")
@@ -170,8 +170,8 @@ def read_task(path: Path) -> Task:
         label_words={kind: _label_words(value, labels) for kind, value in words.items()},
         metric=metric,
         aliases=parts["aliases"].texts() if "aliases" in parts else (),
-        columns=_texts(columns, (*ONE_TEXT, *TWO_TEXTS, LABEL)) if columns else {},
-        replace=_texts(parts["replace"]) if "replace" in parts else {},
+        columns=_columns(parts["columns"]) if "columns" in parts else {},
+        replace={key: item.any_text() for key, item in parts["replace"].fields().items()} if "replace" in parts else {},
         hub=_hub(parts["hub"]) if "hub" in parts else None,
         preset=_preset(parts["preset"]) if "preset" in parts else Preset(),
         path=path,
@@ -210,9 +210,15 @@ def _label_words(value: Value, labels: tuple[str, ...]) -> tuple[tuple[str, ...]
     return words
 
 
-def _texts(value: Value, known: tuple[str, ...] | None = None) -> dict[str, str]:
-    """Read a mapping from strings to strings, which may be blank where the keys are free."""
-    return {key: item.text() if known else item.any_text() for key, item in value.fields(known).items()}
+def _columns(value: Value) -> dict[str, str]:
+    """Read the data's names for our columns."""
+    found = {key: item.text() for key, item in value.fields((*ONE_TEXT, *TWO_TEXTS, LABEL)).items()}
+    for key, item in value.fields().items():
+        try:
+            list(string.Formatter().parse(found[key]))
+        except ValueError as error:
+            raise item.error(f"cannot be read: {error}.") from None
+    return found
 
 
 def _hub(value: Value) -> Hub:
