@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .attention import NAME
 from .errors import ShapeError, UsageError
@@ -35,6 +35,23 @@ _AUTO_CLASSES: dict[Kind, str] = {
 logger = logging.getLogger(__name__)
 
 
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """Load a model's configuration, without its weights, from the hub or a folder.
+
+    Raises:
+        UsageError: if there is no such model.
+    """
+    try:
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no model {str(source)!r}: it is neither a folder with a config.json nor a hub model that can be "
+            f"reached ({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or check the id and "
+            "the network."
+        ) from error
+    return config
+
+
 def load_model(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     """Load a model in fp32 from the hub or a folder; a loaded one is put into evaluation mode.
 
@@ -43,15 +60,7 @@ def load_model(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     """
     model: Any = source
     if not isinstance(source, PreTrainedModel):
-        try:
-            config = transformers.AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"no model {str(source)!r}: it is neither a folder with a config.json nor a hub model that can be "
-                f"reached ({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or check the id and "
-                "the network."
-            ) from error
-        auto: Any = getattr(transformers, _AUTO_CLASSES[family_of(config).kind])
+        auto: Any = getattr(transformers, _AUTO_CLASSES[family_of(load_config(source)).kind])
         model = auto.from_pretrained(source, dtype=torch.float32)
     family_of(model)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
