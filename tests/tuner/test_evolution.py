@@ -1,0 +1,74 @@
+"""The wrapper of pycma: own random stream, published start."""
+
+from __future__ import annotations
+
+import cma
+import numpy as np
+import pytest
+
+from bbt_fast.tuner.evolution import Evolution
+
+
+def sphere(candidates: np.ndarray) -> np.ndarray:
+    return ((candidates - 0.3) ** 2).sum(axis=1)
+
+
+def trajectory(evolution: Evolution, generations: int = 6) -> np.ndarray:
+    asked = []
+    for _ in range(generations):
+        asked.append(evolution.ask().candidates)
+        evolution.tell(sphere(asked[-1]))
+    return np.array(asked)
+
+
+def make(seed: int = 42, layer: int = 0, bound: float = 0.0) -> Evolution:
+    return Evolution(12, 0.7, 8, 10, seed=seed, layer=layer, bound=bound)
+
+
+def test_layer_zero_draws_what_the_original_bbt_draws():
+    published = cma.CMAEvolutionStrategy(12 * [0], 0.7, {"seed": 42, "popsize": 8, "maxiter": 10, "verbose": -1})
+    expected = []
+    for _ in range(6):
+        solutions = published.ask()
+        expected.append(np.array(solutions))
+        published.tell(solutions, sphere(np.array(solutions)).tolist())
+    np.testing.assert_array_equal(trajectory(make()), np.array(expected))
+
+
+def test_numpys_global_stream_is_neither_seeded_nor_read():
+    np.random.seed(7)  # noqa: NPY002
+    expected = np.random.rand(3)  # noqa: NPY002
+    np.random.seed(7)  # noqa: NPY002
+    trajectory(make())
+    np.testing.assert_array_equal(np.random.rand(3), expected)  # noqa: NPY002
+
+
+def test_strategies_do_not_disturb_each_other():
+    alone = [trajectory(make(layer=layer), 4) for layer in range(3)]
+    together = [make(layer=layer) for layer in range(3)]
+    for generation in range(4):
+        for layer, evolution in enumerate(together):
+            asked = evolution.ask()
+            np.testing.assert_array_equal(asked.candidates, alone[layer][generation])
+            evolution.tell(sphere(asked.candidates))
+
+
+def test_layers_and_seeds_have_streams_of_their_own():
+    first = [make(seed, layer).ask().candidates for seed in (1, 2) for layer in (0, 1, 2)]
+    for i, one in enumerate(first):
+        for other in first[i + 1 :]:
+            assert not np.allclose(one, other)
+
+
+def test_a_bound_holds():
+    asked = trajectory(make(bound=0.4))
+    assert np.abs(asked).max() <= 0.4
+    assert np.abs(trajectory(make())).max() > 0.4
+
+
+def test_the_first_generation_has_the_step_size_asked_for():
+    asked = Evolution(400, 0.7, 50, 10, seed=3).ask()
+    assert asked.sigma == 0.7
+    assert asked.axis_ratio == pytest.approx(1.0, abs=0.01)
+    assert asked.candidates.std() == pytest.approx(0.7, rel=0.05)
+    assert abs(asked.candidates.mean()) < 0.02

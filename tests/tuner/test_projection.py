@@ -1,0 +1,72 @@
+"""The random projection p = A z + p0."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bbt_fast.tuner.projection import PROJECTIONS, clipped_spread, draw_projections, normal_scale, spread_of
+
+N, H, D = 4, 50, 30
+CPU = torch.device("cpu")
+
+
+def draw(kind: str = "normal", seed: int = 1, scales: tuple[float, ...] = (0.5, 2.0)):
+    origins = [torch.full((N, H), float(i)) for i in range(len(scales))]
+    return draw_projections(kind, seed, D, scales, origins, CPU)
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_a_population_is_projected_as_each_candidate_alone(kind):
+    candidates = np.random.default_rng(0).normal(size=(5, D))
+    for layer, projection in enumerate(draw(kind)):
+        prompts = projection(candidates)
+        assert prompts.shape == (5, N, H)
+        for prompt, z in zip(prompts, candidates, strict=True):
+            expected = (projection.matrix.double().numpy() @ z).reshape(N, H) + layer
+            np.testing.assert_allclose(prompt.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_zero_projects_to_p0(kind):
+    assert torch.equal(draw(kind)[1](np.zeros((1, D)))[0], torch.ones(N, H))
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_a_layers_matrix_depends_on_the_seed_and_the_layer_alone(kind):
+    two, three, other = draw(kind), draw(kind, scales=(0.5, 2.0, 1.0)), draw(kind, seed=2)
+    assert torch.equal(two[1].matrix, three[1].matrix)
+    assert not torch.equal(two[0].matrix, two[1].matrix)
+    assert not torch.equal(two[0].matrix, other[0].matrix)
+
+
+def test_normal_has_the_scale_asked_for():
+    for projection, scale in zip(draw("normal"), (0.5, 2.0), strict=True):
+        assert spread_of(projection.matrix) == pytest.approx(scale, rel=0.05)
+        assert abs(float(projection.matrix.mean())) < 0.1 * scale
+
+
+def test_uniform_fills_the_range_of_a_fresh_linear_layer():
+    matrix = draw("uniform")[0].matrix
+    bound = 1 / math.sqrt(D)
+    assert 0.95 * bound < float(matrix.max()) <= bound
+    assert -bound <= float(matrix.min()) < -0.95 * bound
+
+
+def test_the_published_scale():
+    assert normal_scale(0.8, dim=400, alpha=0.5, sigma=2.0) == pytest.approx(0.5 * 0.8 / (20 * 2))
+
+
+def test_the_spread_of_hidden_states_is_measured_after_five_rounds_of_clipping():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(20_000, generator=generator)
+    values[:20] = 500.0  # what a few outlier dimensions do to a transformer's hidden states
+    expected = values.double().numpy()
+    for _ in range(5):
+        mean, std = expected.mean(), expected.std()
+        expected = expected.clip(mean - 3 * std, mean + 3 * std)
+    assert clipped_spread(values) == pytest.approx(expected.std(), rel=1e-9)
+    assert clipped_spread(values) < 0.1 * spread_of(values)

@@ -1,0 +1,57 @@
+"""BBTv2: divide and conquer, one CMA-ES and one prompt per layer (Sun et al. 2022b, Algorithm 1).
+
+A round goes through the layers from the input up. Each gets one generation, during which the other layers' prompts
+stand still; then the best candidate that this layer has had so far is fixed.
+
+The strategies are independent, so their bookkeeping hides behind the engine's work: while a layer is evaluated, a
+second thread tells the layer before it its fitness and asks the layer after it for candidates. Every strategy still
+sees its own asks and tells in the same order, so the numbers do not depend on it. The engine stays on the caller's
+thread, because streams, gradient modes and thread pools belong to threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+from .evolution import Asked, Evolution
+from .generation import Best, Generation, Oracle, Steps
+
+
+def bbtv2(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, aside: Executor | None = None) -> Steps:
+    """Search one prompt per layer, a generation at a time.
+
+    Args:
+        oracle: answers what candidates are worth.
+        evolutions: one strategy per layer.
+        generations: rounds * L, with rounds = budget // (popsize * L).
+        aside: runs ask and tell, one at a time and in order; None for a thread of its own.
+
+    Yields:
+        Each generation after its evaluation and commit.
+    """
+    with aside or ThreadPoolExecutor(1) as pool:
+        yield from _rounds(oracle, evolutions, generations, pool)
+
+
+def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, pool: Executor) -> Steps:
+    layers = len(evolutions)
+    best = Best(layers, evolutions[0].dim)
+    upcoming: Future[Asked] = pool.submit(evolutions[0].ask)
+    told: Future[None] | None = None
+    for index in range(generations):
+        layer, evolution, after = index % layers, evolutions[index % layers], evolutions[(index + 1) % layers]
+        asked = upcoming.result()
+        if after is not evolution:
+            upcoming = pool.submit(after.ask)
+        scores = oracle.evaluate(asked.candidates, layer)
+        if told is not None:
+            told.result()  # nothing to wait for but an error
+        told = pool.submit(evolution.tell, scores.fitness)
+        if after is evolution:
+            upcoming = pool.submit(after.ask)
+        if best.update(layer, asked.candidates, scores.fitness):
+            oracle.commit(best.candidates[layer], layer)
+        yield Generation(
+            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio
+        )

@@ -1,0 +1,112 @@
+"""What candidates and prompts are worth on one part of the data, asked of an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..export.errors import NumericsError
+from .generation import Array, Scores
+from .losses import Loss
+from .metrics import Metric
+from .projection import Projection
+
+WAYS_OUT = {
+    "fp32": "the prompts leave the range the model can take; try a smaller --sigma or --alpha",
+    "fp16": "fp16 overflows with this model; try --precision bf16 or fp32",
+    "other": "try --precision fp32",
+}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """How logits are judged."""
+
+    loss: Loss
+    metric: Metric
+    precision: str
+    """The engine's, for the message about NaN."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Array, Array]:
+        """Return the loss and the metric of every prompt, [P] each, from label logits [P, N, C] and classes [N].
+
+        Raises:
+            NumericsError: if a loss is NaN or infinite; ranks made of such would lead a search astray without a word.
+        """
+        logits, labels = logits.float(), labels.to(logits.device)
+        both = torch.stack([self.loss(logits, labels, self.metric).double(), self.metric(logits, labels)])
+        loss, metric = both.cpu().numpy()
+        broken = int((~np.isfinite(loss)).sum())
+        if broken:
+            raise NumericsError(
+                f"{broken} of {len(loss)} prompts got a loss that is NaN or infinite in {self.precision}: "
+                f"{WAYS_OUT.get(self.precision, WAYS_OUT['other'])}."
+            )
+        return loss, metric
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one prompt is worth on a part of the data."""
+
+    metric: float
+    loss: float
+
+
+class Objective:
+    """The oracle of a search: projects candidates, asks the engine, and takes the loss on the training examples."""
+
+    def __init__(self, session: Any, labels: Tensor, projections: Sequence[Projection], yardstick: Yardstick) -> None:
+        """Bind a session to the classes [N] of its examples and to one projection per layer."""
+        self.session, self.labels, self.projections, self.yardstick = session, labels, projections, yardstick
+        self.engine_seconds = 0.0
+        """Time from handing prompts to the engine until their losses are here."""
+
+    def evaluate(self, candidates: Array, layer: int) -> Scores:
+        """Score candidates [P, d] for a layer's prompt; changes nothing.
+
+        Raises:
+            NumericsError: if the engine returns NaN or infinity.
+        """
+        prompts = self.projections[layer](candidates)
+        start = time.perf_counter()
+        fitness, metric = self.yardstick(self.session.evaluate(prompts, layer=layer), self.labels)
+        self.engine_seconds += time.perf_counter() - start
+        return Scores(fitness, float(metric[fitness.argmin()]))
+
+    def commit(self, candidate: Array, layer: int) -> None:
+        """Fix a layer's prompt, given as the candidate [d], for all later calls."""
+        self.session.commit(self.projections[layer](candidate[None])[0], layer=layer)
+
+
+def project_all(projections: Sequence[Projection], candidates: Sequence[Array]) -> Tensor:
+    """Return the prompts [L, n, H] of one candidate per layer."""
+    pairs = zip(projections, candidates, strict=True)
+    return torch.cat([projection(np.asarray(candidate)[None]) for projection, candidate in pairs])
+
+
+def answer(session: Any, prompts: Tensor) -> Tensor:
+    """Answer K sets of prompts.
+
+    Args:
+        session: of any engine; what it has committed is overwritten.
+        prompts: [K, L, n, H]; L is 1 for a prompt at the input.
+
+    Returns:
+        Label logits [K, N, C].
+    """
+    if prompts.shape[1] == 1:
+        logits: Tensor = session.evaluate(prompts[:, 0], layer=0)
+        return logits
+    answers = []
+    for layers in prompts:
+        for layer in range(1, len(layers)):
+            session.commit(layers[layer], layer=layer)
+        answers.append(session.evaluate(layers[:1], layer=0)[0])
+    return torch.stack(answers)

@@ -1,0 +1,95 @@
+"""The random projection from the searched vector to a soft prompt: p = A z + p0 (Sun et al. 2022, eq. 2).
+
+A is drawn on the host from a stream of its own (seed, layer), so that every engine and device searches the same space,
+and lives on the engine's device as [n*H, d]; a whole population is projected by one matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PROJECTION_STREAM = 1
+CLIPPING_ROUNDS = 5
+CLIPPING_WIDTH = 3.0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """p = A z + p0 for a whole population."""
+
+    matrix: Tensor
+    """A, [n*H, d] float32."""
+    origin: Tensor
+    """p0, [n, H] float32."""
+
+    def __call__(self, candidates: NDArray[np.float64]) -> Tensor:
+        """Return the prompts [P, n, H] of the candidates [P, d]."""
+        z = torch.from_numpy(candidates.astype(np.float32)).to(self.matrix.device)
+        return (z @ self.matrix.T).reshape(-1, *self.origin.shape) + self.origin
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
+    """Draw N(0, scale^2)."""
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
+    """Draw U(-1/sqrt(d), 1/sqrt(d)), which is how a bias-free linear layer is born; the scale plays no part."""
+    return (rng.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)) / np.float32(math.sqrt(shape[1]))
+
+
+PROJECTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int], float], NDArray[np.float32]]] = {
+    "normal": normal,
+    "uniform": uniform,
+}
+
+
+def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
+    """Return A's standard deviation, alpha * spread / (sqrt(d) * sigma), for values spread this much (Sec. 3.2)."""
+    return alpha * spread / (math.sqrt(dim) * sigma)
+
+
+def spread_of(values: Tensor) -> float:
+    """Return the standard deviation of all values, in double precision."""
+    return float(values.double().std(correction=0))
+
+
+def clipped_spread(values: Tensor) -> float:
+    """Return the standard deviation after five rounds of clipping to mean +- 3 of it (BBTv2, Sun et al. 2022b)."""
+    values = values.double()
+    for _ in range(CLIPPING_ROUNDS):
+        mean, spread = values.mean(), CLIPPING_WIDTH * values.std(correction=0)
+        values = values.clamp(mean - spread, mean + spread)
+    return spread_of(values)
+
+
+def draw_projections(
+    kind: str, seed: int, dim: int, scales: Sequence[float], origins: Sequence[Tensor], device: torch.device
+) -> list[Projection]:
+    """Draw one projection per layer.
+
+    Args:
+        kind: a name in ``PROJECTIONS``.
+        seed: the run's; layer i draws from the stream (seed, i), whatever the other layers do.
+        dim: d, the length of the searched vector.
+        scales: one standard deviation per layer (``normal`` only).
+        origins: p0 of each layer, [n, H].
+        device: where A lives.
+    """
+
+    def draw(layer: int) -> Projection:
+        rng = np.random.default_rng([seed, PROJECTION_STREAM, layer])
+        matrix = PROJECTIONS[kind](rng, (origins[layer].numel(), dim), scales[layer])
+        return Projection(torch.from_numpy(matrix).to(device), origins[layer].to(device, torch.float32))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing 24 layers of 51,200 x 500 numbers takes seconds
+        return list(pool.map(draw, range(len(scales))))
