@@ -1,0 +1,77 @@
+"""When a search ends before its budget, and how it is asked to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from ..export.errors import BbtFastError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHELL_SIGNAL_BASE = 128
+
+
+class RunInterruptedError(BbtFastError, RuntimeError):
+    """A run ended on request before it was finished; its folder can be resumed."""
+
+    exit_code = SHELL_SIGNAL_BASE + signal.SIGINT
+
+
+@dataclass
+class Control:
+    """Everything that can end a search early."""
+
+    max_time: float | None = None
+    """Seconds of search, summed over the parts of an interrupted run."""
+    target_metric: float | None = None
+    """Development metric that is good enough."""
+    stop_files: list[Path] = field(default_factory=list)
+    """The search ends once one of these exists."""
+    request: str | None = field(default=None, init=False)
+    """Set by a signal: what asked for the end."""
+
+    def reached(self, metric: float) -> bool:
+        """Say whether a development metric is good enough."""
+        return self.target_metric is not None and metric >= self.target_metric
+
+    def out_of_time(self, seconds: float) -> bool:
+        """Say whether the search has had its time."""
+        return self.max_time is not None and seconds >= self.max_time
+
+    @property
+    def interrupted_by(self) -> str | None:
+        """What asked for an end after this generation, if anything did."""
+        stop = next((f"the file {path}" for path in self.stop_files if path.exists()), None)
+        return stop or self.request
+
+
+@contextmanager
+def signals(control: Control) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the search after the current generation; a second one ends the process at once.
+
+    Nothing finished is lost then either: every generation is on the disk before the next one starts. Outside the main
+    thread, where Python takes no signals, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if control.request is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        control.request = signal.Signals(number).name
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

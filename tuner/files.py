@@ -1,0 +1,95 @@
+"""Files that are whole or not there: written under a temporary name, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..export.errors import ArtifactError
+
+CHECKSUM = "checksum"
+DIGEST_LENGTH = 16
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any instant, sees the old content or the new one.
+
+    Raises:
+        ArtifactError: if the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object, with a digest of itself, as a file that is whole or not there.
+
+    Raises:
+        ArtifactError: if the disk is full or the folder cannot be written.
+    """
+    text = json.dumps({**value, CHECKSUM: digest(_canonical(value))}, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that ``write_json`` wrote.
+
+    Raises:
+        ArtifactError: if it cannot be read, or is not as it was written.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict) or value.pop(CHECKSUM, None) != digest(_canonical(value)):
+            raise ValueError("it is not as it was written")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is missing or damaged: {error}.") from error
+    return value
+
+
+def digest(*parts: bytes) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 sum."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:DIGEST_LENGTH]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> ArtifactError:
+    """Say which file could not be written, why, and what to do."""
+    return ArtifactError(
+        f"cannot write {path}: {error.strerror or error}. What was finished before stays; free space or choose another "
+        "--output_dir, then run the same command again."
+    )
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,58 @@
+"""prompt.safetensors: a tuned prompt, [1 or L, n, H] float32, with what it belongs to in its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..export.errors import ArtifactError, DataError
+from .files import write_whole
+
+KEY = "prompt"
+METADATA = "bbt_fast"
+
+
+def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
+    """Write prompts [1 or L, n, H] and what they belong to; equal contents give equal bytes.
+
+    Raises:
+        ArtifactError: if the file cannot be written.
+    """
+    # One entry: safetensors does not keep the order of several.
+    header = {METADATA: json.dumps(about, sort_keys=True)}
+    write_whole(path, save({KEY: prompts.detach().cpu().float().contiguous()}, metadata=header))
+
+
+def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Return the prompts [1 or L, n, H] of a run's folder or a safetensors file, and what they belong to.
+
+    A file made elsewhere may hold one tensor under any name, [n, H] or [L, n, H]; its description is empty.
+
+    Raises:
+        DataError: if there is no such file, or none with a prompt in it.
+        ArtifactError: if it is damaged.
+    """
+    if path.is_dir():
+        path = path / "prompt.safetensors"
+    if not path.exists():
+        raise DataError(f"there is no prompt in {path}: give the folder of a run or a safetensors file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            name = KEY if KEY in names else names[0] if len(names) == 1 else None
+            prompts = None if name is None else file.get_tensor(name)
+            about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or no safetensors file: {error}.") from error
+    if prompts is None or prompts.ndim not in (2, 3) or not prompts.is_floating_point():
+        found = f"tensors {', '.join(names)}" if prompts is None else f"a {prompts.dtype} tensor {list(prompts.shape)}"
+        raise DataError(f"{path} holds {found}, but a prompt is one float tensor [n, H] or [L, n, H].")
+    if not bool(torch.isfinite(prompts).all()):
+        raise DataError(f"{path} holds NaN or infinite values.")
+    return prompts.float().reshape(-1, *prompts.shape[-2:]), about if isinstance(about, dict) else {}

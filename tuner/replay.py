@@ -1,0 +1,98 @@
+"""An oracle that answers from the journal for as long as it lasts, and from the engine after that.
+
+CMA-ES is deterministic given its seed and the fitnesses, so a search that is driven through this oracle comes back to
+where the journal ends, in seconds, and goes on from there as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..export.errors import ArtifactError
+from .files import digest
+from .generation import Array, Oracle, Scores
+from .journal import Journal, Record
+from .objective import Score
+
+
+class Replay:
+    """Wraps an oracle and the development set's judge; every new answer goes into the journal first."""
+
+    def __init__(self, oracle: Oracle, develop: Callable[[Sequence[Array]], Score], journal: Journal) -> None:
+        """Take over the journal's records after its header."""
+        self._oracle, self._develop, self._journal = oracle, develop, journal
+        self._records: deque[Record] = deque(journal.records[1:])
+        self._line = 1
+        self._commits: dict[int, Array] = {}
+        """What the algorithm has committed while the engine was not needed."""
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next answer comes from the journal."""
+        return bool(self._records)
+
+    @property
+    def development_next(self) -> bool:
+        """Whether the journal goes on with a score on the development set."""
+        return bool(self._records) and self._records[0].get("kind") == "development"
+
+    def evaluate(self, candidates: Array, layer: int) -> Scores:
+        """Score candidates [P, d] for a layer's prompt.
+
+        Raises:
+            ArtifactError: if the journal tells of other candidates.
+        """
+        question = {"kind": "generation", "layer": layer, "candidates": digest(candidates.tobytes())}
+        if self._records:
+            fitness = self._answer(question, "fitness")
+            if not isinstance(fitness, list) or len(fitness) != len(candidates):
+                raise self._foreign(f"it has not {len(candidates)} fitness values")
+            return Scores(np.array([self._number(value) for value in fitness]), float("nan"))
+        for at, candidate in self._commits.items():
+            self._oracle.commit(candidate, at)
+        self._commits = {}
+        scores = self._oracle.evaluate(candidates, layer)
+        self._journal.append(question | {"fitness": scores.fitness.tolist()})
+        return scores
+
+    def commit(self, candidate: Array, layer: int) -> None:
+        """Fix a layer's prompt, given as the candidate [d], for all later calls."""
+        self._commits[layer] = candidate
+
+    def develop(self, best: Sequence[Array]) -> Score:
+        """Score the best prompts so far, [d] per layer, on the development set.
+
+        Raises:
+            ArtifactError: if the journal tells of something else.
+        """
+        question = {"kind": "development", "candidates": digest(*(candidate.tobytes() for candidate in best))}
+        if self._records:
+            answer = self._answer(question, "score")
+            if not isinstance(answer, list) or len(answer) != 2:
+                raise self._foreign("it has no score")
+            return Score(*map(self._number, answer))
+        score = self._develop(best)
+        self._journal.append(question | {"score": [score.metric, score.loss]})
+        return score
+
+    def _answer(self, question: Record, name: str) -> Any:
+        record = self._records.popleft()
+        self._line += 1
+        if {key: value for key, value in record.items() if key != name} != question:
+            raise self._foreign("its candidates differ from those that these options and this seed lead to")
+        return record.get(name)
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._foreign(f"{value!r} is not a number")
+        return float(value)
+
+    def _foreign(self, why: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._journal.path}, line {self._line}, cannot be replayed: {why}. It was written by other versions of "
+            "bbt-fast, cma or numpy, or by hand. Start again in another --output_dir."
+        )

@@ -1,0 +1,196 @@
+"""The folder of a run: what it holds, who may write it, and whether it may be gone on with.
+
+| file | what it is |
+|---|---|
+| config.json | the resolved options |
+| journal.jsonl | every generation's fitness and every development score; what a run is resumed from |
+| metrics.jsonl | curves to look at |
+| prompt.safetensors | the kept prompt, [1 or L, n, H] |
+| result.json | written last: a folder that has it holds a finished run |
+| stop | made by the user: end after the current generation |
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..export.errors import ArtifactError, BbtFastError, UsageError
+from .files import read_json, unwritable, write_json
+from .journal import first_record
+from .options import Options
+from .result import RESULT
+
+CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
+    "config.json", "journal.jsonl", "metrics.jsonl", "prompt.safetensors", "stop", ".lock",
+)  # fmt: skip
+FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size"})
+"""Options that may differ between the parts of an interrupted run: its result does not depend on them."""
+
+
+class RunFolder:
+    """A run's folder, opened for writing."""
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        """Name the folder; ``fresh`` says that it was made for this run, and may go if nothing comes of it."""
+        self.path = path
+        self.journal, self.metrics, self.prompt = path / JOURNAL, path / METRICS, path / PROMPT
+        self.result, self.stop, self.config = path / RESULT, path / STOP, path / CONFIG
+        self._fresh = fresh
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a finished run."""
+        return self.result.exists()
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep other processes out until the end of the block, or of this process.
+
+        A run that ends in an error before it has a journal leaves nothing behind.
+
+        Raises:
+            ArtifactError: if another process has the folder, or it cannot be written.
+        """
+        try:
+            self._fresh |= not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / LOCK, timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise ArtifactError(
+                f"another process is running in {self.path}. Wait for it, or choose another --output_dir."
+            ) from None
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        began = not self.config.exists()
+        try:
+            yield
+        except BbtFastError:
+            if began and self._names() <= {CONFIG}:
+                self.config.unlink(missing_ok=True)
+            raise
+        finally:
+            lock.release()
+            if not self.config.exists():
+                (self.path / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):
+                    if self._fresh:
+                        self.path.rmdir()
+
+    def check(self, options: Options) -> None:
+        """Refuse a folder that these options may not be run in.
+
+        Raises:
+            ArtifactError: if it holds a finished run, a run with other options, or something else.
+        """
+        if self.finished:
+            raise ArtifactError(
+                f"{self.path} already holds a finished run (see its {RESULT}): choose another --output_dir."
+            )
+        if not self.config.exists():
+            if others := sorted(self._names() - {STOP}):
+                raise ArtifactError(
+                    f"{self.path} holds {others[0]!r}, but no run of bbt-fast: choose an empty or a new --output_dir."
+                )
+            return
+        old, new = identity(read_config(self.path)), identity(options)
+        if different := [
+            f"{name} was {old[name]!r} and is now {new[name]!r}" for name in new if old[name] != new[name]
+        ]:
+            raise ArtifactError(
+                f"{self.path} already holds another run: {'; '.join(different)}. Choose another --output_dir, or go on "
+                f"with that run: bbt-fast tune --resume {self.path}"
+            )
+
+    def begin(self, options: Options) -> None:
+        """Write the configuration of a new run; an old one stays.
+
+        Raises:
+            ArtifactError: if the folder cannot be written.
+        """
+        self.stop.unlink(missing_ok=True)
+        if not self.config.exists():
+            write_json(self.config, identity(options))
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """Return the options that a run's result depends on."""
+    return {name: value for name, value in options.as_dict().items() if name not in FREE}
+
+
+def read_config(folder: Path) -> Options:
+    """Return the options of the run in a folder.
+
+    Raises:
+        UsageError: if there is no run.
+        ArtifactError: if its configuration is damaged.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise UsageError(f"{folder} holds no run of bbt-fast: it has no {CONFIG}.")
+    values = read_json(path)
+    try:
+        return Options.of(**values)
+    except (BbtFastError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): start again in another --output_dir.") from error
+
+
+def resumed(folder: Path, given: Options, written: set[str]) -> Options:
+    """Return the options of the run in a folder, with what may change taken from those given now.
+
+    Args:
+        folder: of the unfinished run.
+        given: the options of now.
+        written: which of them were given, and are not just defaults.
+
+    Raises:
+        UsageError: if the folder holds no run, or something was given that a run cannot change.
+        ArtifactError: if the run's configuration is damaged.
+    """
+    old = read_config(folder)
+    changes = {name: getattr(given, name) for name in written - {"resume", "output_dir"}}
+    for name, value in changes.items():
+        if name not in FREE and getattr(old, name) != value:
+            raise UsageError(
+                f"{name} is {value!r}, but the run in {folder} was begun with {getattr(old, name)!r}; --resume cannot "
+                f"change it. Leave it out, or start again in another --output_dir."
+            )
+    return old.changed(**{name: value for name, value in changes.items() if name in FREE}, output_dir=str(folder))
+
+
+def recorded_engine(folder: Path) -> dict[str, str]:
+    """Return the engine, precision and device that the run in a folder, or one of its seeds', was begun with."""
+    for path in sorted([folder / JOURNAL, *folder.glob(f"*/{JOURNAL}")]):
+        header = first_record(path)
+        if header is not None:
+            return {"name": header["engine"], "precision": header["precision"], "device": header["device"]}
+    return {}
+
+
+def new_folder(options: Options) -> RunFolder:
+    """Make a folder below ./runs that no run has yet.
+
+    Raises:
+        ArtifactError: if it cannot be made.
+    """
+    name = f"{Path(options.task_name).stem}-{options.algorithm}"
+    name += f"-{len(options.seeds)}seeds" if options.seeds else f"-seed{options.seed}"
+    for attempt in itertools.count(1):
+        path = Path("runs") / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return RunFolder(path, fresh=True)
+    raise AssertionError("unreachable")
