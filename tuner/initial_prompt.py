@@ -1,0 +1,60 @@
+"""p0, where a search starts: zeros, the embeddings of a text, a file, or the prompt of an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..export.errors import DataError, UsageError
+from .options import Options
+from .prompt_file import read_prompt
+
+
+def initial_prompts(options: Options, engine: Any, tokenizer: Any) -> Tensor:
+    """Return p0, [1 or L, n, H] float32: one for BBT, one per layer for BBTv2.
+
+    Args:
+        options: ``init_from`` and ``init_text`` choose; neither means zeros.
+        engine: what the prompts are for.
+        tokenizer: turns ``init_text`` into tokens.
+
+    Raises:
+        DataError: if a file's prompts do not fit the model.
+        UsageError: if the text has no tokens, or the model's embeddings are not as wide as a prompt.
+    """
+    layers = 1 if engine.cuts == "input" else engine.n_layers
+    prompts = torch.zeros(layers, engine.n_prompt_tokens, engine.hidden_size)
+    if options.init_from is not None:
+        found = _from_file(Path(options.init_from), prompts.shape)
+        prompts[: len(found)] = found
+    elif options.init_text is not None:
+        prompts[0] = _from_text(options.init_text, engine, tokenizer)
+    return prompts
+
+
+def _from_file(path: Path, shape: torch.Size) -> Tensor:
+    prompts, about = read_prompt(path)
+    if len(prompts) not in (1, shape[0]) or prompts.shape[1:] != shape[1:]:
+        made = f" (made for {about['model']})" if "model" in about else ""
+        raise DataError(
+            f"{path} holds prompts {list(prompts.shape)}{made}, but this run needs {list(shape)}: layers, prompt "
+            "tokens, hidden size. Set --n_prompt_tokens and the model to those of that run."
+        )
+    return prompts
+
+
+def _from_text(text: str, engine: Any, tokenizer: Any) -> Tensor:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UsageError(f"init_text {text!r} has no tokens in this model's vocabulary.")
+    embeddings: Tensor = engine.word_embeddings
+    if embeddings.shape[1] != engine.hidden_size:
+        raise UsageError(
+            f"init_text cannot be used with this model: its embeddings are {embeddings.shape[1]} wide and its prompts "
+            f"{engine.hidden_size}. Use --init_from."
+        )
+    repeated = torch.tensor(ids).repeat(engine.n_prompt_tokens // len(ids) + 1)[: engine.n_prompt_tokens]
+    return embeddings[repeated.to(embeddings.device)].detach().float().cpu()

@@ -1,0 +1,215 @@
+"""What a run can be told: one dataclass that the command line, YAML files and the Python API share.
+
+Names and meanings are those of the original implementation wherever it has the option. ``None`` means "decide from the
+task and the algorithm"; ``presets.py`` does that in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_type_hints
+
+from ..export.errors import UsageError
+from .coerce import coerce, suggest
+
+FRAMEWORKS = {"pt": "torch", "ort": "ort"}
+"""The original's names of the engines."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of some options' numbers."""
+
+    names: tuple[str, ...]
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    """Whether the lower limit itself is out of range."""
+
+    def check(self, options: Options) -> None:
+        """Refuse a number outside the range."""
+        for name in self.names:
+            value = getattr(options, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is None or self._holds(number):
+                    continue
+                side = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+                side += f" and at most {self.high:g}" if self.high < math.inf else ""
+                raise UsageError(f"{name} is {number}, but must be {side}.")
+
+    def _holds(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        return math.isfinite(number) and above and number <= self.high
+
+
+LIMITS = (
+    Limit(("k_shot", "n_prompt_tokens", "budget", "batch_size", "eval_every", "print_every", "max_test_examples"), 1),
+    Limit(("intrinsic_dim",), 2),
+    Limit(("sigma", "alpha", "max_time"), 0, open_low=True),
+    Limit(("bound",), 0),
+    Limit(("seed", "seeds"), 0, 2**32 - 1),
+    Limit(("target_metric",), 0, 1),
+)
+SMALLEST_POPSIZE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that a run depends on.
+
+    Raises:
+        UsageError: if a value is unknown, of the wrong type or outside its range.
+    """
+
+    task_name: str = "demo"
+    """A task's name (`bbt-fast tasks` lists them) or the path of your own task.yaml."""
+    data_dir: str | None = None
+    """Folder with the task's data (train.jsonl and test.jsonl, or csv, tsv, parquet); without it the hub is asked."""
+    column_mapping: str | None = None
+    """Columns of your files that go by other names: text=sentence,label=class."""
+    max_test_examples: int | None = None
+    """Test on this many examples at most; all of them without it."""
+    k_shot: int = 16
+    """Examples per class for training, and as many others for development."""
+
+    model_name: str | None = None
+    """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
+    cat_or_add: Literal["add", "cat"] = "add"
+    """add: the prompt is added to n placeholder tokens; cat: it is concatenated before the text."""
+    n_prompt_tokens: int = 50
+    """Length of the soft prompt, n."""
+    init_text: str | None = None
+    """Start from the embeddings of this text (cat only), repeated or cut to n tokens."""
+    init_from: str | None = None
+    """Start from the prompt of an earlier run's folder, or from a safetensors file."""
+
+    algorithm: Literal["bbt", "bbtv2"] = "bbt"
+    """bbt: one prompt at the input; bbtv2: one at every layer."""
+    alg: Literal["CMA"] = "CMA"
+    """The evolution strategy; CMA-ES is the published one and the only one."""
+    intrinsic_dim: int = 500
+    """Length of the searched vector z, d."""
+    random_proj: Literal["normal", "uniform"] = "normal"
+    """How the fixed random matrix A is drawn that maps z to a prompt."""
+    budget: int | None = None
+    """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
+    popsize: int = 20
+    """Candidates per generation; 0 for CMA-ES' own rule, 4 + 3 ln d."""
+    sigma: float | None = None
+    """CMA-ES' first step size; 1 for bbt, 0.2 for bbtv2."""
+    alpha: float | None = None
+    """Scale of the projection, in standard deviations of the embeddings; 1 for bbt, 0.2 for bbtv2."""
+    bound: float = 0.0
+    """Keep each coordinate of z in [-bound, bound]; 0 for no bounds."""
+    loss_type: Literal["ce", "hinge", "perf"] | None = None
+    """What is minimised: cross entropy, hinge (margin 2), or minus the metric; ce unless the task says otherwise."""
+    seed: int = 42
+    """Fixes the few-shot examples, the projection and the search."""
+    seeds: tuple[int, ...] | None = None
+    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation."""
+    ensemble: bool = False
+    """With --seeds: also test the average of the label log-probabilities of all seeds' prompts."""
+
+    engine: str = "auto"
+    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, or auto."""
+    inference_framework: Literal["pt", "ort"] | None = None
+    """The original's name for --engine: pt is torch."""
+    onnx_model_path: str | None = None
+    """A graph that scripts/export_and_optimize.py wrote, to be used instead of a fresh export."""
+    precision: str = "auto"
+    """fp32, bf16, fp16, or auto for the engine's best that keeps the ranking on this device."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto."""
+    batch_size: int = 512
+    """Texts of the test set that are answered at once."""
+    parallel: bool = True
+    """Evaluate a population in one batch; always on, and does not change what the budget counts."""
+
+    eval_every: int = 100
+    """Score the best prompt so far on the development set every so many evaluations."""
+    print_every: int = 50
+    """Refresh the progress line every so many evaluations."""
+    max_time: float | None = None
+    """Stop the search after this many seconds and test what there is."""
+    target_metric: float | None = None
+    """Stop the search once the development metric reaches this, between 0 and 1."""
+    output_dir: str | None = None
+    """The run's folder; an unfinished run in it is continued. Without it a new one below ./runs."""
+    resume: str | None = None
+    """Continue the unfinished run in this folder with its own options."""
+
+    def __post_init__(self) -> None:
+        """Turn values from files and flags into their types and refuse what cannot be meant."""
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name), hints[field.name]))
+        for limit in LIMITS:
+            limit.check(self)
+        for problem, message in self._conflicts():
+            if problem:
+                raise UsageError(message)
+
+    @classmethod
+    def of(cls, **values: Any) -> Options:
+        """Make options from names and values that a user wrote.
+
+        Raises:
+            UsageError: if a name is no option, or a value is not one that it takes.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UsageError(
+                    f"there is no option {name!r}.{suggest(name, known)} `bbt-fast tune --help` lists them."
+                )
+        return cls(**values)
+
+    @property
+    def generation_size(self) -> int:
+        """Candidates per generation, with CMA-ES' own rule (Hansen 2016, eq. 48) applied where popsize is 0."""
+        return self.popsize or 4 + int(3 * math.log(self.intrinsic_dim))
+
+    @property
+    def engine_name(self) -> str:
+        """The engine asked for, under its own name."""
+        return FRAMEWORKS[self.inference_framework] if self.inference_framework else self.engine
+
+    def changed(self, **values: Any) -> Options:
+        """Return a copy with some values replaced."""
+        return replace(self, **values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values as JSON and YAML know them."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+    def written(self) -> dict[str, Any]:
+        """Return the values that differ from the defaults."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        """Return what does not go together: whether it is the case, and what to say."""
+        engine, framework = self.engine, self.inference_framework
+        distinct = len(set(self.seeds or ())) == len(self.seeds or ())
+        return [
+            (
+                self.budget is not None and self.budget < self.generation_size,
+                f"budget {self.budget} makes no generation of {self.generation_size} candidates (popsize): raise the "
+                "budget or lower the popsize.",
+            ),
+            (
+                framework is not None and engine not in ("auto", self.engine_name),
+                f"inference_framework {framework} is the engine {self.engine_name}, but engine is {engine}: give one.",
+            ),
+            (
+                self.generation_size < SMALLEST_POPSIZE,
+                f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule.",
+            ),
+            (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
+            (not distinct, f"seeds {self.seeds} has the same seed twice."),
+            (
+                self.init_text is not None and self.cat_or_add == "add",
+                "init_text needs --cat_or_add cat: in add mode prompts are added to placeholder tokens and start at 0.",
+            ),
+            (self.init_text is not None and self.init_from is not None, "give one of init_text and init_from."),
+        ]

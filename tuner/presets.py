@@ -1,0 +1,43 @@
+"""Where options that were left open get their values: from the task, else the algorithm, else the general defaults."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .options import Options
+from .task import Preset
+
+DEMO = "demo"
+"""Names both the task and the model that come with the package."""
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bbt": {"sigma": 1.0, "alpha": 1.0},  # Sun et al. 2022, Sec. 4.1
+    "bbtv2": {"sigma": 0.2, "alpha": 0.2},  # Sun et al. 2022b
+}
+DEFAULTS: dict[str, Any] = {"budget": 8000, "loss_type": "ce", "model_name": "roberta-large"}
+PATHS = ("model_name", "data_dir", "init_from", "onnx_model_path")
+"""Options that may name a file or folder; kept absolute, so that a run can be resumed from anywhere."""
+
+
+def resolve(options: Options, preset: Preset) -> Options:
+    """Fill in what was left open.
+
+    Args:
+        options: the user's, which override everything.
+        preset: what the task asks for.
+
+    Raises:
+        UsageError: if the values do not go together.
+    """
+    model = {"model_name": DEMO} if options.task_name == DEMO else {}
+    own = {name: value for name, value in asdict(preset).items() if value is not None}
+    filled = DEFAULTS | ALGORITHM_DEFAULTS[options.algorithm] | model | own
+    filled = {name: value for name, value in filled.items() if getattr(options, name) is None}
+    for name in PATHS:
+        value = filled.get(name, getattr(options, name))
+        if value not in (None, DEMO) and Path(value).exists():
+            filled[name] = str(Path(value).resolve())
+    if options.task_name.endswith((".yaml", ".yml")):
+        filled["task_name"] = str(Path(options.task_name).resolve())
+    return options.changed(**filled)

@@ -1,0 +1,106 @@
+"""What a run comes to: the contents of result.json, as a dataclass."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..export.errors import ArtifactError
+from .files import read_json
+
+RESULT = "result.json"
+PACKAGES = ("bbt-fast", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "cma", "numpy")
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The metric before tuning, at p = p0."""
+
+    dev: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The metric of the kept prompt."""
+
+    train: float
+    dev: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time went."""
+
+    export: float
+    """Building and checking graphs; 0 when they were cached."""
+    tune: float
+    """The search with its development scores, summed over the parts of an interrupted run."""
+    test: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    model: str
+    task: str
+    engine: str
+    algorithm: str
+    mode: str
+    precision: str
+    device: str
+    seed: int
+    budget: int
+    evaluations: int
+    metric: str
+    zero_shot: ZeroShot
+    tuned: Tuned
+    seconds: Seconds
+    evals_per_s: float
+    optimizer_overhead: float | None
+    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; None if all were
+    replayed."""
+    stopped_by: str
+    """What ended the search: budget, max_time or target_metric."""
+    examples: dict[str, int]
+    """How many there were for train, dev and test, and how many of all were truncated."""
+    parity: dict[str, float]
+    versions: dict[str, str]
+    output_dir: Path = field(default_factory=Path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the contents of result.json."""
+        values = asdict(self)
+        del values["output_dir"]
+        return values
+
+
+def read_result(folder: Path) -> Result:
+    """Return the result of a finished run.
+
+    Raises:
+        ArtifactError: if its file is missing or damaged.
+    """
+    path = folder / RESULT
+    try:
+        values = read_json(path)
+        parts = {"zero_shot": ZeroShot, "tuned": Tuned, "seconds": Seconds}
+        return Result(**{k: parts[k](**v) if k in parts else v for k, v in values.items()}, output_dir=folder)
+    except TypeError as error:
+        raise ArtifactError(f"{path} is damaged ({error}).") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,233 @@
+"""One run: a seed's search, its test, and what stays of it in the folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..export.errors import ArtifactError
+from .control import Control, RunInterruptedError
+from .encoding import Encoded
+from .files import digest, write_json
+from .generation import Array
+from .journal import Journal
+from .losses import LOSSES
+from .metrics import METRICS
+from .objective import Objective, Score, Yardstick, answer, project_all
+from .options import Options
+from .progress import Progress
+from .projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from .prompt_file import save_prompt
+from .replay import Replay
+from .result import Result, Seconds, Tuned, ZeroShot, versions
+from .run_folder import RunFolder
+from .search import Found, Search
+
+JOURNAL_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A seed's data, encoded for the model."""
+
+    train: Encoded
+    dev: Encoded
+    test: Encoded
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many examples there are, and how many of all were truncated."""
+        parts = {"train": self.train, "dev": self.dev, "test": self.test}
+        counts = {name: len(part.labels) for name, part in parts.items()}
+        return counts | {"truncated": sum(part.truncated for part in parts.values())}
+
+
+class Run:
+    """A seed's run in a claimed folder."""
+
+    def __init__(self, options: Options, task: str, metric: str, engine: Any, parts: Parts, origins: Tensor) -> None:
+        """Bind the parts of a run.
+
+        Args:
+            options: resolved.
+            task: the task's name.
+            metric: a name in ``METRICS``.
+            engine: loaded with the cuts that the algorithm needs.
+            parts: the seed's data.
+            origins: p0, [1 or L, n, H].
+        """
+        assert options.loss_type is not None
+        self.options, self.task, self.metric, self.engine, self.parts = options, task, metric, engine, parts
+        self.origins = origins
+        self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[metric], engine.precision)
+
+    def execute(self, folder: RunFolder, control: Control, progress: Progress) -> Result:
+        """Search, or go on searching, then test and write the result.
+
+        Raises:
+            RunInterruptedError: if a signal or a stop file asked for the end.
+            ArtifactError: if the folder's journal belongs to something else.
+        """
+        session = self.engine.open(self.parts.train.examples)
+        projections = self._projections(session)
+        dev_session = self.engine.open(self.parts.dev.examples)
+
+        def develop(candidates: Sequence[Array]) -> Score:
+            return self._score(dev_session, self.parts.dev, project_all(projections, candidates))
+
+        def save(candidates: Sequence[Array]) -> None:
+            save_prompt(folder.prompt, project_all(projections, candidates), self._about())
+
+        objective = Objective(session, self.parts.train.labels, projections, self.yardstick)
+        with closing(Journal(folder.journal)) as journal:
+            self._check_header(journal)
+            replay = Replay(objective, develop, journal)
+            found = Search(self.options, folder, objective, replay, save, control, progress).run()
+        save(found.kept.candidates)
+        prompts = project_all(projections, found.kept.candidates)
+        result = self._tested(found, prompts, session, dev_session, folder, control)
+        write_json(folder.result, result.as_dict())
+        return result
+
+    def _projections(self, session: Any) -> list[Projection]:
+        """Draw the projection of every layer, scaled as published, with p0 in place at layer 0 and above."""
+        options, engine = self.options, self.engine
+        assert options.alpha is not None
+        assert options.sigma is not None
+        spreads = [spread_of(engine.word_embeddings)]
+        for layer, origin in enumerate(self.origins):
+            if bool(origin.any()):
+                session.commit(origin, layer=layer)
+        if options.random_proj == "normal":
+            spreads += [clipped_spread(session.hidden_states(layer)) for layer in range(1, len(self.origins))]
+        else:
+            spreads *= len(self.origins)
+        scales = [normal_scale(spread, options.intrinsic_dim, options.alpha, options.sigma) for spread in spreads]
+        for layer, spread in enumerate(spreads):
+            logger.debug("layer %d: values spread by %.4f, projection by %.6f", layer, spread, scales[layer])
+        return draw_projections(
+            options.random_proj, options.seed, options.intrinsic_dim, scales, list(self.origins), engine.device
+        )
+
+    def _score(self, session: Any, part: Encoded, prompts: Tensor) -> Score:
+        """Score prompts [L, n, H]."""
+        loss, metric = self.yardstick(answer(session, prompts[None]), part.labels)
+        return Score(float(metric[0]), float(loss[0]))
+
+    def _check_header(self, journal: Journal) -> None:
+        """Write what the run's numbers depend on into a new journal, or compare it with what an old one says.
+
+        Raises:
+            ArtifactError: if they differ.
+        """
+        engine = self.engine
+        header = {
+            "kind": "start",
+            "format": JOURNAL_FORMAT,
+            "engine": engine.name,
+            "precision": engine.precision,
+            "device": engine.device.type,
+            "embeddings": digest(_bytes(engine.word_embeddings)),
+            "train": _digest(self.parts.train),
+            "dev": _digest(self.parts.dev),
+            "origins": digest(_bytes(self.origins)),
+        }
+        if not journal.records:
+            journal.append(header)
+            return
+        old = journal.records[0]
+        different = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in header.items() if old.get(k) != v]
+        if different:
+            raise ArtifactError(
+                f"{journal.path} cannot be gone on with: {'; '.join(different)}. Use the model, data and engine it was "
+                "begun with, or start again in another --output_dir."
+            )
+
+    def _about(self) -> dict[str, Any]:
+        """Return what a prompt file says about itself."""
+        options = self.options
+        return {
+            "model": options.model_name,
+            "task": self.task,
+            "algorithm": options.algorithm,
+            "mode": options.cat_or_add,
+            "seed": options.seed,
+        }
+
+    def _tested(
+        self, found: Found, prompts: Tensor, session: Any, dev_session: Any, folder: RunFolder, control: Control
+    ) -> Result:
+        """Score p0 and the kept prompt on all parts; the test set is seen here for the first and only time."""
+        options, engine, parts = self.options, self.engine, self.parts
+        began = time.perf_counter()
+        zero_dev = self._score(dev_session, parts.dev, self.origins.to(engine.device))
+        train = self._score(session, parts.train, prompts)
+        sets = torch.stack([self.origins.to(engine.device), prompts])
+
+        def between() -> None:
+            if (asked_by := control.interrupted_by) is not None:
+                raise RunInterruptedError(
+                    f"stopped by {asked_by} after the search, before the test. The best prompt is {folder.prompt}."
+                )
+
+        _, test = self.yardstick(test_logits(engine, parts.test, sets, options.batch_size, between), parts.test.labels)
+        return Result(
+            model=str(options.model_name),
+            task=self.task,
+            engine=engine.name,
+            algorithm=options.algorithm,
+            mode=options.cat_or_add,
+            precision=engine.precision,
+            device=str(engine.device),
+            seed=options.seed,
+            budget=int(options.budget or 0),
+            evaluations=found.evaluations,
+            metric=self.metric,
+            zero_shot=ZeroShot(dev=zero_dev.metric, test=float(test[0])),
+            tuned=Tuned(train=train.metric, dev=found.kept.score.metric, test=float(test[1])),
+            seconds=Seconds(engine.export_seconds, found.seconds, time.perf_counter() - began),
+            evals_per_s=found.evaluations / found.seconds,
+            optimizer_overhead=None if math.isnan(found.overhead) else found.overhead,
+            stopped_by=found.stopped_by,
+            examples=parts.counts,
+            parity=dict(engine.parity),
+            versions=versions(),
+            output_dir=folder.path,
+        )
+
+
+def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, between: Callable[[], None]) -> Tensor:
+    """Answer K sets of prompts on a part of any size: [K, N, C].
+
+    Args:
+        engine: loaded.
+        part: the data; texts of like length are answered together, a batch at a time, which bounds the memory.
+        prompts: [K, L, n, H].
+        batch_size: texts in a batch.
+        between: called before each batch; may raise to end the work.
+    """
+    order = torch.argsort(part.examples.lengths, stable=True)
+    logits = torch.empty(len(prompts), len(order), len(part.examples.label_token_ids))
+    for rows in torch.split(order, batch_size):
+        between()
+        logits[:, rows] = answer(engine.open(part.examples.select(rows)), prompts).float().cpu()
+    return logits
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().float().contiguous().numpy().tobytes()
+
+
+def _digest(part: Encoded) -> str:
+    """Return a digest of what the model is given and of the classes."""
+    tensors = (part.examples.input_ids, part.examples.attention_mask, part.examples.label_token_ids, part.labels)
+    return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors))

@@ -1,0 +1,240 @@
+"""One search from its first generation, or from where its journal ends, to the kept prompt."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from ..export.errors import UsageError
+from .bbt import bbt
+from .bbtv2 import bbtv2
+from .control import Control, RunInterruptedError
+from .evolution import Evolution
+from .generation import Array, Generation, Oracle, Steps
+from .metrics_log import MetricsLog
+from .objective import Objective, Score
+from .options import Options
+from .progress import Progress, Standing
+from .replay import Replay
+from .run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+ALGORITHMS: dict[str, Callable[[Oracle, Sequence[Evolution], int], Steps]] = {"bbt": bbt, "bbtv2": bbtv2}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The best prompt on the development set so far."""
+
+    candidates: tuple[Array, ...]
+    """[d] per layer."""
+    score: Score
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    kept: Kept
+    evaluations: int
+    seconds: float
+    overhead: float
+    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; NaN if all were
+    replayed."""
+    stopped_by: str
+    """budget, max_time or target_metric."""
+
+
+def better(score: Score, than: Score) -> bool:
+    """Say whether a development score is better: by the metric, and by the loss where the metrics tie."""
+    return (score.metric, -score.loss) > (than.metric, -than.loss)
+
+
+def n_generations(options: Options, layers: int) -> int:
+    """Return how many generations the budget pays for; BBTv2 goes through all layers in every round.
+
+    Raises:
+        UsageError: if it pays for none.
+    """
+    assert options.budget is not None
+    size = options.generation_size * layers
+    if options.budget < size:
+        raise UsageError(
+            f"budget {options.budget} makes no round: {options.generation_size} candidates (popsize) for each of "
+            f"{layers} layers are {size} evaluations. Raise the budget or lower the popsize."
+        )
+    return options.budget // size * layers
+
+
+class Search:
+    """Drives an algorithm; keeps the journal, the curves and the best prompt; knows when to end."""
+
+    def __init__(
+        self,
+        options: Options,
+        folder: RunFolder,
+        objective: Objective,
+        replay: Replay,
+        save: Callable[[Sequence[Array]], None],
+        control: Control,
+        progress: Progress,
+    ) -> None:
+        """Bind a search to its surroundings.
+
+        Args:
+            options: resolved.
+            folder: claimed and begun.
+            objective: the oracle behind ``replay``.
+            replay: the oracle the algorithm asks.
+            save: writes the prompt of candidates, [d] per layer, into the folder.
+            control: what may end the search early.
+            progress: is told how it goes.
+        """
+        self._options, self._folder, self._objective, self._replay = options, folder, objective, replay
+        self._save, self._control, self._progress = save, control, progress
+        self._layers = len(objective.projections)
+        self._generations = n_generations(options, self._layers)
+        self._kept: Kept | None = None
+        self._clock = Clock()
+        self._live_seconds = 0.0
+
+    def run(self) -> Found:
+        """Search until the budget or a limit ends it.
+
+        Raises:
+            RunInterruptedError: if a signal or a stop file asked for the end.
+        """
+        options, size = self._options, self._options.generation_size
+        if self._replay.replaying:
+            logger.info("resuming %s", self._folder.path)
+        evolutions = self._evolutions()
+        log = MetricsLog(self._folder.metrics)
+        steps = ALGORITHMS[options.algorithm](self._replay, evolutions, self._generations)
+        self._progress.start(f"{options.algorithm} seed {options.seed}", self._generations * size)
+        try:
+            with closing(log), closing(steps):
+                for replayed, generation in self._timed(steps):
+                    stopped_by = self._take(generation, log, replayed)
+                    if stopped_by is not None:
+                        break
+        finally:
+            self._progress.finish()
+        assert self._kept is not None
+        spent = self._live_seconds
+        return Found(
+            kept=self._kept,
+            evaluations=(generation.index + 1) * size,
+            seconds=self._clock.seconds,
+            overhead=1 - self._objective.engine_seconds / spent if spent else math.nan,
+            stopped_by=stopped_by or "budget",
+        )
+
+    def _evolutions(self) -> list[Evolution]:
+        o = self._options
+        assert o.sigma is not None
+        rounds = self._generations // self._layers
+        return [
+            Evolution(o.intrinsic_dim, o.sigma, o.generation_size, rounds, seed=o.seed, layer=layer, bound=o.bound)
+            for layer in range(self._layers)
+        ]
+
+    def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
+        """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""
+        while True:
+            replayed, began = self._replay.replaying, time.perf_counter()
+            generation = next(steps, None)
+            if generation is None:
+                return
+            if not replayed:
+                self._live_seconds += time.perf_counter() - began
+            yield replayed, generation
+
+    def _take(self, generation: Generation, log: MetricsLog, replayed: bool) -> str | None:
+        """Score the best prompt if it is time, keep the books, and return what ends the search, if anything does."""
+        known = log.known(generation.index)
+        if replayed:
+            self._clock.set(known["seconds"] if known else self._clock.base)
+        size, every = self._options.generation_size, self._options.eval_every
+        evaluations = (generation.index + 1) * size
+        due = evaluations // every > (evaluations - size) // every or generation.index + 1 == self._generations
+        score = self._develop(generation) if due or self._replay.development_next else None
+        ended = self._limit(score)
+        if ended and score is None:
+            score = self._develop(generation)
+        if known is None:
+            log.append(self._line(generation, evaluations, score))
+        dev = self._kept.score.metric if self._kept else math.nan
+        self._progress.update(Standing(evaluations, replayed, generation.best_loss, generation.scores.metric, dev))
+        if not self._replay.replaying:
+            self._end_if_asked(generation, evaluations)
+        return ended
+
+    def _limit(self, score: Score | None) -> str | None:
+        """Return the option whose limit is reached; the clock counts only once the journal is used up."""
+        if score is not None and self._control.reached(score.metric):
+            return "target_metric"
+        if not self._replay.replaying and self._control.out_of_time(self._clock.seconds):
+            return "max_time"
+        return None
+
+    def _develop(self, generation: Generation) -> Score:
+        """Score the best prompts so far on the development set, and keep them if they beat those kept."""
+        replayed = self._replay.replaying
+        score = self._replay.develop(generation.best)
+        if self._kept is None or better(score, self._kept.score):
+            self._kept = Kept(generation.best, score)
+            if not replayed:
+                self._save(generation.best)
+        return score
+
+    def _end_if_asked(self, generation: Generation, evaluations: int) -> None:
+        asked_by = self._control.interrupted_by
+        if asked_by is None:
+            return
+        if self._kept is None:
+            self._save(generation.best)
+        raise RunInterruptedError(
+            f"stopped by {asked_by} after {evaluations} evaluations. The best prompt so far is {self._folder.prompt}."
+        )
+
+    def _line(self, generation: Generation, evaluations: int, score: Score | None) -> dict[str, Any]:
+        """Return what metrics.jsonl tells of a generation."""
+        fitness = generation.scores.fitness
+        return {
+            "generation": generation.index,
+            "layer": generation.layer,
+            "evaluations": evaluations,
+            "loss": float(fitness.min()),
+            "mean_loss": float(fitness.mean()),
+            "best_loss": generation.best_loss,
+            "train": generation.scores.metric,
+            "dev": score.metric if score else None,
+            "dev_loss": score.loss if score else None,
+            "sigma": generation.sigma,
+            "axis_ratio": generation.axis_ratio,
+            "seconds": self._clock.seconds,
+        }
+
+
+class Clock:
+    """Seconds of search, over all parts of an interrupted run."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.set(0.0)
+
+    def set(self, base: float) -> None:
+        """Go on from so many seconds."""
+        self.base = base
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.base + time.perf_counter() - self._began

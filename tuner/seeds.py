@@ -1,0 +1,79 @@
+"""Several seeds of one command: their results together, and the ensemble of their prompts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .metrics import METRICS
+from .result import Result
+
+FIGURES: dict[str, Callable[[Result], float]] = {
+    "zero-shot dev": lambda result: result.zero_shot.dev,
+    "zero-shot test": lambda result: result.zero_shot.test,
+    "train": lambda result: result.tuned.train,
+    "dev": lambda result: result.tuned.dev,
+    "test": lambda result: result.tuned.test,
+}
+"""The columns of the table at the end, and where they are in a result."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the seeds."""
+
+    mean: float
+    std: float
+    """Sample standard deviation; 0 for a single seed."""
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """The finished runs of several seeds."""
+
+    results: tuple[Result, ...]
+    ensemble: float | None
+    """Test metric of the average of the label log-probabilities of all seeds' prompts, if it was asked for."""
+    output_dir: Path
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        """Mean and standard deviation of every figure."""
+        found = {}
+        for name, figure in FIGURES.items():
+            values = [figure(result) for result in self.results]
+            found[name] = Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the contents of result.json."""
+        return {
+            "seeds": [result.seed for result in self.results],
+            "metric": self.results[0].metric,
+            "mean": {name: spread.mean for name, spread in self.spreads.items()},
+            "std": {name: spread.std for name, spread in self.spreads.items()},
+            "ensemble": self.ensemble,
+            "results": [result.as_dict() for result in self.results],
+        }
+
+
+def ensemble_metric(logits: Tensor, labels: Tensor, metric: str) -> float:
+    """Return the metric of the averaged label log-probabilities of K prompts.
+
+    Args:
+        logits: [K, N, C].
+        labels: [N].
+        metric: a name in ``METRICS``.
+    """
+    average = logits.float().log_softmax(dim=2).mean(dim=0, keepdim=True)
+    return float(METRICS[metric](average, labels.to(logits.device)))
+
+
+def child_name(seed: int) -> str:
+    """Return the name of a seed's folder in that of the command."""
+    return f"seed-{seed}"

@@ -1,0 +1,142 @@
+"""What the seeds of one command share: the task, the model, its tokenizer, and the engine."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Any
+
+import transformers
+
+from ..engine import load_engine
+from ..export.errors import UsageError
+from ..export.families import family_of
+from ..export.model import Cuts, load_config, load_model
+from .data import Splits, load_splits, parse_column_mapping
+from .demo import MODEL_DIR
+from .encoding import TextEncoder, longest_sequence
+from .options import Options
+from .presets import DEMO
+from .run import Parts
+from .search import n_generations
+from .task import Task
+
+CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
+"""Where each algorithm's prompts enter."""
+logger = logging.getLogger(__name__)
+
+
+class Setup:
+    """Loads each thing once, and in an order that finds mistakes before time is spent."""
+
+    def __init__(self, options: Options, task: Task) -> None:
+        """Take resolved options and their task."""
+        self.options, self.task = options, task
+
+    def splits(self, seed: int) -> Splits:
+        """Load the task's data and draw a seed's few-shot examples.
+
+        Raises:
+            DataError: if the data are missing, malformed or too few.
+        """
+        options = self.options
+        return load_splits(
+            self.task,
+            data_dir=options.data_dir,
+            k_shot=options.k_shot,
+            seed=seed,
+            column_mapping=parse_column_mapping(options.column_mapping) if options.column_mapping else None,
+            max_test_examples=options.max_test_examples,
+        )
+
+    @cached_property
+    def config(self) -> transformers.PreTrainedConfig:
+        """The model's configuration, which is read long before its weights are.
+
+        Raises:
+            UsageError: if there is no model of that name.
+        """
+        return load_config(self._source)
+
+    @cached_property
+    def model(self) -> transformers.PreTrainedModel:
+        """The frozen model.
+
+        Raises:
+            UsageError: if there is none of that name, or the budget makes no generation with its layers.
+        """
+        model = load_model(self._source)
+        if self.options.algorithm == "bbtv2":
+            n_generations(self.options, int(model.config.num_hidden_layers))
+        return model
+
+    @cached_property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The model's tokenizer.
+
+        Raises:
+            UsageError: if it has none.
+        """
+        try:
+            found: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._source)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the model {self._source!r} has no tokenizer that can be loaded ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}). Put its tokenizer files beside its config.json."
+            ) from error
+        return found
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Writes the task's texts the way the model reads them.
+
+        Raises:
+            UsageError: if task and tokenizer do not go together.
+        """
+        options, family = self.options, family_of(self.config)
+        return TextEncoder(
+            self.tokenizer,
+            self.task,
+            family.kind,
+            options.cat_or_add,
+            options.n_prompt_tokens,
+            family.prompt_start,
+            longest_sequence(self.config, self.tokenizer),
+        )
+
+    def encode(self, splits: Splits) -> Parts:
+        """Encode a seed's data.
+
+        Raises:
+            UsageError: if template and prompt leave no room for a text.
+        """
+        return Parts(*(self.encoder.encode(rows) for rows in (splits.train, splits.dev, splits.test)))
+
+    def load_engine(self, pinned: dict[str, str]) -> Any:
+        """Load the engine.
+
+        Args:
+            pinned: the engine, precision and device that an interrupted run was begun with; they stand in for "auto".
+
+        Raises:
+            BbtFastError: if it is not installed, cannot do the precision, or its graphs are not faithful.
+        """
+        options = self.options
+        asked = {"name": options.engine_name, "precision": options.precision, "device": options.device}
+        asked = {key: pinned.get(key, value) if value == "auto" else value for key, value in asked.items()}
+        graph = {"onnx_model_path": options.onnx_model_path} if options.onnx_model_path else {}
+        return load_engine(
+            asked["name"],
+            self.model,
+            mode=options.cat_or_add,
+            n_prompt_tokens=options.n_prompt_tokens,
+            cuts=CUTS[options.algorithm],
+            precision=asked["precision"],
+            device=asked["device"],
+            **graph,
+        )
+
+    @property
+    def _source(self) -> str:
+        name = str(self.options.model_name)
+        return str(MODEL_DIR) if name == DEMO else name

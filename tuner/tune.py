@@ -1,0 +1,158 @@
+"""``tune``: what the command line and the Python API run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..export.errors import UsageError
+from .control import Control, RunInterruptedError
+from .files import write_json
+from .initial_prompt import initial_prompts
+from .options import Options
+from .presets import resolve
+from .progress import Progress, Silent
+from .prompt_file import read_prompt
+from .result import Result, read_result
+from .run import Parts, Run, test_logits
+from .run_folder import RunFolder, new_folder, recorded_engine, resumed
+from .seeds import SeedsResult, child_name, ensemble_metric
+from .setup import Setup
+from .task import load_task
+
+logger = logging.getLogger(__name__)
+
+
+def tune(options: Options | None = None, /, **changes: Any) -> Result:
+    """Tune a prompt for a task on a frozen model, and test it.
+
+    Args:
+        options: what to run; without it the defaults, that is the demo.
+        **changes: any of the ``Options`` by name, over ``options``.
+
+    Returns:
+        What the run came to; its folder is ``result.output_dir``.
+
+    Raises:
+        BbtFastError: if an option, the data, the model, the engine or the output folder cannot be used.
+        RunInterruptedError: if a stop file in the run's folder asked for the end; ``tune(resume=folder)`` goes on.
+    """
+    given = given_options(options, changes)
+    if given.seeds:
+        raise UsageError(f"tune() runs one seed; for several call tune_seeds(seeds={given.seeds}, ...).")
+    result = execute(given)
+    assert isinstance(result, Result)
+    return result
+
+
+def tune_seeds(options: Options | None = None, /, **changes: Any) -> SeedsResult:
+    """Tune and test with several seeds, which share the model and its graphs.
+
+    Args:
+        options: what to run.
+        **changes: any of the ``Options`` by name, over ``options``; ``seeds`` is needed here or there.
+
+    Returns:
+        All results, with mean and standard deviation.
+
+    Raises:
+        BbtFastError: as ``tune``.
+    """
+    given = given_options(options, changes)
+    if not given.seeds:
+        raise UsageError("tune_seeds() needs seeds, such as seeds=(8, 13, 42, 50, 60).")
+    result = execute(given)
+    assert isinstance(result, SeedsResult)
+    return result
+
+
+def given_options(options: Options | None, changes: dict[str, Any]) -> Options:
+    """Return the options of a caller who wrote these names and values; ``resume`` brings in those of an older run.
+
+    Raises:
+        UsageError: if a name is no option, or a value is not one that it takes.
+        ArtifactError: if the run to resume had other values.
+    """
+    written = {} if options is None else options.written()
+    written |= changes
+    checked = Options.of(**written)
+    return resumed(Path(checked.resume), checked, set(written)) if checked.resume else checked
+
+
+def execute(options: Options, control: Control | None = None, progress: Progress | None = None) -> Result | SeedsResult:
+    """Run what the options ask for; what is wrong with them, the data or the folder is found before work is done.
+
+    Args:
+        options: as a user gave them.
+        control: may end a search early; without it only the options' limits and a stop file do.
+        progress: is told how the searches go.
+
+    Raises:
+        BbtFastError: see ``tune``.
+    """
+    task = load_task(options.task_name)
+    options = resolve(options, task.preset)
+    control = control or Control()
+    control.max_time, control.target_metric = options.max_time, options.target_metric
+    setup = Setup(options, task)
+    splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
+    folder = RunFolder(Path(options.output_dir)) if options.output_dir else new_folder(options)
+    with folder.claim():
+        folder.check(options)
+        parts = {seed: setup.encode(rows) for seed, rows in splits.items()}
+        folder.begin(options)
+        control.stop_files.append(folder.stop)
+        command = Command(setup, setup.load_engine(recorded_engine(folder.path)), control, progress or Silent())
+        try:
+            if not options.seeds:
+                return command.run(options, parts[options.seed], folder)
+            return command.run_seeds(options, parts, folder)
+        except RunInterruptedError as error:
+            raise RunInterruptedError(f"{error} Go on with: bbt-fast tune --resume {folder.path}") from None
+
+
+class Command:
+    """Runs seeds on one engine."""
+
+    def __init__(self, setup: Setup, engine: Any, control: Control, progress: Progress) -> None:
+        """Bind what the seeds share."""
+        self._setup, self._engine, self._control, self._progress = setup, engine, control, progress
+
+    def run(self, options: Options, parts: Parts, folder: RunFolder) -> Result:
+        """Run one seed in a folder that was begun."""
+        origins = initial_prompts(options, self._engine, self._setup.tokenizer)
+        task = self._setup.task
+        return Run(options, task.name, task.metric, self._engine, parts, origins).execute(
+            folder, self._control, self._progress
+        )
+
+    def run_seeds(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> SeedsResult:
+        """Run every seed in a folder of its own; those that an earlier part of the command finished are taken over."""
+        results = []
+        for seed, its_parts in parts.items():
+            child = RunFolder(folder.path / child_name(seed))
+            own = options.changed(seed=seed, seeds=None, ensemble=False)
+            with child.claim():
+                if not child.finished:
+                    child.check(own)
+                    child.begin(own)
+                    self._control.stop_files.append(child.stop)
+                    results.append(self.run(own, its_parts, child))
+                else:
+                    logger.info("seed %d is finished in %s", seed, child.path)
+                    results.append(read_result(child.path))
+        ensemble = self._ensemble(options, parts, folder) if options.ensemble else None
+        result = SeedsResult(tuple(results), ensemble, folder.path)
+        write_json(folder.result, result.as_dict())
+        return result
+
+    def _ensemble(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> float:
+        """Test the average of the label log-probabilities of the seeds' prompts."""
+        prompts = [read_prompt(folder.path / child_name(seed))[0] for seed in parts]
+        test = next(iter(parts.values())).test
+        sets = torch.stack(prompts).to(self._engine.device)
+        logits = test_logits(self._engine, test, sets, options.batch_size, lambda: None)
+        return ensemble_metric(logits, test.labels, self._setup.task.metric)
