@@ -65,6 +65,8 @@ class Engine(ABC):
     name: ClassVar[str]
     precisions: ClassVar[dict[str, tuple[str, ...]]]
     """What it can compute in, by device type; the first is what "auto" takes."""
+    tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {}
+    """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}
     """What a further length bucket costs, in tokens, by device type."""
 
@@ -74,9 +76,11 @@ class Engine(ABC):
         self.savings = savings
         self.precision = precision
         self.device = device
-        self.dtype = precision_of(precision).dtype
+        self.dtype = self.tensor_dtypes.get(precision, precision_of(precision).dtype)
         self.parity: dict[str, float] = {}
         """The parity gate's figures; empty for the reference itself."""
+        self.onnx_model_path: Path | None = None
+        """A file or folder of graphs to run in the place of the cache's."""
         self.export_seconds = 0.0
         """Time spent building and gating graphs."""
         self.tokens_per_call = tokens_per_call(device, self.hidden_size, self.dtype)
@@ -116,6 +120,11 @@ class Engine(ABC):
     def hidden_size(self) -> int:
         """The width of a prompt's vectors, H."""
         return self.staged.hidden_size
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The files this engine runs, in order; none for PyTorch."""
+        return tuple(path for runner in self._runners.values() for path in runner.artifacts)
 
     @property
     def word_embeddings(self) -> Tensor:

@@ -36,6 +36,7 @@ class Row:
 ENGINES: dict[str, Row] = {
     "torch": Row("pytorch", "TorchEngine", "torch", "pip install torch"),
     "ort": Row("ort", "OrtEngine", "onnxruntime", "pip install onnxruntime-gpu"),
+    "openvino": Row("openvino", "OpenvinoEngine", "openvino", "pip install 'bbt-fast[openvino]'"),
 }
 
 
@@ -49,6 +50,7 @@ def load_engine(
     precision: str = "auto",
     device: str = "auto",
     ablate: Iterable[str] = (),
+    onnx_model_path: str | Path | None = None,
 ) -> Engine:
     """Load a model on an engine, its graphs built and compared with PyTorch fp32.
 
@@ -61,12 +63,15 @@ def load_engine(
         precision: a row of PRECISIONS that the engine can do on the device, or "auto".
         device: "cpu", "cuda", "cuda:1", ... or "auto".
         ablate: savings to leave out, by name (see Savings); for benchmarks.
+        onnx_model_path: a file (cuts="input") or folder (cuts="layers") of graphs that scripts/export_and_optimize.py
+            wrote, to run in the place of the cache's.
 
     Raises:
         UsageError: if a name is unknown or the engine cannot do the precision.
         MissingExtraError: if the engine's package is not installed.
         DeviceError: if the device cannot be used.
         ParityError: if a graph does not reproduce PyTorch fp32.
+        ArtifactError: if ``onnx_model_path`` holds nothing that fits.
     """
     kind = engine_class(name)
     place = _device(name, device)
@@ -83,6 +88,7 @@ def load_engine(
     loaded = load_model(model).to(place)  # type: ignore[arg-type]
     staged = StagedModel(loaded, mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)
     engine = kind(staged, precision, place, savings)
+    engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)
     engine.check_parity()
     logger.info("%s in %s on %s is ready after %.1f s", name, precision, place, time.perf_counter() - began)
     return engine

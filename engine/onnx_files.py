@@ -2,57 +2,111 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import torch
+from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
 from ..export.cache import entry
+from ..export.errors import ArtifactError
 from ..export.graphs import OPSET, Source, onnx_from_stage, save_graph
 from ..export.model import Encoded, StagedModel
 
 SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 """The packages whose version shapes a graph."""
+METADATA = "bbt_fast"
+"""Where a graph file says what it was made for."""
 
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """A folder with one ONNX file per stage."""
+    """One ONNX file per stage."""
 
-    folder: Path
-    n_stages: int
+    paths: tuple[Path, ...]
+    kept: bool
+    """Whether they are the cache's own, so that the parity gate's figures can be kept beside them."""
 
-    def path(self, stage: int) -> Path:
-        """Return a stage's file."""
-        return self.folder / _name(stage)
-
-    def parity_record(self, runtime: str) -> Path:
+    def parity_record(self, runtime: str) -> Path | None:
         """Return the file that keeps the parity gate's figures for these files on a runtime."""
-        return self.folder / f"parity-{runtime}.json"
+        return self.paths[0].with_name(f"parity-{runtime}.json") if self.kept else None
 
 
-def onnx_files(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> OnnxFiles:
-    """Return the files for a stage chain, from the cache or built now."""
-    key = {
+def onnx_files(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, given: Path | None = None) -> OnnxFiles:
+    """Return the files for a stage chain: those given, else from the cache, else built now.
+
+    Args:
+        staged: the model.
+        encoded: an example of what the stages take.
+        dtype: what the graphs compute in.
+        given: a file (cuts="input") or a folder of stage files (cuts="layers").
+
+    Raises:
+        ArtifactError: if the given files are missing, or were made for something else.
+    """
+    key = _key(staged, encoded, dtype)
+    if given is not None:
+        return OnnxFiles(_given_paths(given, staged, key), kept=False)
+    folder = entry(key, lambda folder: _build(staged, encoded, dtype, _paths(folder, staged)))
+    return OnnxFiles(_paths(folder, staged), kept=True)
+
+
+def _build(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, paths: tuple[Path, ...]) -> None:
+    title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
+    made_for = json.dumps(_key(staged, encoded, dtype))
+    for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
+        graph = onnx_from_stage(_source(staged, encoded, dtype, stage))
+        graph.metadata_props[METADATA] = made_for
+        save_graph(graph, path)
+
+
+def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str, Any]:
+    """Return everything that shapes the graphs."""
+    return {
         "model": staged.fingerprint,
         "mode": staged.mode,
         "n_prompt_tokens": staged.n_prompt_tokens,
         "cuts": staged.cuts,
         "answer_only": staged.answer_only,
         "tensors": sorted(encoded.tensors),
-        "dtype": str(dtype),
+        "precision": str(dtype).removeprefix("torch."),
         "opset": OPSET,
         "versions": {name: version(name) for name in SHAPING},
     }
 
-    def build(folder: Path) -> None:
-        title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
-        for stage in tqdm(range(staged.n_stages), desc=title, unit="graph", disable=None, leave=False):
-            save_graph(onnx_from_stage(_source(staged, encoded, dtype, stage)), folder / _name(stage))
 
-    return OnnxFiles(entry(key, build), staged.n_stages)
+def _given_paths(given: Path, staged: StagedModel, key: dict[str, Any]) -> tuple[Path, ...]:
+    """Return a user's files after checking what they were made for."""
+    paths = (given,) if staged.cuts == "input" else _paths(given, staged)
+    for path in paths:
+        if not path.is_file():
+            what = "a file" if staged.cuts == "input" else f"a folder with {len(paths)} files {path.name}, ..."
+            raise ArtifactError(
+                f"--onnx_model_path {given} must be {what}, but {path} is missing. Write it with "
+                f"`python scripts/export_and_optimize.py{'' if staged.cuts == 'input' else ' --deep'}`."
+            )
+        try:
+            made_for = json.loads(ir.load(path).metadata_props[METADATA])
+        except (OSError, KeyError, ValueError, DecodeError) as error:
+            raise ArtifactError(
+                f"{path} is not a graph that scripts/export_and_optimize.py wrote ({type(error).__name__})."
+            ) from error
+        for name, wanted in key.items():
+            if name not in ("versions", "opset") and made_for.get(name) != wanted:
+                raise ArtifactError(
+                    f"{path} was made for {name} {made_for.get(name)}, but this run has {wanted}. Export it again with "
+                    "scripts/export_and_optimize.py and this run's options, or leave --onnx_model_path out."
+                )
+    return paths
+
+
+def _paths(folder: Path, staged: StagedModel) -> tuple[Path, ...]:
+    return tuple(folder / f"stage_{stage:02d}.onnx" for stage in range(staged.n_stages))
 
 
 def _source(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, stage: int) -> Source:
@@ -66,7 +120,3 @@ def _source(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, stage: in
         tensor = encoded.tensors[name].cpu()
         tensors.append(torch.cat([tensor] * repeats) if part.axes[name][0] == "examples" else tensor)
     return Source(part, staged.join(stage), dtype, hidden, tuple(tensors))
-
-
-def _name(stage: int) -> str:
-    return f"stage_{stage:02d}.onnx"

@@ -12,43 +12,31 @@ import torch
 from torch import Tensor
 
 from ..export.errors import DeviceError
-from ..export.model import Encoded
-from ..export.stages import Stage
+from ..export.model import Encoded, StagedModel
 from .base import Engine
 from .onnx_files import OnnxFiles, onnx_files
+from .onnx_runner import OnnxRunner
 from .session import Runner
 
 NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
 
 
-class OrtRunner:
-    """One ONNX Runtime session per stage; inputs and outputs are torch tensors, bound by address."""
+class OrtRunner(OnnxRunner):
+    """One ONNX Runtime session per stage; tensors are bound by address."""
 
-    def __init__(self, files: OnnxFiles, stages: tuple[Stage, ...], device: torch.device, joined: int) -> None:
-        """Load the graphs; ``joined`` is how many positions the first stage adds to a text."""
-        self.files = files
-        self._stages = stages
-        self._device = device
-        self._joined = joined
-        self._sessions = [_session(str(files.path(stage)), device) for stage in range(files.n_stages)]
+    def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device) -> None:
+        """Load the graphs."""
+        super().__init__(files, staged, encoded)
+        self._sessions = [_session(path, device) for path in files.paths]
 
-    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Run a stage; nothing is copied between host and device."""
-        part, session = self._stages[stage], self._sessions[stage]
+    def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
+        session = self._sessions[stage]
         binding = session.io_binding()
-        inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
         for name, tensor in inputs.items():
             binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
-        population = max(hidden.shape[0], prompt.shape[0])
-        if part.answers:
-            output = hidden.new_empty(population, hidden.shape[1], len(tensors["label_rows"]), dtype=torch.float32)
-        else:
-            length = hidden.shape[2] + (self._joined if stage == 0 else 0)
-            output = hidden.new_empty(population, hidden.shape[1], length, hidden.shape[3])
         name = session.get_outputs()[0].name
         binding.bind_output(name, *_place(output), tuple(output.shape), output.data_ptr())
         session.run_with_iobinding(binding)
-        return output
 
 
 class OrtEngine(Engine):
@@ -68,17 +56,25 @@ class OrtEngine(Engine):
         )
 
     def _load(self, encoded: Encoded) -> OrtRunner:
-        files = onnx_files(self.staged, encoded, self.dtype)
-        return OrtRunner(files, encoded.stages, self.device, self.staged.join(0).length(0))
+        files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path)
+        return OrtRunner(files, self.staged, encoded, self.device)
 
     def _parity_record(self, runner: Runner) -> Path | None:
         assert isinstance(runner, OrtRunner)
         return runner.files.parity_record(_runtime(self.device))
 
 
-def _session(path: str, device: torch.device) -> ort.InferenceSession:
-    _start(device.type)
+def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
+    """Write what ONNX Runtime makes of a graph for a device: operators fused, constants folded."""
     options = ort.SessionOptions()
+    options.optimized_model_filepath = str(target)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    _session(source, device, options)
+
+
+def _session(path: Path, device: torch.device, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    _start(device.type)
+    options = options or ort.SessionOptions()
     options.use_per_session_threads = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
@@ -86,7 +82,7 @@ def _session(path: str, device: torch.device) -> ort.InferenceSession:
         stream = torch.cuda.current_stream(device).cuda_stream
         cuda = {"device_id": str(device.index or 0), "user_compute_stream": str(stream)}
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    session = ort.InferenceSession(path, options, providers=providers)
+    session = ort.InferenceSession(str(path), options, providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(
             "ONNX Runtime's CUDA provider did not load: a library it links is missing (the log above names it). "

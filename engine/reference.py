@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from ..export.model import StagedModel
@@ -10,6 +12,8 @@ from ..export.stages import Stage
 
 class ModuleRunner:
     """Runs stages as PyTorch modules."""
+
+    artifacts: tuple[Path, ...] = ()
 
     def __init__(self, staged: StagedModel, stages: tuple[Stage, ...]) -> None:
         """Take stages on the device and in the dtype that the tensors will have."""

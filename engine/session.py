@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 class Runner(Protocol):
     """A loaded stage chain: runs one stage on one runtime."""
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The files it runs, if it runs any."""
+        ...
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Return the hidden states [max(P', P), N, S, H] or logits [P, N, C] of a stage.

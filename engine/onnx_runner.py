@@ -1,0 +1,46 @@
+"""What every engine that runs ONNX files does around one call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..export.model import Encoded, StagedModel
+from .onnx_files import OnnxFiles
+
+
+class OnnxRunner(ABC):
+    """Runs a stage chain from its files; inputs and outputs are torch tensors, passed by address.
+
+    A leaf loads the files and implements ``_infer``.
+    """
+
+    def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded) -> None:
+        """Take the files of a stage chain."""
+        self.files = files
+        self._staged = staged
+        self._stages = encoded.stages
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The ONNX files, in order."""
+        return self.files.paths
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Run a stage; nothing is copied between host and device."""
+        part = self._stages[stage]
+        population, examples, length, width = max(hidden.shape[0], prompt.shape[0]), *hidden.shape[1:]
+        if part.answers:
+            output = hidden.new_empty(population, examples, len(tensors["label_rows"]), dtype=torch.float32)
+        else:
+            output = hidden.new_empty(population, examples, self._staged.join(stage).length(length), width)
+        inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
+        self._infer(stage, inputs, output)
+        return output
+
+    @abstractmethod
+    def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
+        """Run one stage's file on contiguous inputs by name, and write its only output."""
