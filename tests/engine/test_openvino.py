@@ -1,0 +1,63 @@
+"""OpenVINO in bf16, the instruction sets it asks for, and memory that is shared and not copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Examples, cpu, load_engine
+
+pytest.importorskip("openvino")
+N_PROMPT_TOKENS = 5
+
+
+@pytest.mark.parametrize("cuts", ["input", "layers"])
+@pytest.mark.parametrize("mode", ["add", "cat"])
+def test_bf16_answers_nearly_as_fp32_does_and_not_as_exactly(
+    mode: str,
+    cuts: str,
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+) -> None:
+    prompts = make_prompts(roberta, 8, N_PROMPT_TOKENS)
+    examples = make_examples(roberta, mode, N_PROMPT_TOKENS)
+    answers = {}
+    for name, precision in (("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+        loaded = load_engine(
+            name, roberta, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision=precision, device="cpu"
+        )
+        answers[name, precision] = loaded.open(examples).evaluate(prompts)
+    spread = float(answers["torch", "fp32"].std())
+    fp32, bf16 = (
+        float((answers["openvino", precision] - answers["torch", "fp32"]).abs().mean()) / spread
+        for precision in ("fp32", "bf16")
+    )
+    assert fp32 < 1e-5
+    assert 1e-4 < bf16 < 0.05  # below that it would be fp32 under another name
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_f": True}, True), ({"avx512_f": True}, False)],
+)
+def test_auto_takes_bf16_only_where_the_cpu_multiplies_it(
+    capabilities: dict[str, bool], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "get_capabilities", lambda: capabilities)
+    assert cpu.computes_bf16() is native
+
+
+def test_a_population_is_read_and_answered_in_place(
+    roberta: PreTrainedModel, make_examples: Callable[..., Examples], make_prompts: Callable[..., Tensor]
+) -> None:
+    loaded = load_engine("openvino", roberta, n_prompt_tokens=N_PROMPT_TOKENS, precision="fp32")
+    session = loaded.open(make_examples(roberta, "add", N_PROMPT_TOKENS))
+    kept = session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS))
+    copy = kept.clone()
+    session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS, seed=1))
+    assert torch.equal(kept, copy)  # an answer's memory is the caller's own, not the runtime's
