@@ -1,1 +1,43 @@
-"""bbt-fast: Black-Box Tuning as fast as the hardware allows."""
+"""bbt-fast: Black-Box Tuning as fast as the hardware allows.
+
+result = bbt_fast.tune(task_name="sst2", model_name="roberta-large", engine="ort")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .export.errors import BbtFastError as BbtFastError
+    from .tuner.options import Options as Options
+    from .tuner.result import Result as Result
+    from .tuner.seeds import SeedsResult as SeedsResult
+    from .tuner.tune import tune as tune
+    from .tuner.tune import tune_seeds as tune_seeds
+
+_HOMES = {
+    "BbtFastError": ".export.errors",
+    "Options": ".tuner.options",
+    "Result": ".tuner.result",
+    "SeedsResult": ".tuner.seeds",
+    "tune": ".tuner.tune",
+    "tune_seeds": ".tuner.tune",
+}
+"""Where the public names live; each is imported when it is first asked for, because PyTorch takes seconds."""
+
+__all__ = ["BbtFastError", "Options", "Result", "SeedsResult", "tune", "tune_seeds"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name.
+
+    Raises:
+        AttributeError: if there is none.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bbt_fast' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names beside those that are loaded."""
+    return sorted({*globals(), *__all__})

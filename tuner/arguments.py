@@ -6,6 +6,7 @@ import argparse
 import ast
 import inspect
 import textwrap
+from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -51,11 +52,19 @@ def helps() -> dict[str, str]:
     return texts
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every option; those not given stay out of the namespace, so that files and presets can speak."""
+def add_options(parser: argparse.ArgumentParser, wanted: Collection[str] | None = None) -> None:
+    """Add a flag for every option; those not given stay out of the namespace, so that files and presets can speak.
+
+    Args:
+        parser: gets the flags.
+        wanted: only these options.
+    """
     known = {field.name: field for field in fields(Options)}
     hints = get_type_hints(Options)
     for title, names in GROUPS.items():
+        names = tuple(name for name in names if wanted is None or name in wanted)
+        if not names:
+            continue
         group = parser.add_argument_group(title)
         for name in names:
             group.add_argument(*spellings(name), **_argument(known[name], hints[name]))

@@ -33,6 +33,8 @@ class Control:
     """Development metric that is good enough."""
     stop_files: list[Path] = field(default_factory=list)
     """The search ends once one of these exists."""
+    patient: bool = field(default=False, init=False)
+    """Whether a run is on, which ends its generation first; before that a signal ends the process."""
     request: str | None = field(default=None, init=False)
     """Set by a signal: what asked for the end."""
 
@@ -53,7 +55,7 @@ class Control:
 
 @contextmanager
 def signals(control: Control) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the search after the current generation; a second one ends the process at once.
+    """Let SIGINT and SIGTERM end a search after its current generation; a second one ends the process at once.
 
     Nothing finished is lost then either: every generation is on the disk before the next one starts. Outside the main
     thread, where Python takes no signals, this does nothing.
@@ -64,6 +66,8 @@ def signals(control: Control) -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
+        if not control.patient:
+            raise KeyboardInterrupt
         if control.request is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

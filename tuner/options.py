@@ -205,6 +205,7 @@ class Options:
                 self.generation_size < SMALLEST_POPSIZE,
                 f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule.",
             ),
+            (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
             (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
             (not distinct, f"seeds {self.seeds} has the same seed twice."),
             (

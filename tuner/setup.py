@@ -18,7 +18,6 @@ from .encoding import TextEncoder, longest_sequence
 from .options import Options
 from .presets import DEMO
 from .run import Parts
-from .search import n_generations
 from .task import Task
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
@@ -63,12 +62,9 @@ class Setup:
         """The frozen model.
 
         Raises:
-            UsageError: if there is none of that name, or the budget makes no generation with its layers.
+            UsageError: if there is none of that name.
         """
-        model = load_model(self._source)
-        if self.options.algorithm == "bbtv2":
-            n_generations(self.options, int(model.config.num_hidden_layers))
-        return model
+        return load_model(self._source)
 
     @cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from .prompt_file import read_prompt
 from .result import Result, read_result
 from .run import Parts, Run, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed
+from .search import n_generations
 from .seeds import SeedsResult, child_name, ensemble_metric
 from .setup import Setup
 from .task import load_task
@@ -99,13 +100,15 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     control.max_time, control.target_metric = options.max_time, options.target_metric
     setup = Setup(options, task)
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
+    n_generations(options, int(setup.config.num_hidden_layers) if options.algorithm == "bbtv2" else 1)
     folder = RunFolder(Path(options.output_dir)) if options.output_dir else new_folder(options)
     with folder.claim():
         folder.check(options)
         parts = {seed: setup.encode(rows) for seed, rows in splits.items()}
         folder.begin(options)
-        control.stop_files.append(folder.stop)
         command = Command(setup, setup.load_engine(recorded_engine(folder.path)), control, progress or Silent())
+        control.stop_files.append(folder.stop)
+        control.patient = True
         try:
             if not options.seeds:
                 return command.run(options, parts[options.seed], folder)

@@ -1,0 +1,72 @@
+"""The command line: ``bbt-fast [tune|export|tasks|doctor] ...``; without a sub-command it tunes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import coloredlogs
+
+from ..export.errors import BbtFastError
+from .arguments import Parser
+from .control import RunInterruptedError
+
+FAILED = 2
+INTERRUPTED = 128 + signal.SIGINT
+COMMANDS = {
+    "tune": "tune and test a prompt (the default)",
+    "export": "build and check a model's graphs ahead of a run",
+    "tasks": "list the tasks, or show how one is encoded",
+    "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
+}
+"""What the sub-commands do. The module ``cli_<name>`` of each adds its parser, whose ``text`` turns the parsed
+arguments into what is printed."""
+DESCRIPTION = """\
+Tune a soft prompt for a frozen language model without gradients (BBT, BBTv2), as fast as the hardware allows.
+Without a command this is `bbt-fast tune`; without any flag that tunes the embedded demo.
+`bbt-fast COMMAND --help` lists a command's flags."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 2 for a mistake that can be mended, 130 for an interrupted run."""
+    arguments = _with_command(list(sys.argv[1:] if argv is None else argv))
+    logger = logging.getLogger("bbt_fast")
+    try:
+        args = make_parser(arguments[0]).parse_args(arguments)
+        coloredlogs.install(level="DEBUG" if args.verbose else "INFO", logger=logger, fmt="%(message)s")
+        print(args.text(args))
+    except RunInterruptedError as error:
+        print(f"bbt-fast: {error}", file=sys.stderr)
+        return INTERRUPTED
+    except BbtFastError as error:
+        print(f"bbt-fast: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("bbt-fast: interrupted before the search began; nothing is lost.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def make_parser(chosen: str) -> argparse.ArgumentParser:
+    """Make the parser; only the chosen command is asked for its flags, since some take seconds to import."""
+    parser = Parser(prog="bbt-fast", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"bbt-fast {version('bbt-fast')}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, help_text in COMMANDS.items():
+        if name == chosen:
+            command = import_module(f".cli_{name}", __package__).add_parser(subparsers)
+            command.add_argument("--verbose", action="store_true", help="log more")
+        else:
+            subparsers.add_parser(name, help=help_text)
+    return parser
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """Put the default command in front, unless the first word is one or asks about all of them."""
+    if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
+        return arguments
+    return ["tune", *arguments]

@@ -1,0 +1,88 @@
+"""``bbt-fast tune``: options from a file and from flags, a live line, and a summary at the end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from ..export.errors import UsageError
+from .arguments import add_options
+from .coerce import coerce, suggest
+from .options import Options
+from .yaml_lines import read_yaml
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "tune", allow_abbrev=False, description="Tune a prompt for a task on a frozen model, and test it."
+    )
+    parser.set_defaults(text=run)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags override it")
+    parser.add_argument(
+        "--print_config", "--print-config", action="store_true", help="print the resolved options as YAML and leave"
+    )
+    add_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Tune, and return the summary; or the resolved options, if that was asked for.
+
+    Raises:
+        BbtFastError: see ``tune``.
+    """
+    # Here, so that --help and mistakes in flags do not wait for PyTorch.
+    from .tune import given_options
+
+    written = read_config_file(Path(args.config)) if args.config else {}
+    names = set(get_type_hints(Options))
+    written |= {name: value for name, value in vars(args).items() if name in names}
+    options = given_options(None, written)
+    return _config_text(options) if args.print_config else _tuned(options)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the options in a YAML file.
+
+    Raises:
+        DataError: if it is not YAML, or an entry is no option or has a value it does not take; it names the line.
+    """
+    hints = get_type_hints(Options)
+    values = {}
+    for name, value in read_yaml(path).fields().items():
+        if name not in hints:
+            raise value.error(f"is no option.{suggest(name, hints)} `bbt-fast tune --help` lists them.")
+        try:
+            values[name] = coerce(name, value.text() if value.is_text else value.texts(), hints[name])
+        except UsageError as error:
+            raise value.error(f"cannot be used: {error}") from None
+    return values
+
+
+def _config_text(options: Options) -> str:
+    from .presets import resolve
+    from .task import load_task
+
+    resolved = resolve(options, load_task(options.task_name).preset).as_dict()
+    known = {name: value for name, value in resolved.items() if value is not None}
+    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip()
+
+
+def _tuned(options: Options) -> str:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+    from transformers.utils import logging as transformers_logging
+
+    from .control import Control, signals
+    from .progress import ProgressLine
+    from .summary import summary
+    from .tune import execute
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    control = Control()
+    with signals(control), logging_redirect_tqdm([logging.getLogger("bbt_fast")]):
+        return summary(execute(options, control, ProgressLine(options.print_every)))

@@ -1,0 +1,82 @@
+"""What is installed and what the hardware can do, for people who ask why a run is slow or will not start."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ..engine.cpu import instruction_sets
+from ..engine.loading import ENGINES, engine_class
+from ..export.cache import cache_folder
+from ..export.errors import BbtFastError
+from .result import versions
+
+Section = dict[str, str]
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+BOTH_RUNTIMES = (
+    "PROBLEM: onnxruntime and onnxruntime-gpu overwrite each other; run `pip uninstall onnxruntime onnxruntime-gpu`, "
+    "then install one of them"
+)
+GIB = 2**30
+
+
+def diagnosis() -> dict[str, Section]:
+    """Return facts by section and name."""
+    return {"versions": _versions(), "hardware": _hardware(), "engines": _engines(), "files": _files()}
+
+
+def _versions() -> Section:
+    facts = versions()
+    if all(name in facts for name in ONNX_RUNTIMES):
+        facts |= {name: f"{facts[name]}  {BOTH_RUNTIMES}" for name in ONNX_RUNTIMES}
+    return facts
+
+
+def _hardware() -> Section:
+    facts = {
+        "system": platform.platform(),
+        "CPU": f"{platform.machine()}, {torch.get_num_threads()} threads for PyTorch",
+        "instruction sets": ", ".join(instruction_sets()) or "none that matter here",
+    }
+    if not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        return facts | {"GPU": f"none that PyTorch ({build}) can use"}
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        facts[f"cuda:{index}"] = (
+            f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}, "
+            f"PyTorch for CUDA {torch.version.cuda}"
+        )
+    return facts
+
+
+def _engines() -> Section:
+    """Say of every engine whether it is installed and what it computes in; the first precision is what auto takes."""
+    facts = {}
+    for name in ENGINES:
+        try:
+            precisions = engine_class(name).precisions
+        except BbtFastError as error:
+            facts[name] = str(error)
+            continue
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        can = [f"{', '.join(precisions[device])} on {device}" for device in devices if device in precisions]
+        facts[name] = f"installed ({_version(ENGINES[name].requires)}): {'; '.join(can) or 'nothing on this machine'}"
+    return facts
+
+
+def _files() -> Section:
+    folder = cache_folder()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    return {"graphs": f"{folder} ({size / GIB:.2f} GiB)"}
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown version"
