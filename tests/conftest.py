@@ -55,13 +55,14 @@ TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a cache folder of its own; workers that share the cores take one thread each."""
-    cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
-    config.add_cleanup(cache.cleanup)
-    os.environ["XDG_CACHE_HOME"] = cache.name
-    os.environ["BBT_FAST_CACHE"] = str(Path(cache.name) / "bbt-fast")
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    """Give the run a cache folder of its own, which parallel workers share."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits it
+        cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
+        os.environ["BBT_FAST_CACHE"] = str(Path(cache.name) / "bbt-fast")
+    # Tiny models gain nothing from threads, and lose much when workers share the cores.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
