@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..export.errors import DeviceError, MissingExtraError, UsageError
+from ..export.errors import DeviceError, MissingExtraError, ParityError, UsageError
 from ..export.model import Cuts, StagedModel, load_model
 from ..export.precision import precision_of
 from ..export.prompts import Mode
+from .automatic import FASTEST, Choice, hardware_fault
 from .base import Engine, Savings
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_engine(
     """Load a model on an engine, its graphs built and compared with PyTorch fp32.
 
     Args:
-        name: a row of ENGINES.
+        name: a row of ENGINES, or "auto" for the fastest that is installed and passes the parity gate.
         model: a hub id, a folder, or a loaded `transformers` model (whose attention is switched to SDPA).
         mode: "add" puts prompts onto placeholder positions, "cat" before the text.
         n_prompt_tokens: n.
@@ -73,6 +74,53 @@ def load_engine(
         ParityError: if a graph does not reproduce PyTorch fp32.
         ArtifactError: if ``onnx_model_path`` holds nothing that fits.
     """
+    plans = _plans(name, precision, device)
+    savings = Savings.without(*ablate)
+    loaded = load_model(model)
+    for choice, place in plans:
+        began = time.perf_counter()
+        staged = StagedModel(loaded.to(place), mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)  # type: ignore[arg-type]
+        engine = engine_class(choice.engine)(staged, choice.precision, place, savings)
+        engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)
+        try:
+            engine.check_parity()
+        except (ParityError, DeviceError) as error:
+            if choice is plans[-1][0]:
+                raise
+            logger.info("engine auto is not %s: %s", choice, error)
+            continue
+        if name == "auto":
+            logger.info("engine auto is %s: the fastest here that passes the parity gate", choice)
+        logger.info("%s on %s is ready after %.1f s", choice, place, time.perf_counter() - began)
+        return engine
+    raise DeviceError(f"no engine can run in {precision} on {device} here; `bbt-fast doctor` says why.")
+
+
+def prospects(precision: str = "auto", device: str = "auto") -> list[tuple[Choice, str | None]]:
+    """Return what "auto" would try, fastest first, each with what speaks against it here or None.
+
+    Raises:
+        UsageError: if the precision or the device is unknown.
+        DeviceError: if the device cannot be used.
+    """
+    if precision != "auto":
+        precision_of(precision)
+    place = _device("torch", device)
+    rows = [choice for choice in FASTEST[place.type] if precision in ("auto", choice.precision)]
+    return [(choice, _fault(choice, place)) for choice in rows]
+
+
+def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.device]]:
+    """Return what to load, and if that fails what to load next; refuse what cannot be done before any work."""
+    if name == "auto":
+        place = _device("torch", device)
+        plans = []
+        for choice, fault in prospects(precision, device):
+            if fault is None:
+                plans.append((choice, place))
+            elif not plans:
+                logger.info("engine auto is not %s: %s", choice, fault)
+        return plans
     kind = engine_class(name)
     place = _device(name, device)
     if precision == "auto":
@@ -83,15 +131,23 @@ def load_engine(
             f"engine {name!r} cannot compute in {precision} on {place.type}; there it does "
             f"{', '.join(kind.precisions[place.type])}. Give one of these with --precision."
         )
-    savings = Savings.without(*ablate)
-    began = time.perf_counter()
-    loaded = load_model(model).to(place)  # type: ignore[arg-type]
-    staged = StagedModel(loaded, mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)
-    engine = kind(staged, precision, place, savings)
-    engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)
-    engine.check_parity()
-    logger.info("%s in %s on %s is ready after %.1f s", name, precision, place, time.perf_counter() - began)
-    return engine
+    choice = Choice(name, precision)
+    slow = hardware_fault(choice, place.type)
+    if slow:
+        logger.warning("%s: %s", choice, slow)
+    return [(choice, place)]
+
+
+def _fault(choice: Choice, place: torch.device) -> str | None:
+    """Say what keeps an engine from running here, or None."""
+    if choice.engine not in ENGINES:
+        return "this version does not have that engine"
+    try:
+        engine_class(choice.engine)
+        _device(choice.engine, str(place))
+    except (MissingExtraError, DeviceError, UsageError) as error:
+        return str(error)
+    return hardware_fault(choice, place.type)
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -102,7 +158,7 @@ def engine_class(name: str) -> type[Engine]:
         MissingExtraError: if its package is not installed.
     """
     if name not in ENGINES:
-        raise UsageError(f"there is no engine {name!r}; these are: {', '.join(ENGINES)}.")
+        raise UsageError(f"there is no engine {name!r}; these are: auto, {', '.join(ENGINES)}.")
     row = ENGINES[name]
     if find_spec(row.requires) is None:
         raise MissingExtraError(f"engine {name!r} needs {row.requires}, which is not installed: `{row.install}`.")
