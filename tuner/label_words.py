@@ -58,7 +58,7 @@ def _follows_space(before: str, kind: Kind) -> bool:
 def _spellings(word: str, spaced: bool) -> tuple[str, str]:
     """Return a word's two forms, the one that fits the template first.
 
-    Byte-level BPE has a token for each; WordPiece and SentencePiece read both as the same.
+    Byte-level BPE has a token for each; WordPiece reads both as the same. SentencePiece puts a space before either.
     """
     return (" " + word, word) if spaced else (word, " " + word)
 
@@ -68,6 +68,8 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], s
     for word in words:
         for form in _spellings(word, spaced):
             ids = tokenizer.encode(form, add_special_tokens=False)
+            if form == word and len(ids) > 1 and not tokenizer.decode(ids[0]).strip():
+                ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
             if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
                 yield ids[0]
 

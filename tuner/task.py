@@ -153,21 +153,18 @@ def read_task(path: Path) -> Task:
     labels = parts["labels"].texts()
     if len(labels) < 2:
         raise parts["labels"].error("needs at least two classes.")
-    templates = _per_kind(parts["templates"])
-    words = _per_kind(parts["label_words"])
-    if missing := set(templates) ^ set(words):
-        kind = min(missing)
-        raise parts["label_words"].error(
-            f"and templates must name the same model kinds; {kind} is in one of them only."
-        )
+    templates = _templates(_per_kind(parts["templates"]))
+    words = {kind: _label_words(value, labels) for kind, value in _per_kind(parts["label_words"]).items()}
+    if unpaired := sorted(set(templates) ^ set(words)):
+        raise parts["label_words"].error(f"and templates must name the same model kinds; {unpaired[0]} is only in one.")
     metric = parts["metric"].one_of(METRICS) if "metric" in parts else "accuracy"
     if metric == "f1" and len(labels) != 2:
         raise parts["metric"].error(f"is f1, which is defined for two classes here, but there are {len(labels)}.")
     return Task(
         name=parts["name"].text() if "name" in parts else path.stem,
         labels=labels,
-        templates=_templates(templates),
-        label_words={kind: _label_words(value, labels) for kind, value in words.items()},
+        templates=templates,
+        label_words=words,
         metric=metric,
         aliases=parts["aliases"].texts() if "aliases" in parts else (),
         columns=_columns(parts["columns"]) if "columns" in parts else {},

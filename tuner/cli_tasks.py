@@ -1,0 +1,125 @@
+"""``bbt-fast tasks``: the tasks there are, and how one of them looks to a model."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from ..export.families import family_of
+from .columns import Row
+from .encoding import TextEncoder
+from .options import Options
+from .presets import resolve
+from .setup import Setup
+from .task import KINDS, Task, load_task, task_names
+
+SAMPLES = ("a text to classify", "a second text to compare it with")
+"""What is encoded where no data are given."""
+SHOWN_OPTIONS = ("model_name", "data_dir", "column_mapping", "cat_or_add", "n_prompt_tokens", "k_shot", "seed")
+"""The options of a run that an encoded example depends on."""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("tasks", help="list the tasks, or show how one is encoded")
+    parser.set_defaults(text=list_tasks)
+    parser.add_argument("--kind", choices=KINDS, default="masked", help="the model kind whose templates are listed")
+    actions = parser.add_subparsers(metavar="show NAME")
+    show = actions.add_parser("show", help="print an encoded example of one task")
+    show.set_defaults(text=show_task)
+    show.add_argument("task_name", help="a task's name, or the path of your own task.yaml")
+    for name in SHOWN_OPTIONS:
+        spellings = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+        show.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, help=f"as in `tune`: {name}")
+    return parser
+
+
+def list_tasks(args: argparse.Namespace) -> str:
+    """Return the packaged tasks with their classes, sizes, metric, preset, template and label words.
+
+    Args:
+        args: ``kind``, the model kind whose templates and label words are shown.
+    """
+    return "\n\n".join(_summary(load_task(name), args.kind) for name in task_names())
+
+
+def _summary(task: Task, kind: Any) -> str:
+    """Return a few lines about a task."""
+    names = f"{task.name} ({', '.join(task.aliases)})" if task.aliases else task.name
+    rows = task.hub.rows if task.hub else {}
+    preset = {name: value for name, value in vars(task.preset).items() if value is not None}
+    facts = [
+        f"{len(task.labels)} classes",
+        task.metric,
+        *(f"{count:,} {split}" for split, count in rows.items()),
+        *(f"{name} {value}" for name, value in preset.items()),
+    ]
+    words = ", ".join("/".join(alternatives) for alternatives in task.words(kind))
+    lines = textwrap.wrap(words, 110)
+    return "\n".join([f"{names}: {', '.join(facts)}", f"    {task.template(kind)}", *(f"    {line}" for line in lines)])
+
+
+def show_task(args: argparse.Namespace) -> str:
+    """Return one example of a task as a model reads it: tokens, prompt positions, answer position, label-word ids.
+
+    Args:
+        args: ``task_name`` and any of ``SHOWN_OPTIONS``. With ``data_dir`` the example is the first of the training
+            examples, else a made-up one.
+
+    Raises:
+        BbtFastError: if the task, the model or the data cannot be used.
+    """
+    task = load_task(args.task_name)
+    given = {name: getattr(args, name) for name in SHOWN_OPTIONS if hasattr(args, name)}
+    options = resolve(Options.of(task_name=args.task_name, **given), task.preset)
+    setup = Setup(options, task)
+    row = setup.splits(options.seed).train[0] if options.data_dir else _sample(task)
+    return "\n".join([*_facts(setup, row), "", *_token_lines(setup.encoder, row)])
+
+
+def _sample(task: Task) -> Row:
+    """Return a made-up row."""
+    return Row(SAMPLES[0], SAMPLES[1] if len(task.texts) > 1 else None, 0)
+
+
+def _facts(setup: Setup, row: Row) -> list[str]:
+    """Return what holds for the whole example."""
+    task, encoder, options = setup.task, setup.encoder, setup.options
+    examples = encoder.encode([row]).examples
+    n = options.n_prompt_tokens
+    answer = int(examples.answer_position)
+    read = examples.input_ids if examples.decoder_input_ids is None else examples.decoder_input_ids
+    where = "input" if examples.decoder_input_ids is None else "decoder input"
+    answer_token = encoder.tokenizer.convert_ids_to_tokens(read[0].tolist())[answer]
+    prompt = (
+        f"{encoder.prompt_start} to {encoder.prompt_start + n - 1}, added to the placeholder tokens there"
+        if options.cat_or_add == "add"
+        else f"{n} tokens before position 0"
+    )
+    tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids)
+    words = [
+        f"    {label}: {token!r}, id {token_id}"
+        for label, token, token_id in zip(task.labels, tokens, encoder.label_token_ids, strict=True)
+    ]
+    return [
+        f"task {task.name}, {family_of(setup.config).name} model {options.model_name}, {options.cat_or_add} mode",
+        f"template: {task.template(encoder.kind)}",
+        *(f"{name}: {text}" for name, text in zip(task.texts, row.texts, strict=True)),
+        f"class: {task.labels[row.label]}",
+        f"prompt positions: {prompt}",
+        f"answer position: {answer} in the {where} ({answer_token!r})",
+        "label words:",
+        *words,
+    ]
+
+
+def _token_lines(encoder: TextEncoder, row: Row) -> list[str]:
+    """Return the tokens with their positions and ids, the prompt's own in one line."""
+    ids = encoder.encode([row]).examples.input_ids[0].tolist()
+    tokens = encoder.tokenizer.convert_ids_to_tokens(ids)
+    lines = [f"{i:>5}  {token_id:>7}  {token}" for i, (token_id, token) in enumerate(zip(ids, tokens, strict=True))]
+    start, end = encoder.prompt_start, encoder.prompt_start + len(encoder.placeholder_ids)
+    if end - start > 2:
+        lines[start + 1 : end - 1] = [f"{'...':>5}  {'...':>7}  ({end - start} placeholder tokens)"]
+    return lines
