@@ -81,6 +81,8 @@ def _trace(source: Source) -> ir.Model:
     tensors = [
         cast_tensor(name, tensor, source.dtype) for name, tensor in zip(stage.names, source.tensors, strict=True)
     ]
+    # The exporter warns of its own deprecations, and logs that torchvision is missing, which no text model needs.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

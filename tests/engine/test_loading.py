@@ -1,0 +1,82 @@
+"""What load_engine() refuses, and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, ViTConfig
+
+from bbt_fast.engine import ENGINES, Savings, load_engine
+from bbt_fast.engine.loading import Row
+from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tensorflow", {}, "there is no engine 'tensorflow'; these are: torch, ort"),
+        ("torch", {"mode": "sub"}, "mode is 'sub', but it must be one of add, cat"),
+        ("torch", {"cuts": "middle"}, "cuts is 'middle', but it must be one of input, layers"),
+        ("torch", {"n_prompt_tokens": 0}, "n_prompt_tokens is 0, but a prompt has at least one token"),
+        ("torch", {"precision": "fp12"}, "precision is 'fp12', but it must be auto or one of fp32"),
+        (
+            "ort",
+            {"precision": "bf16", "device": "cpu"},
+            "'ort' cannot compute in bf16 on cpu; there it does fp32, fp16",
+        ),
+        ("torch", {"device": "abacus"}, "device is 'abacus', but it must be auto, cpu, cuda or cuda:N"),
+        ("torch", {"device": "meta"}, "runs on cpu and cuda, not on 'meta'"),
+        ("torch", {"ablate": ["prayer"]}, "there is no saving 'prayer' to ablate; these are: reuse, buckets"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_there_are(
+    name: str, options: dict[str, object], message: str, roberta: PreTrainedModel
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_engine(name, roberta, **options)
+
+
+def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"no model .*nothing-here.*neither a folder with a config.json nor a hub model"
+    ):
+        load_engine("torch", str(tmp_path / "nothing-here"))
+
+
+def test_an_architecture_outside_the_table_is_refused_with_the_page_that_helps(tmp_path: Path) -> None:
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"model type 'vit' is not supported; these are: .*roberta.*docs/adding-a-model"
+    ):
+        load_engine("torch", tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["torch", "ort"])
+def test_cuda_without_a_device_is_an_error_and_not_a_silent_cpu_run(name: str, roberta: PreTrainedModel) -> None:
+    with pytest.raises(DeviceError, match="--device cuda cannot be used: PyTorch sees no CUDA device"):
+        load_engine(name, roberta, device="cuda")
+
+
+def test_ort_without_its_cuda_provider_is_an_error_that_names_the_packages(
+    roberta: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="has no CUDA provider; install exactly one package"):
+        load_engine("ort", roberta, device="cuda")
+
+
+def test_an_engine_whose_package_is_missing_says_how_to_install_it(
+    roberta: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENGINES, "absent", Row("absent", "Absent", "no_such_package", "pip install no-such-package"))
+    with pytest.raises(MissingExtraError, match=r"needs no_such_package, .* `pip install no-such-package`"):
+        load_engine("absent", roberta)
+
+
+def test_savings_can_be_switched_off_one_by_one() -> None:
+    assert Savings.without() == Savings()
+    assert Savings.without("reuse", "buckets") == Savings(reuse=False, buckets=False)
