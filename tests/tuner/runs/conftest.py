@@ -1,0 +1,74 @@
+"""Runs on the toy engine.
+
+- make_options: function(algorithm="bbt", **changes) -> resolved Options of a small run
+- start: function(folder, options, engine=None, control=None, parts=None, origins=None) -> Result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bbt_fast.tuner.control import Control
+from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.presets import resolve
+from bbt_fast.tuner.progress import Silent
+from bbt_fast.tuner.result import Result
+from bbt_fast.tuner.run import Parts, Run
+from bbt_fast.tuner.run_folder import RunFolder
+from bbt_fast.tuner.setup import CUTS
+from bbt_fast.tuner.task import Preset
+
+LAYERS = 3
+
+
+@pytest.fixture
+def make_options() -> Callable[..., Options]:
+    """A function that makes the options of a small run: 12 generations of 8, development scores every 2."""
+
+    def make(algorithm: str = "bbt", **changes: Any) -> Options:
+        small = {
+            "budget": 96,
+            "popsize": 8,
+            "intrinsic_dim": 6,
+            "eval_every": 16,
+            "sigma": 1.0,
+            "alpha": 1.0,
+            "batch_size": 20,
+        }
+        options = Options(task_name="toy", algorithm=algorithm, **{**small, **changes})
+        return resolve(options, Preset())
+
+    return make
+
+
+@pytest.fixture
+def start(toy_engine: Callable[..., Any], toy_parts: Callable[..., Parts]) -> Callable[..., Result]:
+    """A function that begins or goes on with a run in a folder."""
+
+    def run(
+        path: Path,
+        options: Options,
+        engine: Any = None,
+        control: Control | None = None,
+        parts: Parts | None = None,
+        origins: Tensor | None = None,
+    ) -> Result:
+        cuts = CUTS[options.algorithm]
+        engine = engine or toy_engine(cuts, LAYERS)
+        zeros = torch.zeros(1 if cuts == "input" else LAYERS, engine.n_prompt_tokens, engine.hidden_size)
+        folder = RunFolder(path)
+        control = control or Control()
+        control.stop_files.append(folder.stop)
+        with folder.claim():
+            folder.check(options)
+            folder.begin(options)
+            it = Run(options, "toy", "accuracy", engine, parts or toy_parts(), zeros if origins is None else origins)
+            return it.execute(folder, control, Silent())
+
+    return run
