@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from ..export.families import family_of
+from .arguments import add_options
 from .columns import Row
 from .encoding import TextEncoder
 from .options import Options
@@ -29,9 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     show = actions.add_parser("show", help="print an encoded example of one task")
     show.set_defaults(text=show_task)
     show.add_argument("task_name", help="a task's name, or the path of your own task.yaml")
-    for name in SHOWN_OPTIONS:
-        spellings = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
-        show.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, help=f"as in `tune`: {name}")
+    add_options(show, SHOWN_OPTIONS)
     return parser
 
 
