@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +22,8 @@ from .session import Runner
 
 NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
 
+logger = logging.getLogger(__name__)
+
 
 class OrtRunner(OnnxRunner):
     """One ONNX Runtime session per stage; tensors are bound by address."""
@@ -27,7 +31,11 @@ class OrtRunner(OnnxRunner):
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device) -> None:
         """Load the graphs."""
         super().__init__(files, staged, encoded)
-        self._sessions = [_session(path, device) for path in files.paths]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._sessions = [_session(path, device, stream=self._stream) for path in files.paths]
+        self._options = ort.RunOptions()
+        if self._stream is not None:  # the streams wait for each other; the host waits for neither
+            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
         session = self._sessions[stage]
@@ -36,7 +44,13 @@ class OrtRunner(OnnxRunner):
             binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
         name = session.get_outputs()[0].name
         binding.bind_output(name, *_place(output), tuple(output.shape), output.data_ptr())
-        session.run_with_iobinding(binding)
+        if self._stream is None:
+            session.run_with_iobinding(binding, self._options)
+            return
+        current = torch.cuda.current_stream(output.device)
+        self._stream.wait_stream(current)
+        session.run_with_iobinding(binding, self._options)
+        current.wait_stream(self._stream)
 
 
 class OrtEngine(Engine):
@@ -72,33 +86,62 @@ def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
     _session(source, device, options)
 
 
-def _session(path: Path, device: torch.device, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    _start(device.type)
+def missing_library() -> str:
+    """Say what keeps ONNX Runtime's CUDA provider from loading, in the words of the dynamic linker."""
+    (provider,) = (Path(ort.__file__).parent / "capi").glob("*onnxruntime_providers_cuda.*")
+    try:
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        return str(error)
+    return "its libraries are there, but it found no device it can use (see `nvidia-smi` for the driver's version)"
+
+
+def _session(
+    path: Path,
+    device: torch.device,
+    options: ort.SessionOptions | None = None,
+    stream: torch.cuda.Stream | None = None,
+) -> ort.InferenceSession:
+    _start(device)
     options = options or ort.SessionOptions()
     options.use_per_session_threads = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        stream = torch.cuda.current_stream(device).cuda_stream
-        cuda = {"device_id": str(device.index or 0), "user_compute_stream": str(stream)}
+        cuda = {"device_id": str(device.index or 0)}
+        if stream is not None:
+            cuda["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     session = ort.InferenceSession(str(path), options, providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(
-            "ONNX Runtime's CUDA provider did not load: a library it links is missing (the log above names it). "
-            f"onnxruntime-gpu {ort.__version__} needs CUDA {getattr(ort, 'cuda_version', '') or '13'} and cuDNN 9: "
-            "`pip install onnxruntime-gpu[cuda,cudnn]`, or use --device cpu."
+            f"ONNX Runtime's CUDA provider did not load: {missing_library()}. onnxruntime-gpu {ort.__version__} is built "
+            f"for CUDA {ort.cuda_version}: `pip install onnxruntime-gpu[cuda,cudnn]`, or use --device cpu."
         )
     return session
 
 
 @cache
-def _start(device_type: str) -> None:
-    """Prepare ONNX Runtime once per process: one thread pool and one allocator for all sessions."""
+def _start(device: torch.device) -> None:
+    """Prepare ONNX Runtime for a device, once per process: one thread pool, and one allocator for all sessions."""
+    _start_threads()
+    if device.type != "cuda":
+        return
+    ort.preload_dlls()
+    memory = ort.OrtMemoryInfo(
+        "Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, device.index or 0, ort.OrtMemType.DEFAULT
+    )
+    options = {"device_id": str(device.index or 0)}
+    try:
+        ort.create_and_register_allocator_v2("CUDAExecutionProvider", memory, options, ort.OrtArenaCfg({}))
+    except RuntimeError as error:
+        logger.warning("ONNX Runtime's sessions do not share GPU memory, so they need more of it: %s", error)
+
+
+@cache
+def _start_threads() -> None:
     ort.set_default_logger_severity(3)
     ort.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
-    if device_type == "cuda":
-        ort.preload_dlls()
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, None)
 

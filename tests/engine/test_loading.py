@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from transformers import PreTrainedModel, ViTConfig
@@ -67,6 +69,14 @@ def test_ort_without_its_cuda_provider_is_an_error_that_names_the_packages(
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match="has no CUDA provider; install exactly one package"):
         load_engine("ort", roberta, device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cuda_provider_that_does_not_load_names_the_missing_library() -> None:
+    ort = pytest.importorskip("bbt_fast.engine.ort")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime has no CUDA provider")
+    assert re.match(r"lib\w+\.so\S*: cannot open shared object file", ort.missing_library())
 
 
 def test_an_engine_whose_package_is_missing_says_how_to_install_it(
