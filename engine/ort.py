@@ -115,8 +115,8 @@ def _session(
     session = ort.InferenceSession(str(path), options, providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(
-            f"ONNX Runtime's CUDA provider did not load: {missing_library()}. onnxruntime-gpu {ort.__version__} is built "
-            f"for CUDA {ort.cuda_version}: `pip install onnxruntime-gpu[cuda,cudnn]`, or use --device cpu."
+            f"ONNX Runtime's CUDA provider did not load: {missing_library()}. onnxruntime-gpu {ort.__version__} is "
+            f"built for CUDA {ort.cuda_version}: `pip install onnxruntime-gpu[cuda,cudnn]`, or use --device cpu."
         )
     return session
 

@@ -18,7 +18,7 @@ from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tensorflow", {}, "there is no engine 'tensorflow'; these are: torch, ort"),
+        ("tensorflow", {}, "there is no engine 'tensorflow'; these are: .*torch, ort"),
         ("torch", {"mode": "sub"}, "mode is 'sub', but it must be one of add, cat"),
         ("torch", {"cuts": "middle"}, "cuts is 'middle', but it must be one of input, layers"),
         ("torch", {"n_prompt_tokens": 0}, "n_prompt_tokens is 0, but a prompt has at least one token"),
