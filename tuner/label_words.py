@@ -68,7 +68,7 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], s
     for word in words:
         for form in _spellings(word, spaced):
             ids = tokenizer.encode(form, add_special_tokens=False)
-            if form == word and len(ids) > 1 and not tokenizer.decode(ids[0]).strip():
+            if form == word and len(ids) > 1 and not str(tokenizer.decode(ids[:1])).strip():
                 ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
             if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
                 yield ids[0]

@@ -21,6 +21,10 @@ from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 from .yaml_lines import Value, read_yaml
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+FIELDS: Final = (
+    "name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset",
+)  # fmt: skip
+"""The keys of a task file."""
 TASKS_DIR: Final = Path(__file__).resolve().parent / "tasks"
 LABEL: Final = "label"
 
@@ -146,10 +150,7 @@ def read_task(path: Path) -> Task:
     Raises:
         DataError: if it is not a valid task; the message names the line.
     """
-    parts = read_yaml(path).fields(
-        ("name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset"),
-        required=("labels", "templates", "label_words"),
-    )
+    parts = read_yaml(path).fields(FIELDS, required=("labels", "templates", "label_words"))
     labels = parts["labels"].texts()
     if len(labels) < 2:
         raise parts["labels"].error("needs at least two classes.")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import BbtFastError, DataError, UsageError
-from bbt_fast.tuner.task import KINDS, TASKS_DIR, Task, load_task, read_task, task_names
+from bbt_fast.tuner.task import FIELDS, KINDS, TASKS_DIR, Task, load_task, read_task, task_names
 
 PAPERS = {
     "sst2": ("{text} . It was {mask} .", "bad great"),
@@ -137,6 +137,19 @@ def test_a_user_s_task_takes_less_than_fifteen_lines(name: str) -> None:
     path = Path(__file__).parent / "tasks" / f"{name}.yaml"
     assert len(path.read_text(encoding="utf-8").splitlines()) < 15
     assert load_task(path).name == name
+
+
+def test_the_task_files_in_the_docs_are_whole(repo_root: Path, task_file: Callable[[str], Path]) -> None:
+    page = (repo_root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    assert len(blocks) == 2
+    assert all(len(block.splitlines()) < 15 for block in blocks)
+    assert [load_task(task_file(block)).texts for block in blocks] == [("text",), ("text_a", "text_b")]
+
+
+def test_the_docs_describe_every_field(repo_root: Path) -> None:
+    page = (repo_root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(FIELDS)
 
 
 MISTAKES = [
