@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ..engine.cpu import instruction_sets
-from ..engine.loading import ENGINES, engine_class
+from ..engine.loading import ENGINES, engine_class, prospects
 from ..export.cache import cache_folder
 from ..export.errors import BbtFastError
 from .result import versions
@@ -24,7 +24,13 @@ GIB = 2**30
 
 def diagnosis() -> dict[str, Section]:
     """Return facts by section and name."""
-    return {"versions": _versions(), "hardware": _hardware(), "engines": _engines(), "files": _files()}
+    return {
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "engines": _engines(),
+        "engine auto, fastest first": _automatic(),
+        "files": _files(),
+    }
 
 
 def _versions() -> Section:
@@ -53,7 +59,7 @@ def _hardware() -> Section:
 
 
 def _engines() -> Section:
-    """Say of every engine whether it is installed and what it computes in; the first precision is what auto takes."""
+    """Say of every engine whether it is installed, and what it computes in; --precision auto takes the first."""
     facts = {}
     for name in ENGINES:
         try:
@@ -64,6 +70,17 @@ def _engines() -> Section:
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         can = [f"{', '.join(precisions[device])} on {device}" for device in devices if device in precisions]
         facts[name] = f"installed ({_version(ENGINES[name].requires)}): {'; '.join(can) or 'nothing on this machine'}"
+    return facts
+
+
+def _automatic() -> Section:
+    """Say what --engine auto takes here, and why not what stands before it."""
+    facts: Section = {}
+    taken = False
+    for choice, fault in prospects():
+        verdict = "if the above fails the parity gate" if taken else "taken, if it passes the parity gate"
+        facts[str(choice)] = verdict if fault is None else f"no: {fault}"
+        taken |= fault is None
     return facts
 
 
