@@ -339,7 +339,7 @@ def test_a_damaged_configuration_is_refused_by_name(damage, small):
             call()
 
 
-HOLD = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
+HOLD = "import filelock, sys; l = filelock.FileLock(sys.argv[1]); l.acquire(); print('held', flush=True); input()"
 
 
 def test_two_processes_cannot_write_one_run(small):
