@@ -19,6 +19,7 @@ from bbt_fast.export import families
 from bbt_fast.tuner import cli
 from bbt_fast.tuner.cli_tune import read_config_file
 from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.task import read_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -171,10 +172,13 @@ def test_shell_command_is_one_that_exists(command: str) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
-def test_yaml_block_is_a_file_of_options(block: Block, tmp_path: Path) -> None:
-    path = tmp_path / "experiment.yaml"
+def test_yaml_block_is_a_task_or_a_file_of_options(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "block.yaml"
     path.write_text(block.body, encoding="utf-8")
-    assert Options.of(**read_config_file(path))
+    if "templates:" in block.body:
+        assert read_task(path).labels
+    else:
+        assert Options.of(**read_config_file(path))
 
 
 def test_every_flag_that_the_readme_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
