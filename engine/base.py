@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -149,6 +150,30 @@ class Engine(ABC):
         else:
             rows = [torch.arange(len(examples))]
         return Session(self, [self._bucket(r, examples.select(r)) for r in rows], columns)
+
+    def prepare(self, examples: Examples, population: int) -> None:
+        """Build and check all that a search with this many candidates on these examples will run."""
+        session = self.open(examples)
+        shape = (population, self.n_prompt_tokens, self.hidden_size)
+        prompts = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * float(self.word_embeddings.std())
+        for layer in range(self.staged.n_stages):
+            session.evaluate(prompts, layer)
+
+    def run_chain(
+        self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the stages from one to the answer.
+
+        Args:
+            run: the loaded chain.
+            first: the stage that hidden enters.
+            hidden: [P', N, S, H].
+            prompts: one for each of the stages, [P, n, H] or [1, n, H].
+            tensors: what else the stages take, by name.
+        """
+        for stage, prompt in enumerate(prompts, first):
+            hidden = run(stage, hidden, prompt, tensors)
+        return hidden
 
     def check_parity(self) -> None:
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""

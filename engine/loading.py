@@ -38,6 +38,7 @@ ENGINES: dict[str, Row] = {
     "torch": Row("pytorch", "TorchEngine", "torch", "pip install torch"),
     "ort": Row("ort", "OrtEngine", "onnxruntime", "pip install onnxruntime-gpu"),
     "openvino": Row("openvino", "OpenvinoEngine", "openvino", "pip install 'bbt-fast[openvino]'"),
+    "trt": Row("tensorrt", "TensorRtEngine", "tensorrt", "pip install 'bbt-fast[trt]'"),
 }
 
 
@@ -170,6 +171,8 @@ def _device(name: str, device: str) -> torch.device:
     """Return the device for an engine; what cannot be used is an error and never another device."""
     fault = _cuda_fault(name)
     if device == "auto":
+        if fault and "cpu" not in engine_class(name).precisions:
+            raise DeviceError(f"engine {name!r} runs on CUDA only, which cannot be used here: {fault}.")
         return torch.device("cpu" if fault else "cuda")
     try:
         place = torch.device(device)

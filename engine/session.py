@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..export.errors import DeviceError, NumericsError, ShapeError
 from ..export.model import Encoded
-from ..export.stages import Stage
 
 if TYPE_CHECKING:
     from .base import Engine
@@ -154,7 +153,8 @@ class Session:
             bucket.rewind()
         while bucket.layer < layer:
             hidden = bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
-            bucket.hidden = self._run(bucket, bucket.layer, hidden, self._prompt(bucket.layer))
+            bucket.hidden = bucket.run(bucket.layer, hidden, self._prompt(bucket.layer), bucket.encoded.tensors)
+            self._count(bucket, bucket.layer, 1)
             bucket.layer += 1
         return bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
 
@@ -190,14 +190,16 @@ class Session:
             first, hidden = layer, self._below(bucket, layer)
         else:
             first, hidden = 0, bucket.encoded.hidden.expand(len(prompts), -1, -1, -1)
-        for stage in range(first, self.engine.staged.n_stages):
-            hidden = self._run(bucket, stage, hidden, prompts if stage == layer else self._prompt(stage))
-        return hidden
+        stages = range(first, self.engine.staged.n_stages)
+        population = hidden.shape[0]
+        for stage in stages:
+            population = len(prompts) if stage == layer else population
+            self._count(bucket, stage, population)
+        entering = [prompts if stage == layer else self._prompt(stage) for stage in stages]
+        return self.engine.run_chain(bucket.run, first, hidden, entering, bucket.encoded.tensors)
 
-    def _run(self, bucket: Bucket, stage: int, hidden: Tensor, prompt: Tensor) -> Tensor:
-        part: Stage = bucket.encoded.stages[stage]
-        self.layer_evaluations += len(part.layers) * max(hidden.shape[0], prompt.shape[0]) * len(bucket.rows)
-        return bucket.run(stage, hidden, prompt, bucket.encoded.tensors)
+    def _count(self, bucket: Bucket, stage: int, population: int) -> None:
+        self.layer_evaluations += len(bucket.encoded.stages[stage].layers) * population * len(bucket.rows)
 
     def _prompt(self, layer: int) -> Tensor:
         prompt = self._committed[layer]

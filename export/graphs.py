@@ -21,7 +21,7 @@ from .stages import ANSWER_AXES, Stage
 OPSET = 23
 """The first with a standard ``Attention`` operator."""
 
-ONNX_TYPES = {torch.float32: "float", torch.float16: "float16"}
+ONNX_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """Graph dtypes and their names in ONNX."""
 
 INLINE_BYTES = 1 << 30

@@ -11,6 +11,8 @@
                     max_length=20, prompt_start=1, seed=0) -> random ``Examples``: [CLS], n placeholders (add mode),
                     text, [MASK], [SEP]; min_length and max_length bound the number of text tokens.
     make_prompts    function(model, n_candidates=4, n_prompt_tokens=5, scale=0.5, seed=0) -> [P, n, H] float32.
+    fake_tensorrt   the module tests/fake_tensorrt/tensorrt.py in TensorRT's place: `load_engine("trt", device="cpu")`
+                    computes with ONNX Runtime while this fixture lasts (the tests of one file).
 
 No test reaches the network (``HF_HUB_OFFLINE``) or the user's own cache: ``XDG_CACHE_HOME`` and ``BBT_FAST_CACHE``
 point to a folder that lasts for the test run, so artifacts built by one test serve the next.
@@ -18,10 +20,15 @@ point to a folder that lasts for the test run, so artifacts built by one test se
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -173,3 +180,53 @@ def make_prompts() -> Callable[..., Tensor]:
         return scale * torch.randn(n_candidates, n_prompt_tokens, model.config.hidden_size, generator=generator)
 
     return make
+
+
+@cache
+def load_fake_tensorrt() -> ModuleType:
+    """Load the fake once per process: its objects meet again in caches that outlive the fixture."""
+    path = REPO_ROOT / "tests" / "fake_tensorrt" / "tensorrt.py"
+    spec = importlib.util.spec_from_file_location("tensorrt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tensorrt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class CpuQueue:
+    """Stands for bbt_fast.engine.cuda.Queue where there is no GPU; the fake computes at once, in order."""
+
+    handle = 1
+
+    def __init__(self, device: torch.device) -> None:
+        from bbt_fast.export.tensorrt import Gpu
+
+        self.gpu = Gpu("Fake GPU", (8, 6))
+        self.captured = 0
+
+    def use(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        """Replay by doing the work again on the same input tensors; no memory is shared, unlike in a CUDA graph."""
+        self.captured += 1
+        output = work()
+        return lambda: output.copy_(work()), output
+
+
+@pytest.fixture(scope="module")
+def fake_tensorrt() -> Iterator[ModuleType]:
+    """The fake TensorRT, and an engine "trt" that runs it on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "tensorrt" in sys.modules:
+            patch.delitem(sys.modules, "tensorrt")
+        fake = load_fake_tensorrt()
+        patch.setitem(sys.modules, "tensorrt", fake)
+        from bbt_fast.engine.tensorrt import TensorRtEngine
+
+        patch.setattr(TensorRtEngine, "precisions", {"cpu": ("fp32", "fp16", "bf16")})
+        patch.setattr(TensorRtEngine, "bucket_overhead", {"cpu": 8})
+        patch.setattr(TensorRtEngine, "queue_class", CpuQueue)
+        yield fake

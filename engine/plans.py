@@ -1,0 +1,129 @@
+"""Loaded TensorRT plans: the only module of this floor that calls TensorRT.
+
+TensorRT is imported where it is called, so that this module imports without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..export.errors import ArtifactError, DeviceError
+from ..export.tensorrt import Shape, tensorrt_errors, tensorrt_logger
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+TORCH_TYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
+"""PyTorch's names of TensorRT's types."""
+
+
+class Scratch:
+    """Device memory for activations inside a plan, shared by all plans of an engine: they run one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Hold no memory yet."""
+        self.block = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def reserve(self, size: int) -> None:
+        """Have at least this many bytes."""
+        if self.block.numel() < size:
+            self.block = torch.empty(size, dtype=torch.uint8, device=self.block.device)
+
+
+class Plan:
+    """A plan on the device, with one execution context."""
+
+    def __init__(self, path: Path, scratch: Scratch) -> None:
+        """Load a plan; the current CUDA device is the one it was built on.
+
+        Raises:
+            ArtifactError: if TensorRT cannot load it.
+        """
+        import tensorrt as trt
+
+        engine = _runtime().deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise ArtifactError(f"TensorRT cannot load the plan {path}: {tensorrt_errors()}. Delete {path.parent}.")
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise DeviceError(f"TensorRT cannot prepare the plan {path}: {tensorrt_errors()}")
+        self.path = path
+        self._engine, self._context, self._scratch = engine, context, scratch
+        self._scratch_size = engine.device_memory_size_v2
+        scratch.reserve(self._scratch_size)
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._types = {name: TORCH_TYPES[engine.get_tensor_dtype(name).name] for name in names}
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        (self._output,) = set(names) - set(self._inputs)
+        self._shapes: list[Shape] = []
+        self._block = -1
+
+    def run(self, inputs: Mapping[str, Tensor], output: Tensor, stream: int) -> None:
+        """Queue one inference; the tensors must live until the stream has come this far.
+
+        Args:
+            inputs: contiguous tensors on the plan's device, by name; names that the plan does not take are left out.
+            output: contiguous, of the shape and type that the plan writes.
+            stream: a CUDA stream other than the default one.
+
+        Raises:
+            DeviceError: if TensorRT refuses any of it.
+        """
+        taken = {name: inputs[name] for name in self._inputs}
+        shapes = [tuple(tensor.shape) for tensor in taken.values()]
+        if shapes != self._shapes:
+            self._set_shapes(dict(zip(taken, shapes, strict=True)), tuple(output.shape))
+            self._shapes = shapes
+        if self._block != self._scratch.block.data_ptr():
+            self._block = self._scratch.block.data_ptr()
+            self._context.set_device_memory(self._block, self._scratch.block.numel())
+        for name, tensor in (*taken.items(), (self._output, output)):
+            if tensor.dtype != self._types[name] or not tensor.is_contiguous():
+                raise DeviceError(f"{self.path}: {name} must be contiguous {self._types[name]}, not {tensor.dtype}.")
+            self._require(self._context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
+        self._require(self._context.execute_async_v3(stream), "run")
+
+    def describe(self) -> str:
+        """Return the names of the kernels and layers that TensorRT made, a line each."""
+        import tensorrt as trt
+
+        inspector = self._engine.create_engine_inspector()
+        text: str = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
+        return text
+
+    def _set_shapes(self, inputs: Mapping[str, Shape], output: Shape) -> None:
+        """Set the shapes of all inputs, and make sure that the output has the expected one."""
+        for name, shape in inputs.items():
+            self._require(self._context.set_input_shape(name, shape), f"take {name} of shape {list(shape)}")
+        missing = self._context.infer_shapes()
+        self._require(not missing, f"work out shapes without {', '.join(missing)}")
+        found = self._context.get_tensor_shape(self._output)
+        sizes = tuple(found[axis] for axis in range(len(found)))
+        self._require(sizes == output, f"return {list(output)}, but {list(sizes)},")
+
+    def _require(self, done: bool, what: str) -> None:
+        """Raise what TensorRT reported if it did not do something."""
+        if not done:
+            self._shapes = []
+            raise DeviceError(f"TensorRT could not {what} in the plan {self.path}: {tensorrt_errors()}")
+
+
+@cache
+def _runtime() -> trt.Runtime:
+    """Return the one runtime of this process."""
+    import tensorrt as trt
+
+    return trt.Runtime(tensorrt_logger())

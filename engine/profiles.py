@@ -1,0 +1,63 @@
+"""The shapes that TensorRT plans are built for.
+
+A population runs on plans for exactly its shapes: a search asks for the same ones thousands of times, and TensorRT
+fuses and tunes best what cannot change. One candidate alone (a prompt's test, the activations below the tuned layer)
+meets every shape there is but runs rarely: it has one plan per stage, for a range of shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..export.prompts import Join
+from ..export.stages import Stage
+from ..export.tensorrt import Profile
+
+EXAMPLES = 32
+"""Examples that the plan for one candidate takes at once."""
+TYPICAL_LENGTH = 128
+"""Tokens it is tuned for."""
+LENGTH, LABELS = 512, 16
+"""The longest texts and most label words that it takes; doubled until they suffice."""
+
+
+def exact_profile(inputs: Mapping[str, Tensor]) -> Profile:
+    """Return the profile of these very shapes: least, best and most are equal."""
+    return {name: (tuple(tensor.shape),) * 3 for name, tensor in inputs.items()}
+
+
+def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Profile:
+    """Return the profile of one candidate, for up to EXAMPLES examples of any length.
+
+    Args:
+        stage: whose inputs these are.
+        join: how its prompt joins; a text that the prompt is added onto is at least that long.
+        inputs: what it takes, by name; hidden is [1, N, S, H].
+    """
+    length = inputs["hidden"].shape[2]
+    shortest = join.start + join.n_prompt_tokens if join.kind == "add" else 1
+    longest = _doubled(max(LENGTH, 2 * shortest), length)
+    texts = (shortest, min(max(TYPICAL_LENGTH, shortest), longest), longest)
+    labels = inputs["label_rows"].shape[0] if "label_rows" in inputs else 1
+    bounds: dict[str | None, tuple[int, int, int]] = {
+        "text": texts,
+        "sequence": (join.length(texts[0]), join.length(texts[1]), join.length(texts[2])),
+        "examples": (1, EXAMPLES, EXAMPLES),
+        "labels": (1, min(labels, LABELS), _doubled(LABELS, labels)),
+    }
+    axes = {"hidden": (None, "examples", "text", None), "prompt": (None, None, None), **stage.axes}
+    profile = {}
+    for name, tensor in inputs.items():
+        sizes = [bounds.get(what, (size, size, size)) for what, size in zip(axes[name], tensor.shape, strict=True)]
+        least, best, most = (tuple(size[bound] for size in sizes) for bound in range(3))
+        profile[name] = (least, best, most)
+    return profile
+
+
+def _doubled(size: int, needed: int) -> int:
+    """Return the size, doubled until it is at least what is needed."""
+    while size < needed:
+        size *= 2
+    return size

@@ -1,0 +1,71 @@
+"""The parity gate for one stage: what a plan built in the middle of a run does to the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..export.model import StagedModel
+from ..export.parity import POPULATION, Parity, compare
+from ..export.stages import Stage
+from .reference import ModuleRunner
+
+PERTURBATION = 0.1
+"""How much the states of a population differ from each other, beside their own standard deviation."""
+
+
+def measure_stage(
+    staged: StagedModel,
+    stages: tuple[Stage, ...],
+    run: Callable[[int, Tensor, Tensor, dict[str, Tensor]], Tensor],
+    stage: int,
+    hidden: Tensor,
+    prompt: Tensor,
+    tensors: dict[str, Tensor],
+) -> Parity:
+    """Compare one stage with PyTorch fp32 by the losses that follow from what it returns.
+
+    A random population of the given shapes enters the stage. All stages above it are PyTorch's, so the difference is
+    the stage's own.
+
+    Args:
+        staged: the model, on the tensors' device.
+        stages: the chain.
+        run: what is to be checked.
+        stage: its number in the chain.
+        hidden: [P', N, S, H], as a run passes it.
+        prompt: [P, n, H], likewise.
+        tensors: what else the stages take, by name.
+    """
+    generator = torch.Generator().manual_seed(stage)
+    spread = float(hidden.float().std())
+    reference = ModuleRunner(staged, stages)
+    exact = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+    def noise(*shape: int) -> Tensor:
+        drawn: Tensor = (torch.randn(shape, generator=generator) * spread).to(hidden.device, hidden.dtype)
+        return drawn
+
+    def answer(start: int, states: Tensor, first_prompt: Tensor) -> Tensor:
+        for number in range(start, staged.n_stages):
+            states = reference(number, states, first_prompt if number == stage else nothing, exact)
+        return states
+
+    nothing = torch.zeros_like(prompt[:1], dtype=torch.float32)
+    expected, found = [], []
+    candidates = max(hidden.shape[0], prompt.shape[0])
+    for _ in range(-(-POPULATION // candidates)):
+        prompts = noise(*prompt.shape) if prompt.shape[0] > 1 else prompt
+        states = hidden
+        if hidden.shape[0] > 1:
+            states = (hidden[:1] + PERTURBATION * noise(len(hidden), 1, *hidden.shape[2:])).contiguous()
+        returned = run(stage, states, prompts, tensors).float()
+        for number in range(candidates):  # one by one: fp32 states take twice the memory
+            mine = slice(number, number + 1) if len(states) > 1 else slice(None)
+            asked = slice(number, number + 1) if len(prompts) > 1 else slice(None)
+            expected.append(answer(stage, states[mine].float(), prompts[asked].float()))
+            found.append(answer(stage + 1, returned[number : number + 1], nothing))
+    labels = torch.arange(hidden.shape[1]) % expected[0].shape[2]
+    return compare(torch.cat(expected), torch.cat(found), labels)

@@ -1,0 +1,227 @@
+"""The TensorRT engine: stages as plans, built for the shapes that a run asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..export.cache import digest, file_digest, read_json, write_json
+from ..export.errors import ParityError
+from ..export.model import Encoded, StagedModel
+from ..export.parity import Parity
+from ..export.precision import precision_of
+from ..export.tensorrt import Profile, plan_from_onnx, tensorrt_fault
+from .base import Engine, Savings
+from .cuda import Queue
+from .onnx_files import onnx_files
+from .onnx_runner import OnnxRunner
+from .plans import Plan, Scratch
+from .profiles import EXAMPLES, exact_profile, range_profile
+from .session import Runner
+from .stage_parity import measure_stage
+
+CUDA_GRAPHS = "BBT_FAST_CUDA_GRAPHS"
+"""The environment variable that, set to 1, has generations replayed as CUDA graphs."""
+
+
+logger = logging.getLogger(__name__)
+
+
+class TensorRtRunner(OnnxRunner):
+    """Plans for a stage chain: one per stage for a candidate alone, and one per stage and shapes for a population."""
+
+    def __init__(self, engine: TensorRtEngine, encoded: Encoded) -> None:
+        """Build and load the plans for one candidate; a population's are built when it is there."""
+        files = onnx_files(engine.staged, encoded, engine.dtype, engine.onnx_model_path)
+        super().__init__(files, engine.staged, encoded)
+        self._engine = engine
+        self._plans: dict[tuple[int, str], Plan] = {}
+        stages = range(engine.staged.n_stages)
+        with engine.queue.use():
+            for stage in tqdm(stages, desc="TensorRT plans", unit="plan", disable=None, leave=False):
+                self._plan(stage, self._range(stage, self._like(stage, encoded)))
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The plans loaded so far, those for one candidate first."""
+        return tuple(plan.path for plan in self._plans.values())
+
+    @property
+    def parity_record(self) -> Path:
+        """The file that keeps the gate's figures for one candidate's plans; by content, as no two builds are alike."""
+        plans = self.artifacts[: self._staged.n_stages]
+        return plans[0].with_name(f"parity-{digest({'plans': [file_digest(plan) for plan in plans]})}.json")
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Run a stage. The plan for a population's shapes is built, and must pass the gate, when it is first needed."""
+        with self._engine.queue.use():
+            if max(len(hidden), len(prompt)) > 1:
+                self._prepare(stage, hidden, prompt, tensors)
+            return super().__call__(stage, hidden, prompt, tensors)
+
+    def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
+        stream = self._engine.queue.handle
+        if len(output) > 1:
+            self._plan(stage, exact_profile(inputs)).run(inputs, output, stream)
+            return
+        plan = self._plan(stage, self._range(stage, inputs))
+        axes = self._stages[stage].axes
+        for begin in range(0, output.shape[1], EXAMPLES):
+            rows = slice(begin, begin + EXAMPLES)
+            some = {
+                name: tensor[rows] if axes.get(name, ())[:1] == ("examples",) else tensor
+                for name, tensor in inputs.items()
+            }
+            some["hidden"] = inputs["hidden"][:, rows]
+            plan.run(some, output[:, rows], stream)
+
+    def _prepare(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Have a plan that has passed the gate for a population's shapes."""
+        names = self._stages[stage].names
+        profile = exact_profile({"hidden": hidden, "prompt": prompt} | {name: tensors[name] for name in names})
+        if (stage, str(profile)) in self._plans:
+            return
+        record = self._plan(stage, profile).path.with_name("parity.json")
+        parity = Parity.from_dict(read_json(record))
+        if parity is None:
+            parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
+        try:
+            self._engine.accept(parity, f"stage {stage} for shapes {list(hidden.shape)} and {list(prompt.shape)}")
+        except ParityError:
+            del self._plans[stage, str(profile)]
+            raise
+        write_json(record, parity.as_dict())
+
+    def _range(self, stage: int, inputs: dict[str, Tensor]) -> Profile:
+        return range_profile(self._stages[stage], self._staged.join(stage), inputs)
+
+    def _like(self, stage: int, encoded: Encoded) -> dict[str, Tensor]:
+        """Return tensors of the shapes that one candidate's run would pass to a stage."""
+        examples, text = encoded.hidden.shape[1:3]
+        length = text if stage == 0 else self._staged.join(0).length(text)
+        width = self._staged.hidden_size
+        return {
+            "hidden": torch.empty(1, examples, length, width, device="meta"),
+            "prompt": torch.empty(1, self._staged.n_prompt_tokens, width, device="meta"),
+        } | {name: encoded.tensors[name] for name in self._stages[stage].names}
+
+    def _plan(self, stage: int, profile: Profile) -> Plan:
+        """Return the plan of a stage for some shapes, built or loaded if need be."""
+        key = (stage, str(profile))
+        if key not in self._plans:
+            path = plan_from_onnx(self.files.paths[stage], profile, self._engine.queue.gpu)
+            self._plans[key] = Plan(path, self._engine.scratch)
+            logger.debug("%s:\n%s", path, self._plans[key].describe())
+        return self._plans[key]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A generation as a CUDA graph."""
+
+    inputs: tuple[Tensor, ...]
+    """The tensors it reads: hidden states, then prompts."""
+    replay: Callable[[], None]
+    output: Tensor
+    """The tensor it writes."""
+
+
+class TensorRtEngine(Engine):
+    """TensorRT on CUDA."""
+
+    name = "trt"
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": ("fp16", "bf16", "fp32")}
+    bucket_overhead: ClassVar[dict[str, int]] = {"cuda": 2048}
+    """Twice what other engines reckon: each bucket of a population has its own plans to build."""
+    queue_class: ClassVar[type[Queue]] = Queue
+
+    def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
+        """Take a model cut into stages; load_engine() checks the rest."""
+        super().__init__(staged, precision, device, savings)
+        self.queue = self.queue_class(device)
+        self.scratch = Scratch(device)
+        self.cuda_graphs = os.environ.get(CUDA_GRAPHS) == "1"
+        """Whether generations are replayed as CUDA graphs after a first one that warms up."""
+        self._replayed: dict[str, Replayed | None] = {}
+
+    @classmethod
+    def cuda_fault(cls) -> str | None:
+        """Say why TensorRT cannot be used here, or None if it can."""
+        return tensorrt_fault()
+
+    def run_chain(
+        self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the stages from one to the answer, without waiting for the device in between."""
+        with self.queue.use():
+            if not self.cuda_graphs or max(len(hidden), *map(len, prompts)) == 1:
+                return super().run_chain(run, first, hidden, prompts, tensors)
+            inputs = (hidden, *prompts)
+            shapes = [list(tensor.shape) for tensor in inputs]
+            addresses = [self.scratch.block.data_ptr(), *(tensor.data_ptr() for tensor in tensors.values())]
+            key = str((id(run), first, shapes, addresses))
+            if key not in self._replayed:
+                self._replayed[key] = None
+                return super().run_chain(run, first, hidden, prompts, tensors)
+            recorded = self._replayed[key] or self._record(run, first, inputs, tensors)
+            self._replayed[key] = recorded
+            for read, given in zip(recorded.inputs, inputs, strict=True):
+                read.copy_(given)
+            recorded.replay()
+            return recorded.output.clone()
+
+    def accept(self, parity: Parity, part: str) -> None:
+        """Keep the worst figures of all parts.
+
+        Raises:
+            ParityError: if this part is not faithful enough.
+        """
+        parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}, {part},")
+        if parity.spearman < self.parity.get("spearman", 1.0):
+            self.parity = parity.as_dict()
+
+    def _record(self, run: Runner, first: int, inputs: tuple[Tensor, ...], tensors: dict[str, Tensor]) -> Replayed:
+        """Record a generation on tensors of its own."""
+        own = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
+        chain = super().run_chain
+        replay, output = self.queue.capture(lambda: chain(run, first, own[0], own[1:], tensors))
+        return Replayed(own, replay, output)
+
+    def _load(self, encoded: Encoded) -> TensorRtRunner:
+        return TensorRtRunner(self, encoded)
+
+    def _parity_record(self, runner: Runner) -> Path | None:
+        assert isinstance(runner, TensorRtRunner)
+        return runner.parity_record
+
+    def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
+        """Compare the plans for one candidate; a population's are compared one by one when they are built."""
+        return super()._measure(_OneByOne(runner), encoded)
+
+
+class _OneByOne:
+    """A runner that gives each candidate of a population to another runner alone."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.artifacts = runner.artifacts
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return torch.cat(
+            [
+                self._runner(stage, _one(hidden, candidate), _one(prompt, candidate), tensors)
+                for candidate in range(max(len(hidden), len(prompt)))
+            ]
+        )
+
+
+def _one(population: Tensor, candidate: int) -> Tensor:
+    return population if len(population) == 1 else population[candidate : candidate + 1]

@@ -1,0 +1,228 @@
+"""TensorRT plans from ONNX graphs: the only module of this floor that calls TensorRT.
+
+TensorRT is imported where it is called, so that this module imports without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from tqdm import tqdm
+
+from .cache import cache_folder, entry, file_digest, write_bytes
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    from typing import SupportsInt
+
+    import tensorrt as trt
+
+PLAN = "plan.engine"
+"""A plan's file in its cache entry."""
+WORKSPACE_BYTES = 4 << 30
+"""What one operator may use for scratch while it runs; part of a plan's key, so the same on every GPU."""
+LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG)
+"""Our log levels for TensorRT's: internal error, error, warning, information. What is more verbose is dropped."""
+
+Shape = tuple[int, ...]
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]
+"""For each input by name: the least shape, the one to tune for, and the largest."""
+
+logger = logging.getLogger(__name__)
+
+_errors: deque[str] = deque(maxlen=20)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a plan is tuned for; it runs on no other."""
+
+    name: str
+    capability: tuple[int, int]
+    """Compute capability, such as (8, 6)."""
+
+    def __str__(self) -> str:
+        """Return it as part of a file name."""
+        return f"{self.name.replace(' ', '_')}-sm{self.capability[0]}{self.capability[1]}"
+
+
+def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
+    """Return the plan for a graph and its shapes, from the cache or built now.
+
+    Args:
+        path: the graph; its number formats are the plan's.
+        profile: shapes of all inputs.
+        gpu: what the current device is.
+
+    Raises:
+        DeviceError: if TensorRT cannot read the graph or build a plan for it.
+    """
+    key = {
+        "plan of": _content(path),
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+        "gpu": gpu.name,
+        "compute capability": list(gpu.capability),
+        "versions": {"tensorrt": tensorrt_version(), "bbt-fast": version("bbt-fast")},
+        "flags": {"workspace": WORKSPACE_BYTES, "tf32": False, "decomposable": True},
+    }
+    return entry(key, lambda folder: write_bytes(folder / PLAN, _build(path, profile, gpu))) / PLAN
+
+
+def tensorrt_fault() -> str | None:
+    """Say why TensorRT cannot be imported, or None if it can."""
+    try:
+        import tensorrt  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"TensorRT does not load ({error}); `pip install --force-reinstall tensorrt` brings all its libraries"
+    return None
+
+
+def tensorrt_version() -> str:
+    """Return TensorRT's version."""
+    import tensorrt as trt
+
+    return str(trt.__version__)
+
+
+def tensorrt_errors() -> str:
+    """Return, and forget, what TensorRT reported as an error since the last call."""
+    text = "\n".join(_errors) or "TensorRT gave no reason"
+    _errors.clear()
+    return text.replace("OutOfMemory", "out of memory")  # the sign by which a session runs fewer candidates at a time
+
+
+@cache
+def tensorrt_logger() -> trt.ILogger:
+    """Return the one logger that all TensorRT objects of this process write to."""
+    import tensorrt as trt
+
+    class Logger(trt.ILogger):
+        """Hands messages to Python's logging, and keeps errors for the exception that follows."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            level = int(severity)
+            if level <= int(trt.ILogger.Severity.ERROR):
+                _errors.append(msg)
+            if level < len(LEVELS):
+                logger.log(LEVELS[level], "TensorRT: %s", msg)
+
+    return Logger()
+
+
+def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
+    """Parse a graph into a strongly typed network and build its plan on the current device."""
+    import tensorrt as trt
+
+    _errors.clear()
+    builder = trt.Builder(tensorrt_logger())
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, tensorrt_logger())
+    if not parser.parse(_readable(path), str(path)):
+        raise DeviceError(
+            f"TensorRT {tensorrt_version()} cannot read {path}:\n{_parser_errors(parser)}\nUpdate TensorRT, or use "
+            "--engine ort."
+        )
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32
+    shapes = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        least, best, most = (trt.Dims(shape) for shape in profile[name])
+        shapes.set_shape(name, least, best, most)
+    if config.add_optimization_profile(shapes) < 0:
+        raise DeviceError(f"TensorRT refuses the shapes {dict(profile)} for {path}: {tensorrt_errors()}")
+    timings = _load_timings(config, gpu)
+    with tqdm(desc=f"building {path.stem}", total=0, unit="step", disable=None, leave=False) as bar:
+        config.progress_monitor = _monitor(bar)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise DeviceError(f"TensorRT {tensorrt_version()} cannot build a plan for {path}: {tensorrt_errors()}")
+    write_bytes(_timings_path(gpu), bytes(timings.serialize()))
+    return bytes(plan)
+
+
+def _readable(path: Path) -> bytes:
+    """Return a graph whose attention may run as several kernels where TensorRT has no fused one, as in fp32.
+
+    The attribute is the parser's own (onnx-tensorrt, docs/TRT_custom_ops.md); without it such a build fails.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _content(path: Path) -> list[str]:
+    """Return the digests of a graph's file and of its external weights."""
+    return [file_digest(file) for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+
+
+def _parser_errors(parser: trt.OnnxParser) -> str:
+    """Return all that the parser has to say, a line per error, with the node it is about."""
+    lines = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})"
+        source = f"{error.file()}:{error.line()} in {error.func()}"
+        lines.append("\n  in function ".join([f"{where}: {error.desc()} [{source}]", *error.local_function_stack()]))
+    return "\n".join(lines) or tensorrt_errors()
+
+
+def _load_timings(config: trt.IBuilderConfig, gpu: Gpu) -> trt.ITimingCache:
+    """Give a build what earlier builds measured on this GPU, so that equal layers build in seconds."""
+    path = _timings_path(gpu)
+    for known in [path.read_bytes(), b""] if path.exists() else [b""]:
+        timings = config.create_timing_cache(known)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return timings
+        logger.warning("TensorRT does not accept the timings in %s (%s): measuring again", path, tensorrt_errors())
+    raise DeviceError("TensorRT takes no timing cache. Reinstall it: `pip install --force-reinstall tensorrt`.")
+
+
+def _timings_path(gpu: Gpu) -> Path:
+    """Return the file that keeps what builds measured, beside the graph cache's entries."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return cache_folder() / f"timings-{tensorrt_version()}-{gpu}.cache"
+
+
+def _monitor(bar: tqdm[Any]) -> trt.IProgressMonitor:
+    """Return a monitor that advances a bar by each step of each phase."""
+    import tensorrt as trt
+
+    lock = threading.Lock()
+
+    class Monitor(trt.IProgressMonitor):
+        """Called from TensorRT's threads."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
+            with lock:
+                bar.total = (bar.total or 0) + int(num_steps)
+                bar.refresh()
+
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+            with lock:
+                bar.update()
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            return None
+
+    return Monitor()
