@@ -1,0 +1,44 @@
+"""Whole runs on samples of the papers' data sets with a small real model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bbt_fast.tuner.task import Task
+from bbt_fast.tuner.tune import tune
+
+NAMES = ["sst2", "yelp_polarity", "ag_news", "dbpedia_14", "mrpc", "rte", "snli", "trec", "subj"]
+EVALUATIONS = 200
+K_SHOT = 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_hundred_evaluations_run_on_real_data(
+    name: str, tmp_path: Path, shared_file: Callable[..., Path], real_task: Callable[[str], Task]
+) -> None:
+    task = real_task(name)
+    result = tune(
+        task_name=str(task.path),
+        data_dir=str(shared_file("data", name)),
+        model_name=str(shared_file("models", "minilm-mlm")),
+        engine="ort",
+        precision="fp32",
+        k_shot=K_SHOT,
+        n_prompt_tokens=20,
+        budget=EVALUATIONS,
+        max_test_examples=64,
+        output_dir=str(tmp_path / name),
+    )
+    n_train = K_SHOT * len(task.labels)
+    assert (result.task, result.metric, result.evaluations) == (task.name, task.metric, EVALUATIONS)
+    assert {split: result.examples[split] for split in ("train", "dev", "test")} == {
+        "train": n_train, "dev": n_train, "test": 64,
+    }  # fmt: skip
+    if task.metric == "accuracy":
+        assert (result.tuned.train * n_train) == pytest.approx(round(result.tuned.train * n_train))
+    assert 0 <= result.tuned.test <= 1
+    assert (tmp_path / name / "result.json").exists()
