@@ -70,3 +70,7 @@ def _with_command(arguments: list[str]) -> list[str]:
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     return ["tune", *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..export.errors import ArtifactError, DataError
-from .files import write_whole
+from .files import CHECKSUM, digest, write_whole
 
 KEY = "prompt"
 METADATA = "bbt_fast"
@@ -24,9 +24,10 @@ def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
     Raises:
         ArtifactError: if the file cannot be written.
     """
+    prompts = prompts.detach().cpu().float().contiguous()
     # One entry: safetensors does not keep the order of several.
-    header = {METADATA: json.dumps(about, sort_keys=True)}
-    write_whole(path, save({KEY: prompts.detach().cpu().float().contiguous()}, metadata=header))
+    header = {METADATA: json.dumps({**about, CHECKSUM: _digest(prompts)}, sort_keys=True)}
+    write_whole(path, save({KEY: prompts}, metadata=header))
 
 
 def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -47,12 +48,19 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
             names = list(file.keys())
             name = KEY if KEY in names else names[0] if len(names) == 1 else None
             prompts = None if name is None else file.get_tensor(name)
-            about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+            about = dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}.") from error
     if prompts is None or prompts.ndim not in (2, 3) or not prompts.is_floating_point():
         found = f"tensors {', '.join(names)}" if prompts is None else f"a {prompts.dtype} tensor {list(prompts.shape)}"
         raise DataError(f"{path} holds {found}, but a prompt is one float tensor [n, H] or [L, n, H].")
+    prompts = prompts.float()
+    if about and about.pop(CHECKSUM, None) != _digest(prompts):
+        raise ArtifactError(f"{path} is damaged: its values are not those that were written.")
     if not bool(torch.isfinite(prompts).all()):
         raise DataError(f"{path} holds NaN or infinite values.")
-    return prompts.float().reshape(-1, *prompts.shape[-2:]), about if isinstance(about, dict) else {}
+    return prompts.reshape(-1, *prompts.shape[-2:]), about
+
+
+def _digest(prompts: Tensor) -> str:
+    return digest(prompts.contiguous().numpy().tobytes())

@@ -29,6 +29,8 @@ from .result import RESULT
 CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
     "config.json", "journal.jsonl", "metrics.jsonl", "prompt.safetensors", "stop", ".lock",
 )  # fmt: skip
+RUNS = Path("runs")
+"""Where runs go that were given no folder."""
 FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size"})
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
 
@@ -82,6 +84,8 @@ class RunFolder:
                 with suppress(OSError):
                     if self._fresh:
                         self.path.rmdir()
+                    if self.path.parent == RUNS:
+                        RUNS.rmdir()
 
     def check(self, options: Options) -> None:
         """Refuse a folder that these options may not be run in.
@@ -185,7 +189,7 @@ def new_folder(options: Options) -> RunFolder:
     name = f"{Path(options.task_name).stem}-{options.algorithm}"
     name += f"-{len(options.seeds)}seeds" if options.seeds else f"-seed{options.seed}"
     for attempt in itertools.count(1):
-        path = Path("runs") / (name if attempt == 1 else f"{name}-{attempt}")
+        path = RUNS / (name if attempt == 1 else f"{name}-{attempt}")
         try:
             path.mkdir(parents=True)
         except FileExistsError:

@@ -1,7 +1,9 @@
-"""Runs on the toy engine.
+"""Runs on the toy engine, and on tiny models.
 
 - make_options: function(algorithm="bbt", **changes) -> resolved Options of a small run
 - start: function(folder, options, engine=None, control=None, parts=None, origins=None) -> Result
+- model_folder: function(kind="roberta") -> folder of a tiny model with its tokenizer
+- small: function(**changes) -> options of a run on it, for an empty current folder
 """
 
 from __future__ import annotations
@@ -72,3 +74,38 @@ def start(toy_engine: Callable[..., Any], toy_parts: Callable[..., Parts]) -> Ca
             return it.execute(folder, control, Silent())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    make_model: Callable[..., Any], make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """A function that saves a tiny random model with its tokenizer."""
+
+    def make(kind: str = "roberta") -> str:
+        folder = tmp_path_factory.getbasetemp() / f"model-{kind}"
+        if not folder.exists():
+            tokenizer = make_tokenizer({"roberta": "bpe", "bert": "wordpiece"}[kind])
+            make_model(kind, vocab_size=len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def small(
+    model_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """A function that makes the options of a run of a second: the demo's sentences, a tiny model, an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**changes: Any) -> dict[str, Any]:
+        options = {
+            "model_name": model_folder(), "engine": "torch", "precision": "fp32", "device": "cpu", "popsize": 4,
+            "budget": 24, "eval_every": 8, "n_prompt_tokens": 5, "intrinsic_dim": 10, "k_shot": 4,
+            "max_test_examples": 12,
+        }  # fmt: skip
+        return options | changes
+
+    return make

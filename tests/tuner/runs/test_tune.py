@@ -22,38 +22,7 @@ from bbt_fast.tuner.search import Search
 
 ENGINES = ("torch", "ort")
 ALGORITHMS = ("bbt", "bbtv2")
-POPSIZE, LAYERS = 4, 3
-
-
-@pytest.fixture(scope="session")
-def model_folder(make_model, make_tokenizer, tmp_path_factory):
-    """A function that saves a tiny random model with its tokenizer."""
-
-    def make(kind: str = "roberta") -> str:
-        folder = tmp_path_factory.getbasetemp() / f"model-{kind}"
-        if not folder.exists():
-            tokenizer = make_tokenizer({"roberta": "bpe", "bert": "wordpiece"}[kind])
-            make_model(kind, vocab_size=len(tokenizer)).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        return str(folder)
-
-    return make
-
-
-@pytest.fixture
-def small(model_folder, tmp_path, monkeypatch):
-    """A function that makes the options of a run of seconds on the demo's sentences."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(**changes):
-        options = {
-            "model_name": model_folder(), "engine": "torch", "precision": "fp32", "device": "cpu", "popsize": POPSIZE,
-            "budget": 24, "eval_every": 8, "n_prompt_tokens": 5, "intrinsic_dim": 10, "k_shot": 4,
-            "max_test_examples": 12,
-        }  # fmt: skip
-        return options | changes
-
-    return make
+POPSIZE, LAYERS = 4, 3  # as the fixture ``small`` has them
 
 
 def generations(folder):
