@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -68,10 +67,10 @@ def signals(control: Control) -> Iterator[None]:
         del frame
         if not control.patient:
             raise KeyboardInterrupt
-        if control.request is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         control.request = signal.Signals(number).name
+        # Python's own handlers wait for the engine to return; the system's do not.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:

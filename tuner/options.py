@@ -131,7 +131,7 @@ class Options:
     print_every: int = 50
     """Refresh the progress line every so many evaluations."""
     max_time: float | None = None
-    """Stop the search after this many seconds and test what there is."""
+    """Stop the search (of each seed) after this many seconds, and test what there is."""
     target_metric: float | None = None
     """Stop the search once the development metric reaches this, between 0 and 1."""
     output_dir: str | None = None

@@ -169,6 +169,7 @@ class Run:
         """Score p0 and the kept prompt on all parts; the test set is seen here for the first and only time."""
         options, engine, parts = self.options, self.engine, self.parts
         began = time.perf_counter()
+        logger.info("testing on %d examples", len(parts.test.labels))
         zero_dev = self._score(dev_session, parts.dev, self.origins.to(engine.device))
         train = self._score(session, parts.train, prompts)
         sets = torch.stack([self.origins.to(engine.device), prompts])

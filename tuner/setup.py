@@ -12,9 +12,9 @@ from ..engine import load_engine
 from ..export.errors import UsageError
 from ..export.families import family_of
 from ..export.model import Cuts, load_config, load_model
-from .data import Splits, load_splits, parse_column_mapping
+from .data import Row, Splits, load_splits, parse_column_mapping
 from .demo import MODEL_DIR
-from .encoding import TextEncoder, longest_sequence
+from .encoding import Encoded, TextEncoder, longest_sequence
 from .options import Options
 from .presets import DEMO
 from .run import Parts
@@ -31,6 +31,7 @@ class Setup:
     def __init__(self, options: Options, task: Task) -> None:
         """Take resolved options and their task."""
         self.options, self.task = options, task
+        self._test: tuple[list[Row], Encoded] | None = None
 
     def splits(self, seed: int) -> Splits:
         """Load the task's data and draw a seed's few-shot examples.
@@ -106,7 +107,9 @@ class Setup:
         Raises:
             UsageError: if template and prompt leave no room for a text.
         """
-        return Parts(*(self.encoder.encode(rows) for rows in (splits.train, splits.dev, splits.test)))
+        if self._test is None or self._test[0] != splits.test:  # few-shot folders have a test file each
+            self._test = splits.test, self.encoder.encode(splits.test)
+        return Parts(self.encoder.encode(splits.train), self.encoder.encode(splits.dev), self._test[1])
 
     def load_engine(self, pinned: dict[str, str]) -> Any:
         """Load the engine.

@@ -100,6 +100,8 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     control.max_time, control.target_metric = options.max_time, options.target_metric
     setup = Setup(options, task)
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
+    if options.init_from is not None:
+        read_prompt(Path(options.init_from))
     n_generations(options, int(setup.config.num_hidden_layers) if options.algorithm == "bbtv2" else 1)
     folder = RunFolder(Path(options.output_dir)) if options.output_dir else new_folder(options)
     with folder.claim():

@@ -1,0 +1,62 @@
+"""Several seeds together: mean, standard deviation, and the ensemble of their prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bbt_fast.tuner.result import Result, Seconds, Tuned, ZeroShot
+from bbt_fast.tuner.seeds import SeedsResult, ensemble_metric
+from bbt_fast.tuner.summary import summary
+
+RESULT = Result(
+    model="m", task="t", engine="ort", algorithm="bbt", mode="add", precision="fp32", device="cpu", seed=8, budget=100,
+    evaluations=100, metric="accuracy", zero_shot=ZeroShot(0.5, 0.4), tuned=Tuned(0.9, 0.8, 0.6),
+    seconds=Seconds(1.0, 4.0, 2.0), evals_per_s=25.0, optimizer_overhead=0.01, stopped_by="budget", examples={},
+    parity={}, versions={}, output_dir=Path("r"),
+)  # fmt: skip
+
+
+def of(*tests: float) -> SeedsResult:
+    results = tuple(replace(RESULT, seed=i, tuned=Tuned(0.9, 0.8, test)) for i, test in enumerate(tests))
+    return SeedsResult(results, None, Path("r"))
+
+
+def test_mean_and_sample_standard_deviation():
+    spread = of(0.6, 0.7, 0.8).spreads["test"]
+    assert (spread.mean, spread.std) == pytest.approx((0.7, 0.1))
+    assert of(0.6, 0.7, 0.8).spreads["zero-shot test"].std == 0
+    assert of(0.6).spreads["test"].std == 0
+
+
+def test_the_table_has_a_row_for_each_seed_and_two_for_all():
+    lines = summary(of(0.6, 0.7)).splitlines()
+    assert lines[2].split("  ")[0] == "seed"
+    assert [line.split()[0] for line in lines[3:7]] == ["0", "1", "mean", "std"]
+    assert [line.split()[-2] for line in lines[3:7]] == ["60.0", "70.0", "65.0", "7.1"]
+    assert len({len(line) for line in lines[2:7]}) == 1
+    assert "ensemble" not in summary(of(0.6))
+
+
+def test_a_run_that_a_limit_ended_says_so():
+    assert "(ended by --max_time)" in summary(replace(RESULT, stopped_by="max_time"))
+    assert "ended" not in summary(RESULT)
+
+
+def test_the_ensemble_averages_log_probabilities_not_logits_or_votes():
+    # Two prompts mildly for class 0, one strongly for class 1; the offsets must not count.
+    logits = torch.tensor([[[1.0, 0.0]], [[101.0, 100.0]], [[-50.0, -45.0]]])
+    assert ensemble_metric(logits, torch.tensor([1]), "accuracy") == 1.0
+    log_probabilities = logits.log_softmax(2).mean(0)
+    assert int(log_probabilities.argmax()) == 1
+    assert ensemble_metric(logits[:2], torch.tensor([0]), "accuracy") == 1.0
+
+
+def test_the_ensemble_is_scored_by_the_tasks_metric():
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
+    labels = torch.tensor([1, 0, 1])
+    assert ensemble_metric(logits, labels, "accuracy") == pytest.approx(1 / 3)
+    assert ensemble_metric(logits, labels, "f1") == pytest.approx(1 / 2)
