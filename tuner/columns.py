@@ -183,9 +183,11 @@ def label_index(value: Any, labels: Sequence[str]) -> int | None:
             number = cast(value)
         except (ValueError, OverflowError):
             continue
+        if number != value and not isinstance(value, str):
+            continue
         if str(number) in labels:
             return labels.index(str(number))
-        if number == float(value) and 0 <= number < len(labels):
+        if 0 <= number < len(labels):
             return number
     return None
 

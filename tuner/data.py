@@ -15,7 +15,8 @@ import numpy as np
 
 from ..export.errors import DataError, UsageError
 from .columns import Row, check_column_mapping, parse_column_mapping
-from .sources import Pool, folder_source, packaged_source
+from .pools import Pool
+from .sources import folder_source, packaged_source
 from .task import Task
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from bbt_fast.export.errors import BbtFastError, DataError, UsageError
 from bbt_fast.tuner.columns import Columns, label_index
 from bbt_fast.tuner.data import Row, Splits, few_shot_indices, load_splits, parse_column_mapping
 from bbt_fast.tuner.records import READERS, Record, read_records
-from bbt_fast.tuner.task import Hub, Task, load_task
+from bbt_fast.tuner.task import Task, load_task
 
 ONE = Task("one", ("bad", "good"), {"masked": "{text} {mask}"}, {"masked": (("bad",), ("good",))})
 TWO = Task("two", ("no", "yes"), {"masked": "{text_a} {mask} {text_b}"}, {"masked": (("No",), ("Yes",))})
@@ -227,7 +227,7 @@ def test_a_parquet_row_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_folders_and_files_are_named(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(DataError, match=r"cannot read the folder .*nowhere: No such file"):
         load_splits(ONE, data_dir=folder / "nowhere")
     (folder / "test.jsonl").unlink()
     with pytest.raises(DataError, match=r"has no test\.jsonl or test\.csv or test\.tsv or test\.parquet"):
@@ -235,6 +235,13 @@ def test_missing_folders_and_files_are_named(folder: Path) -> None:
     (folder / "test.jsonl").mkdir()
     with pytest.raises(DataError, match=r"cannot read .*test\.jsonl: Is a directory"):
         load_splits(ONE, data_dir=folder)
+
+
+@pytest.mark.parametrize("name", ["file", "a" * 300, "nul\0"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=f"cannot read the folder .*{name}"):
+        load_splits(ONE, data_dir=tmp_path / name)
 
 
 def test_two_files_for_one_split_are_refused(folder: Path) -> None:
@@ -286,6 +293,8 @@ def test_separators_inside_texts_end_no_line(tmp_path: Path) -> None:
         (0, ("1", "3", "5"), 0),
         (float("inf"), ("bad", "good"), None),
         (None, ("bad", "good"), None),
+        (10**400, ("bad", "good"), None),
+        ("9" * 5000, ("bad", "good"), None),
     ],
 )
 def test_a_label_is_a_name_else_a_position(value: Any, labels: tuple[str, ...], found: int | None) -> None:
@@ -346,45 +355,6 @@ def test_a_task_without_data_says_what_to_give() -> None:
         load_splits(ONE)
     with pytest.raises(UsageError, match=r"'demo' names no data set"):
         load_splits(replace(ONE, name="demo", path=Path("demo.yaml")))
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Callable[[Any, Records], Hub]:
-    """A function that writes a data set as the hub has it, and returns where it lies."""
-    import datasets
-
-    def make(feature: Any, records: Records) -> Hub:
-        for split in ("train", "validation"):
-            data = datasets.Dataset.from_list(records)
-            data.cast_column("label", feature).to_parquet(tmp_path / f"{split}.parquet")
-        return Hub(id=str(tmp_path), train="train", test="validation")
-
-    return make
-
-
-def test_hub_data_are_read_by_the_names_of_their_classes(hub: Callable[[Any, Records], Hub]) -> None:
-    import datasets
-
-    records = [{"sentence": f"text {i}", "label": i % 3 - 1} for i in range(30)]
-    place = hub(datasets.ClassLabel(names=["good", "bad"]), records)
-    splits = load_splits(replace(ONE, hub=place, columns={"text": "sentence"}), k_shot=5)
-    assert len(splits.test) == 20, "unlabelled rows (-1) are left out"
-    assert labels_of(splits.train) == labels_of(splits.dev) == {0: 5, 1: 5}
-    for row in splits.train + splits.test:
-        assert int(row.text_a.split()[1]) % 3 - 1 == {"good": 0, "bad": 1}[ONE.labels[row.label]]
-
-
-def test_hub_labels_that_are_bare_numbers_are_positions(hub: Callable[[Any, Records], Hub]) -> None:
-    import datasets
-
-    place = hub(datasets.Value("int64"), [{"text": f"text {i}", "label": i % 2} for i in range(8)])
-    splits = load_splits(replace(ONE, hub=place), k_shot=1)
-    assert [row.label for row in splits.test] == [0, 1] * 4
-
-
-def test_hub_data_out_of_reach_say_how_to_go_on() -> None:
-    with pytest.raises(DataError, match=r"cannot load nyu-mll/glue \(sst2\), split train: .*--data_dir"):
-        load_splits(load_task("sst2"))
 
 
 def test_choices_are_lettered_and_the_answer_is_its_place_among_them(tmp_path: Path) -> None:
