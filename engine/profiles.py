@@ -47,6 +47,9 @@ def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Pro
         "examples": (1, EXAMPLES, EXAMPLES),
         "labels": (1, min(labels, LABELS), _doubled(LABELS, labels)),
     }
+    if "decoder_states" in inputs:
+        target = inputs["decoder_states"].shape[1]
+        bounds["target"] = (1, target, max(target, longest))
     axes = {"hidden": (None, "examples", "text", None), "prompt": (None, None, None), **stage.axes}
     profile = {}
     for name, tensor in inputs.items():

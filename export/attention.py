@@ -33,7 +33,7 @@ class _CapturedError(Exception):
 
 
 _captured: ContextVar[list[KeysValues] | None] = ContextVar("captured", default=None)
-_supplied: ContextVar[tuple[KeysValues, Tensor | None] | None] = ContextVar("supplied", default=None)
+_supplied: ContextVar[list[tuple[KeysValues, Tensor | None]] | None] = ContextVar("supplied", default=None)
 
 
 def _attention(
@@ -47,8 +47,9 @@ def _attention(
             raise _CapturedError
         return query.transpose(1, 2), None  # a tracer loses its place in an exception; it drops the rest as unused
     supplied = _supplied.get()
-    if supplied is not None:
-        (key, value), attention_mask = supplied
+    if supplied:
+        (key, value), mask = supplied.pop()
+        attention_mask = mask if attention_mask is None else attention_mask
         kwargs["is_causal"] = False
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
@@ -77,13 +78,14 @@ def capture(layer: Callable[[], Tensor]) -> tuple[KeysValues | None, Tensor | No
 
 @contextmanager
 def supply(keys_values: KeysValues, mask: Tensor | None) -> Iterator[None]:
-    """Let attention read other keys and values within this block.
+    """Let the next attention read other keys and values; a layer's first is its self-attention.
 
     Args:
         keys_values: each [B, heads, S, d].
-        mask: [B, 1, Q, S] boolean, True where a query may look, or None for everywhere.
+        mask: [B, 1, Q, S] boolean, True where a query may look, for an attention that has no mask of its own; None for
+            everywhere.
     """
-    token = _supplied.set((keys_values, mask))
+    token = _supplied.set([(keys_values, mask)])
     try:
         yield
     finally:

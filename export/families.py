@@ -1,16 +1,35 @@
 """The model families: what differs between architectures, one row each.
 
-Everything else is read from the unmodified `transformers` model when it runs (see ``stages.py``).
+Everything else is read from the unmodified `transformers` model when it runs (see ``recording.py`` and ``stages.py``).
+docs/adding-a-model.md walks through a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .cpt import CPT, load_cpt
 from .errors import UsageError
+from .parts import (
+    BartEntrance,
+    Gpt2Entrance,
+    albert_layers,
+    bart_label_rows,
+    deberta_head,
+    deberta_label_rows,
+    label_rows,
+    load_deberta_v3,
+    shifted_right,
+    t5_label_rows,
+)
 
 Kind = Literal["masked", "seq2seq", "decoder"]
+Loader = Callable[[Any, Any], tuple[PreTrainedModel, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -22,21 +41,123 @@ class Family:
     """``config.model_type`` of the checkpoints this row serves."""
     kind: Kind
     """What the model was trained to do, hence which head it has and where it answers."""
-    layers: str
-    """Path of the list of layers that prompts enter."""
-    embeddings: str
-    """Path of the module whose output is the text's side of the input prompt."""
-    head: tuple[str, ...]
+    layers: str | Callable[[Any], list[str]]
+    """Path of the list of layers that prompts enter (the encoder's), or a function that lists their paths."""
+    embeddings: tuple[str, ...]
+    """Path of the module whose output enters the first layer; of several the first that the model has."""
+    head: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     """Modules between the last layer and the vocabulary matrix, in order."""
     prompt_start: int = 1
     """Position of the first prompt token in add mode: 1 after a leading special token, 0 without one."""
+    entrance: Callable[[nn.Module], nn.Module] | None = None
+    """What stands between the token embeddings [B, S, H], which a prompt at the input joins, and the first layer;
+    None where a prompt at the input joins what enters that layer."""
+    label_rows: Callable[[Any, Tensor], tuple[Tensor, Tensor | None]] = label_rows
+    """Gives the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
+    chained: bool = False
+    """Whether a layer returns more than hidden states, such as the biases that T5's next layer is given."""
+    decoder_layers: str = ""
+    """Encoder-decoder models: path of the decoder's layers."""
+    decoder_inputs: Callable[[Any, Tensor], Tensor] | None = None
+    """Encoder-decoder models: makes the decoder's tokens from the text's, both [N, S], where the model has a rule."""
+    encoder_head: tuple[str, ...] = ()
+    """Encoder-decoder models: modules between the encoder's last layer and the decoder, in order."""
+    otherwise: Loader | None = None
+    """How to load a checkpoint that lacks weights of the class that `transformers` has for it."""
 
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        "RoBERTa", ("roberta", "xlm-roberta"), "masked", "roberta.encoder.layer", "roberta.embeddings", ("lm_head",)
+        "RoBERTa", ("roberta", "xlm-roberta"), "masked", "roberta.encoder.layer", ("roberta.embeddings",), ("lm_head",)
     ),
-    Family("BERT", ("bert",), "masked", "bert.encoder.layer", "bert.embeddings", ("cls.predictions.transform",)),
+    Family("BERT", ("bert",), "masked", "bert.encoder.layer", ("bert.embeddings",), ("cls.predictions.transform",)),
+    Family(
+        "ELECTRA generator",
+        ("electra",),
+        "masked",
+        "electra.encoder.layer",
+        ("electra.embeddings_project", "electra.embeddings"),
+        ("generator_predictions",),
+    ),
+    Family(
+        "ALBERT",
+        ("albert",),
+        "masked",
+        albert_layers,
+        ("albert.encoder.embedding_hidden_mapping_in",),
+        ("predictions.dense", "predictions.activation", "predictions.LayerNorm"),
+    ),
+    Family(
+        "DistilBERT",
+        ("distilbert",),
+        "masked",
+        "distilbert.transformer.layer",
+        ("distilbert.embeddings",),
+        ("vocab_transform", "activation", "vocab_layer_norm"),
+    ),
+    Family(
+        "ModernBERT", ("modernbert",), "masked", "model.layers", ("model.embeddings",), ("model.final_norm", "head")
+    ),
+    Family(
+        "DeBERTa v2 and v3",
+        ("deberta-v2",),
+        "masked",
+        "deberta.encoder.layer",
+        ("deberta.embeddings",),
+        deberta_head,
+        chained=True,
+        label_rows=deberta_label_rows,
+        otherwise=load_deberta_v3,
+    ),
+    Family("CPT", (CPT,), "masked", "bert.encoder.layer", ("bert.embeddings",), ()),
+    Family(
+        "BART",
+        ("bart",),
+        "seq2seq",
+        "model.encoder.layers",
+        ("model.encoder.layernorm_embedding",),
+        (),
+        entrance=BartEntrance,
+        label_rows=bart_label_rows,
+        decoder_layers="model.decoder.layers",
+        decoder_inputs=shifted_right,
+        otherwise=load_cpt,
+    ),
+    Family(
+        "T5",
+        ("t5",),
+        "seq2seq",
+        "encoder.block",
+        ("encoder.embed_tokens",),
+        ("decoder.final_layer_norm",),
+        prompt_start=0,
+        label_rows=t5_label_rows,
+        chained=True,
+        decoder_layers="decoder.block",
+        encoder_head=("encoder.final_layer_norm",),
+    ),
+    Family(
+        "GPT-2",
+        ("gpt2",),
+        "decoder",
+        "transformer.h",
+        ("transformer.drop",),
+        ("transformer.ln_f",),
+        prompt_start=0,
+        entrance=Gpt2Entrance,
+    ),
+    Family(
+        "Llama and Mistral", ("llama", "mistral"), "decoder", "model.layers", ("model.embed_tokens",), ("model.norm",)
+    ),
+    Family(
+        "Qwen",
+        ("qwen2", "qwen3"),
+        "decoder",
+        "model.layers",
+        ("model.embed_tokens",),
+        ("model.norm",),
+        prompt_start=0,  # its tokenizer puts no special token before a text
+    ),
 )
 
 

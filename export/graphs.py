@@ -121,8 +121,8 @@ def _prepend_join(model: ir.Model, source: Source) -> None:
 def _check_attention(model: ir.Model, source: Source) -> None:
     """Make sure that the fast kernels will run: they need the standard operator."""
     found = sum(node.op_type == "Attention" for node in model.graph.all_nodes())
-    if found != len(source.stage.layers):
-        logger.warning("the graph has %d Attention nodes for %d layers", found, len(source.stage.layers))
+    if found != source.stage.n_attentions:
+        logger.warning("the graph has %d Attention nodes for %d layers", found, source.stage.n_attentions)
 
 
 def _tidy(model: ir.Model, source: Source) -> None:

@@ -1,70 +1,30 @@
-"""A Hugging Face model, ready to be cut into stages."""
+"""A Hugging Face model as a chain of stages."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from .attention import NAME
+from .anatomy import Anatomy, Recorded
 from .errors import ShapeError, UsageError
 from .examples import Examples
-from .families import Family, Kind, family_of
+from .families import Family
+from .layers import Axes, Layers
+from .loading import load_config as load_config
+from .loading import load_model as load_model
 from .prompts import MODES, Join, Mode
-from .recording import Recording, record
-from .stages import Axes, Stage, without
+from .stages import Answer, Stage
 
 Cuts = Literal["input", "layers"]
 CUTS: tuple[Cuts, ...] = ("input", "layers")
-
-_AUTO_CLASSES: dict[Kind, str] = {
-    "masked": "AutoModelForMaskedLM",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-    "decoder": "AutoModelForCausalLM",
-}
-
-logger = logging.getLogger(__name__)
-
-
-def load_config(source: str | Path) -> PreTrainedConfig:
-    """Load a model's configuration, without its weights, from the hub or a folder.
-
-    Raises:
-        UsageError: if there is no such model.
-    """
-    try:
-        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no model {str(source)!r}: it is neither a folder with a config.json nor a hub model that can be "
-            f"reached ({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or check the id and "
-            "the network."
-        ) from error
-    return config
-
-
-def load_model(source: str | Path | PreTrainedModel) -> PreTrainedModel:
-    """Load a model in fp32 from the hub or a folder; a loaded one is put into evaluation mode.
-
-    Raises:
-        UsageError: if there is no such model, or its architecture is not supported.
-    """
-    model: Any = source
-    if not isinstance(source, PreTrainedModel):
-        auto: Any = getattr(transformers, _AUTO_CLASSES[family_of(load_config(source)).kind])
-        model = auto.from_pretrained(source, dtype=torch.float32)
-    family_of(model)
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    return loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,20 +64,20 @@ class StagedModel:
         if n_prompt_tokens < 1:
             raise UsageError(f"n_prompt_tokens is {n_prompt_tokens}, but a prompt has at least one token.")
         self.model = model
-        self.family: Family = family_of(model)
         self.mode, self.cuts, self.n_prompt_tokens = mode, cuts, n_prompt_tokens
         self.answer_only = answer_only
-        model.set_attn_implementation(NAME)
-        model.config.use_cache = False
-        self._layers: list[nn.Module] = list(_at(model, self.family.layers))
-        self._embeddings = _at(model, self.family.embeddings)
-        self._output_embeddings: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._parts = Anatomy(model, at_tokens=cuts == "input")
         self._plans: dict[tuple[str, ...], tuple[Stage, ...]] = {}
+
+    @property
+    def family(self) -> Family:
+        """The model's row."""
+        return self._parts.family
 
     @property
     def n_layers(self) -> int:
         """L: how many layers prompts can enter."""
-        return len(self._layers)
+        return len(self._parts.layers)
 
     @property
     def hidden_size(self) -> int:
@@ -158,9 +118,9 @@ class StagedModel:
             ShapeError: if a text is too short for the placeholders or too long for the model, or an id is no token.
         """
         vocabulary = self.word_embeddings.shape[0]
-        for name in ("input_ids", "label_token_ids"):
-            ids = getattr(examples, name)
-            if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        for name in ("input_ids", "label_token_ids", "decoder_input_ids"):
+            ids: Tensor | None = getattr(examples, name)
+            if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
                 raise ShapeError(f"{name} holds {int(ids.max())}, but the vocabulary has {vocabulary} rows.")
         needed = self.family.prompt_start + self.n_prompt_tokens
         if self.mode == "add" and int(examples.lengths.min()) < needed:
@@ -168,91 +128,103 @@ class StagedModel:
                 f"an example has {int(examples.lengths.min())} tokens, but add mode puts {self.n_prompt_tokens} prompt "
                 f"tokens onto positions {self.family.prompt_start} to {needed - 1}: put as many placeholders there."
             )
+        if int(examples.lengths.max()) > getattr(self.model.config, "max_position_embeddings", math.inf):
+            raise self._too_long(examples)
 
     def encode(self, examples: Examples) -> Encoded:
         """Embed examples, record what the layers are given, and return the stages for them.
 
         The tensors stay on the model's device, float32.
+
+        Raises:
+            ShapeError: if a text is longer than the model's position embeddings reach, or the model needs
+                decoder_input_ids and has no rule to make them by, or has no decoder to give them to.
         """
-        recording = self._record(examples)
-        signature = tuple(recording.tensors)
+        examples = replace(examples, decoder_input_ids=self._parts.decoder_input_ids(examples))
+        recorded = self._record(examples)
+        signature = tuple(recorded.tensors)
         if signature not in self._plans:
-            self._plans[signature] = self._plan(examples, recording)
-        shift = self.n_prompt_tokens if self.mode == "cat" else 0
-        output = self._output_embeddings
-        rows = output.weight[examples.label_token_ids]
-        bias = getattr(output, "bias", None)
-        tensors = recording.tensors | {
+            self._plans[signature] = self._plan(examples, recorded)
+        shift = self.n_prompt_tokens if self.mode == "cat" and self.family.kind != "seq2seq" else 0
+        rows, bias = self._parts.label_rows(examples.label_token_ids)
+        tensors = recorded.tensors | {
             "answer_position": examples.answer_position + shift,
             "label_rows": rows,
-            "label_bias": rows.new_zeros(len(rows)) if bias is None else bias[examples.label_token_ids],
+            "label_bias": bias,
         }
-        return Encoded(recording.embedded[None], tensors, self._plans[signature], examples.lengths)
+        return Encoded(recorded.embedded[None], tensors, self._plans[signature], examples.lengths)
 
-    def _record(self, examples: Examples) -> Recording:
-        recording = self._run(examples)
-        if self.mode == "add":
-            return recording
-        before = examples.input_ids[:, :1].expand(-1, self.n_prompt_tokens)
-        longer = replace(
-            examples,
-            input_ids=torch.cat([before, examples.input_ids], dim=1),
-            attention_mask=torch.cat([torch.ones_like(before), examples.attention_mask], dim=1),
+    def _record(self, examples: Examples) -> Recorded:
+        try:
+            return self._parts.record(examples, self.n_prompt_tokens if self.mode == "cat" else 0)
+        except IndexError as error:
+            raise self._too_long(examples) from error
+
+    def _too_long(self, examples: Examples) -> ShapeError:
+        return ShapeError(
+            f"a text of {int(examples.lengths.max())} tokens is longer than this {self.family.name} has positions for; "
+            "cut it."
         )
-        blank = recording.embedded.new_zeros(*longer.input_ids.shape, recording.embedded.shape[-1])
-        return replace(self._run(longer, blank), embedded=recording.embedded)
 
-    def _run(self, examples: Examples, embedded: Tensor | None = None) -> Recording:
-        base: Callable[..., Any] = self.model.base_model
-        device = self.word_embeddings.device
-        ids, mask = examples.input_ids.to(device), examples.attention_mask.to(device)
-        return record(lambda: base(input_ids=ids, attention_mask=mask), self._embeddings, self._layers, embedded)
-
-    def _plan(self, examples: Examples, recording: Recording) -> tuple[Stage, ...]:
+    def _plan(self, examples: Examples, recorded: Recorded) -> tuple[Stage, ...]:
         """Make the stages for examples that are recorded like these."""
-        axes = self._axes(examples, recording)
-        head = [without(_at(self.model, path), self._output_embeddings) for path in self.family.head]
-        parts = [range(i, i + 1) for i in range(self.n_layers)] if self.cuts == "layers" else [range(self.n_layers)]
+        parts, axes = self._parts, self._axes(examples, recorded)
+        last = self.n_layers - 1
+        cuts = [range(i, i + 1) for i in range(self.n_layers)] if self.cuts == "layers" else [range(self.n_layers)]
         return tuple(
             Stage(
-                [self._layers[i] for i in part],
-                [recording.calls[i] for i in part],
-                axes,
-                head if part[-1] == self.n_layers - 1 else None,
-                causal=self.family.kind == "decoder",
-                answer_only=self.answer_only,
+                Layers(
+                    [parts.layers[i] for i in cut],
+                    [recorded.calls[i] for i in cut],
+                    axes,
+                    "sequence",
+                    causal=self.family.kind == "decoder",
+                ),
+                parts.entrance if 0 in cut else None,
+                self._answer(recorded, axes) if last in cut else None,
             )
-            for part in parts
+            for cut in cuts
         )
 
-    def _axes(self, examples: Examples, recording: Recording) -> dict[str, Axes]:
-        """Tell what each recorded tensor's axes count, by recording one example and two tokens more."""
+    def _answer(self, recorded: Recorded, axes: Mapping[str, Axes]) -> Answer:
+        parts, decoder = self._parts, None
+        if parts.decoder_layers:
+            decoder = Layers(parts.decoder_layers, recorded.decoder_calls, axes, "target", causal=True)
+        # A first layer that makes what later ones are given cannot run for one position.
+        alone = self.answer_only and not (self.family.chained and len(parts.decoder_layers or parts.layers) == 1)
+        return Answer(parts.head, alone, parts.encoder_head, decoder)
+
+    def _axes(self, examples: Examples, recorded: Recorded) -> dict[str, Axes]:
+        """Tell what each recorded tensor's axes count, by recording one example more and longer or shorter texts."""
         rows = torch.cat([torch.arange(len(examples)), torch.tensor([0])])
         for step in (2, -2):
             grown = self._record(_resized(examples.select(rows), step))
-            if tuple(grown.tensors) == tuple(recording.tensors):
+            if tuple(grown.tensors) == tuple(recorded.tensors):
                 break
         else:
             raise UsageError(f"{self.family.name}: what its layers are given changes with the length of every text.")
-        counts = {1: "examples", step: "sequence"}
+        counts = {1: "examples", step: "sequence", TARGET_STEP: "target"}
         return {
             name: tuple(counts.get(new - old) for old, new in zip(tensor.shape, grown.tensors[name].shape, strict=True))
-            for name, tensor in recording.tensors.items()
+            for name, tensor in recorded.tensors.items()
         }
 
 
+TARGET_STEP = 3
+"""By how many tokens decoder texts are lengthened: unlike any change in texts or examples."""
+
+
 def _resized(examples: Examples, step: int) -> Examples:
-    """Lengthen the longest texts by repeating their last column, or cut the last columns off."""
-    ids, mask = examples.input_ids, examples.attention_mask
+    """Lengthen the longest texts by repeating their last column, or cut their last columns off."""
+    ids, mask, decoder = examples.input_ids, examples.attention_mask, examples.decoder_input_ids
     if step > 0:
-        ids = torch.cat([ids, ids[:, -1:].expand(-1, step)], dim=1)
-        mask = torch.cat([mask, mask[:, -1:].expand(-1, step)], dim=1)
+        ids, mask = _lengthened(ids, step), _lengthened(mask, step)
     else:
         ids, mask = ids[:, :step], mask[:, :step]
-    position = examples.answer_position.clamp(max=ids.shape[1] - 1)
-    return replace(examples, input_ids=ids, attention_mask=mask, answer_position=position)
+    decoder = None if decoder is None else _lengthened(decoder, TARGET_STEP)
+    position = examples.answer_position.clamp(max=ids.shape[1] - 1) if decoder is None else examples.answer_position
+    return replace(examples, input_ids=ids, attention_mask=mask, answer_position=position, decoder_input_ids=decoder)
 
 
-def _at(model: nn.Module, path: str) -> Any:
-    """Return the submodule at a dotted path."""
-    return model.get_submodule(path)
+def _lengthened(tensor: Tensor, step: int) -> Tensor:
+    return torch.cat([tensor, tensor[:, -1:].expand(-1, step)], dim=1)

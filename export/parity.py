@@ -96,7 +96,13 @@ def probe(staged: StagedModel, seed: int = 0) -> tuple[Examples, Tensor, Tensor]
     vocabulary = staged.word_embeddings.shape[0]
     ids = torch.randint(vocabulary // 10, vocabulary, (len(lengths), int(lengths.max())), generator=generator)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    examples = Examples(ids, mask, lengths - 3, torch.randperm(vocabulary, generator=generator)[:3])
+    words = torch.randperm(vocabulary, generator=generator)[:3]
+    position, decoder_ids = lengths - 3, None
+    if staged.family.kind == "decoder":
+        position = lengths - 1
+    elif staged.family.kind == "seq2seq" and staged.family.decoder_inputs is None:
+        position, decoder_ids = torch.ones_like(lengths), ids[:, :2]
+    examples = Examples(ids, mask, position, words, decoder_ids)
     shape = (POPULATION, staged.n_stages, staged.n_prompt_tokens, staged.hidden_size)
     prompts = torch.randn(shape, generator=generator) * float(staged.word_embeddings.float().std())
     return examples, torch.arange(len(lengths)) % 3, prompts

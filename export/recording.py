@@ -7,7 +7,7 @@ hidden states and of these tensors, and no modelling code has to be copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from .errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -31,35 +33,45 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def __call__(self, layer: nn.Module, hidden: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    def __call__(self, layer: nn.Module, hidden: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Run the layer on [B, S, H] with these tensors for the recorded ones; return its hidden states."""
 
         def bind(leaf: Any) -> Any:
             return tensors[leaf.name] if isinstance(leaf, Ref) else leaf
 
-        args, kwargs = pytree.tree_map(bind, (self.args, self.kwargs), is_leaf=lambda x: isinstance(x, Ref))
+        args, kwargs = pytree.tree_map(bind, (self.args, self.kwargs))
         output = layer(hidden, *args, **kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The recorded tensors this call takes, in order."""
-        leaves = pytree.tree_leaves((self.args, self.kwargs), is_leaf=lambda x: isinstance(x, Ref))
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
         return tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Ref)))
+
+    def completed(self, later: Call) -> Call:
+        """Return this call with what a later layer was given and this layer was not."""
+        mine, spec = pytree.tree_flatten((self.args, self.kwargs))
+        other, other_spec = pytree.tree_flatten((later.args, later.kwargs))
+        if spec != other_spec:
+            return self
+        leaves = [b if a is None and isinstance(b, Ref) else a for a, b in zip(mine, other, strict=True)]
+        return Call(*pytree.tree_unflatten(leaves, spec))
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
     """One forward pass of a stock model, seen at its layers."""
 
-    embedded: Tensor
-    """[N, S, H], what the embeddings module returned."""
+    entered: Tensor
+    """[N, S, H], what the first layer was given."""
     tensors: dict[str, Tensor]
     calls: tuple[Call, ...]
+    """One per layer, in order."""
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Run ``forward`` in the place of a module's own within this block."""
     vars(module)["forward"] = forward
     try:
@@ -69,52 +81,62 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def record(
-    run: Callable[[], Any], embeddings: nn.Module, layers: list[nn.Module], embedded: Tensor | None = None
+    run: Callable[[], Any],
+    layers: Sequence[nn.Module],
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    prefix: str = "",
+    chained: bool = False,
 ) -> Recording:
-    """Run a model and record what its embeddings return and what its layers are given.
+    """Run a model and record what its layers are given.
 
     Args:
         run: runs the stock model.
-        embeddings: the module whose output counts as embedded text.
-        layers: the layers to record; they pass their hidden states through unchanged.
-        embedded: [N, S, H], returned by the embeddings module in the place of its own output, if given.
+        layers: the layers to record, in the order in which they run; one that runs twice stands there twice.
+        given: tensors that have a name already and are not recorded.
+        prefix: begins the names of the recorded tensors.
+        chained: whether the layers must really run, because they return more than hidden states.
+
+    Raises:
+        UsageError: if the model runs other layers than these.
     """
     tensors: dict[str, Tensor] = {}
-    names: dict[int, str] = {}
+    names = {id(tensor): name for name, tensor in (given or {}).items()}
     calls: list[Call] = []
-    seen: list[Tensor] = []
-    stock = embeddings.forward
-
-    def embed(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append(stock(*args, **kwargs) if embedded is None else embedded)
-        return seen[-1]
+    ran: list[nn.Module] = []
+    entered: list[Tensor] = []
 
     def name(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) not in names:
-            stem = "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            stem = prefix + "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
             names[id(leaf)] = stem if stem not in tensors else f"{stem}_layer{len(calls)}"
             tensors[names[id(leaf)]] = leaf
         return Ref(names[id(leaf)])
 
     def spy(layer: nn.Module) -> Callable[..., Any]:
-        parameters = _positional_names(layer)
+        parameters, stock = _positional_names(layer), layer.forward
 
-        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             named = dict(zip(parameters[1:], args, strict=False))
             positional = pytree.tree_map_with_path(name, named)
             calls.append(Call(tuple(positional.values()), pytree.tree_map_with_path(name, kwargs)))
-            return hidden
+            ran.append(layer)
+            entered.append(hidden)
+            return stock(hidden, *args, **kwargs) if chained else hidden
 
         return forward
 
     with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(_forward(embeddings, embed))
-        for layer in layers:
-            stack.enter_context(_forward(layer, spy(layer)))
+        for layer in dict.fromkeys(layers):
+            stack.enter_context(replaced(layer, spy(layer)))
         run()
-    return Recording(seen[0], tensors, tuple(calls))
+    if list(map(id, ran)) != list(map(id, layers)):
+        raise UsageError(f"the model ran {len(ran)} layers, but {len(layers)} others were expected.")
+    if chained and len(calls) > 1:
+        calls[0] = calls[0].completed(calls[1])
+    return Recording(entered[0], tensors, tuple(calls))
 
 
 def _positional_names(layer: nn.Module) -> list[str]:

@@ -1,23 +1,19 @@
 """A frozen model as a chain of stages, cut where prompts enter.
 
 Shape letters, here and everywhere: P candidates, N examples, S sequence length, n prompt tokens, H hidden size,
-d intrinsic dimension, C label words, L layers, B = P * N.
+d intrinsic dimension, C label words, L layers, T decoder tokens, B = P * N.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .attention import capture, supply
-from .recording import Call
-
-Axes = tuple[str | None, ...]
-"""What each axis of a tensor counts: "examples", "sequence", "labels" or None for a fixed size."""
+from .layers import Axes, Layers
 
 ANSWER_AXES: dict[str, Axes] = {
     "answer_position": ("examples",),
@@ -25,35 +21,50 @@ ANSWER_AXES: dict[str, Axes] = {
     "label_bias": ("labels",),
 }
 """The tensors that an answering stage takes besides the recorded ones."""
+DECODER_STATES = "decoder_states"
+"""[N, T, H]: what enters the decoder, the same for every candidate."""
+ENCODER_STATES = "encoder_states"
+"""[B, S, H]: what the decoder's cross-attention reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What an answering stage does after its layers."""
+
+    head: Sequence[nn.Module]
+    """Between the last layer and the vocabulary matrix, in order."""
+    alone: bool = True
+    """Whether the last layer runs for the answer position only."""
+    encoder_head: Sequence[nn.Module] = ()
+    """Between the encoder's last layer and the decoder, in order."""
+    decoder: Layers | None = None
 
 
 class Stage(nn.Module):
-    """Consecutive layers of the model, as the model calls them, for a whole population at once.
+    """Consecutive layers of the model, for a whole population at once.
 
     ``forward(hidden [P, N, S, H], *tensors)`` returns hidden states [P, N, S, H], or the label words' logits
     [P, N, C] float32 if the stage answers. The tensors are those of ``names``, in order.
+
+    Args:
+        layers: the layers.
+        entrance: what stands between the embeddings that a prompt has joined and the first layer, if anything does.
+        answer: what follows the layers, if the stage answers.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        calls: Sequence[Call],
-        axes: dict[str, Axes],
-        head: Sequence[nn.Module] | None = None,
-        *,
-        causal: bool = False,
-        answer_only: bool = True,
-    ) -> None:
-        """Take the layers, how each is called, the axes of the recorded tensors, and the head if the stage answers."""
+    def __init__(self, layers: Layers, entrance: nn.Module | None = None, answer: Answer | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.calls = tuple(calls)
-        self.head = None if head is None else nn.Sequential(*head)
-        self.causal, self.answer_only = causal, answer_only
-        recorded = dict.fromkeys(name for call in self.calls for name in call.names)
-        self.axes: dict[str, Axes] = {name: axes[name] for name in recorded}
-        if head is not None:
-            self.axes |= ANSWER_AXES
+        self.layers, self.entrance = layers, entrance
+        self.axes: dict[str, Axes] = dict(layers.axes)
+        self.head: nn.Sequential | None = None
+        self.decoder: Layers | None = None
+        if answer is None:
+            return
+        self.head, self.decoder, self.alone = nn.Sequential(*answer.head), answer.decoder, answer.alone
+        self.encoder_head = nn.Sequential(*answer.encoder_head)
+        if answer.decoder is not None:
+            self.axes |= answer.decoder.axes | {DECODER_STATES: ("examples", "target", None)}
+        self.axes |= ANSWER_AXES
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,8 +76,13 @@ class Stage(nn.Module):
         """Whether logits come out, and not hidden states."""
         return self.head is not None
 
+    @property
+    def n_attentions(self) -> int:
+        """How many times attention runs."""
+        return len(self.layers) + (0 if self.decoder is None else 2 * len(self.decoder))
+
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
-        """Run the layers, and the head if there is one."""
+        """Run the layers, and read the answer if the stage answers."""
         population, examples, length, width = hidden.shape
         named = {
             name: _over_population(tensor, population)
@@ -75,47 +91,21 @@ class Stage(nn.Module):
             for name, tensor in zip(self.names, tensors, strict=True)
         }
         states = hidden.reshape(population * examples, length, width)
-        run = list(zip(self.layers, self.calls, strict=True))
-        for layer, call in run[: -1 if self.answers else None]:
-            states = call(layer, states, named)
+        if self.entrance is not None:
+            states = self.entrance(states)
         if self.head is None:
-            return states.reshape(population, examples, length, width)
-        answer = self._at_answer(*run[-1], states, named)
-        logits = linear(self.head(answer).float(), named["label_rows"].float(), named["label_bias"].float())
+            return self.layers(states, named).reshape(population, examples, length, width)  # type: ignore[no-any-return]
+        answer = self.head(self._answer_state(states, named))
+        logits = linear(answer.float(), named["label_rows"].float(), named["label_bias"].float())
         return logits.reshape(population, examples, logits.shape[-1])
 
-    def _at_answer(self, layer: nn.Module, call: Call, states: Tensor, named: dict[str, Tensor]) -> Tensor:
-        """Run the last layer for the answer position only, keys and values for all: [B, S, H] -> [B, H].
-
-        Queries, attention output and feed-forward block of the other positions are read by nothing.
-        """
+    def _answer_state(self, states: Tensor, named: Mapping[str, Tensor]) -> Tensor:
+        """Return the last hidden states at the answer position: [B, S, H] -> [B, H]."""
         position = named["answer_position"]
-        if not self.answer_only:
-            return _take(call(layer, states, named), position, 1)[:, 0]
-        keys_values, output = capture(lambda: call(layer, states, named))
-        if keys_values is None:
-            assert output is not None
-            return _take(output, position, 1)[:, 0]
-        rows = {name: self._row(name, named[name], position) for name in call.names}
-        masks = [rows[name] for name in call.names if "mask" in name]
-        if self.causal and not masks:
-            masks = [(torch.arange(states.shape[1], device=position.device) <= position[:, None])[:, None, None]]
-        with supply(keys_values, masks[0] if masks else None):
-            return call(layer, _take(states, position, 1), rows)[:, 0]
-
-    def _row(self, name: str, tensor: Tensor, position: Tensor) -> Tensor:
-        """Cut a recorded tensor to what belongs to the answer position's query."""
-        counted = [axis for axis, what in enumerate(self.axes[name]) if what == "sequence"]
-        if "mask" in name and counted and counted[-1] == tensor.ndim - 1:
-            counted.pop()  # the keys stay whole
-        return _take(tensor, position, counted[0]) if counted else tensor
-
-
-def _take(tensor: Tensor, position: Tensor, axis: int) -> Tensor:
-    """Keep one position ([B]) per row along an axis: [B or 1, ..., S, ...] -> [B, ..., 1, ...]."""
-    tensor = tensor.expand(position.shape[0], *tensor.shape[1:])
-    index = position.view(-1, *[1] * (tensor.ndim - 1))
-    return tensor.gather(axis, index.expand(*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]))
+        if self.decoder is None:
+            return self.layers.at(position, states, named, alone=self.alone)
+        memory = {ENCODER_STATES: self.encoder_head(self.layers(states, named))}
+        return self.decoder.at(position, named[DECODER_STATES], {**named, **memory}, alone=self.alone)
 
 
 def _over_population(tensor: Tensor, population: int) -> Tensor:
@@ -124,11 +114,10 @@ def _over_population(tensor: Tensor, population: int) -> Tensor:
 
 
 def without(module: nn.Module, part: nn.Module) -> nn.Module:
-    """Return a module whose ``part``, at any depth, passes its input through; the original stays as it is."""
-    if module is part:
-        return nn.Identity()
+    """Return a module whose ``part``, at any depth within it, passes its input through; the original stays."""
     twin = copy.copy(module)
     vars(twin)["_modules"] = {
-        name: None if child is None else without(child, part) for name, child in module._modules.items()
+        name: nn.Identity() if child is part else None if child is None else without(child, part)
+        for name, child in module._modules.items()
     }
     return twin

@@ -1,0 +1,142 @@
+"""A model's parts, found by its family's row, and what they are given for a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .attention import NAME
+from .errors import ShapeError
+from .examples import Examples
+from .families import family_of
+from .recording import Call, Recording, record, replaced
+from .stages import DECODER_STATES, ENCODER_STATES, without
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What the parts of a model are given for a batch of texts."""
+
+    embedded: Tensor
+    """[N, S, H]: what a prompt at the input joins."""
+    tensors: dict[str, Tensor]
+    """What the layers take besides hidden states, by name."""
+    calls: tuple[Call, ...]
+    """How the model calls each layer."""
+    decoder_calls: tuple[Call, ...] = ()
+    """Likewise for an encoder-decoder model's decoder."""
+
+
+class Anatomy:
+    """The parts of an unmodified `transformers` model, whose attention is switched to SDPA.
+
+    Args:
+        model: the model.
+        at_tokens: whether a prompt at the input joins the token embeddings, if the family has it so, and not what
+            enters the first layer.
+
+    Raises:
+        UsageError: if the architecture is not supported.
+    """
+
+    def __init__(self, model: PreTrainedModel, at_tokens: bool) -> None:
+        self.model: Any = model
+        self.family = family = family_of(model)
+        model.set_attn_implementation(NAME)
+        model.config.use_cache = False
+        self._text: Any = model.get_encoder() if family.kind == "seq2seq" else model.base_model
+        layers = family.layers
+        self.layers: list[nn.Module] = (
+            list(self._at(layers)) if isinstance(layers, str) else [self._at(path) for path in layers(model)]
+        )
+        self.entrance = family.entrance(model) if family.entrance is not None and at_tokens else None
+        self.encoder_head = [self._at(path) for path in family.encoder_head]
+        self.decoder_layers: list[nn.Module] = list(self._at(family.decoder_layers)) if family.decoder_layers else []
+        self.head = self._head()
+        names = {name for name, _ in model.named_modules()}
+        self._embeddings: nn.Module = self._at(next(path for path in family.embeddings if path in names))
+
+    def label_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
+        rows, bias = self.family.label_rows(self.model, ids.to(self.device))
+        return rows, rows.new_zeros(len(rows)) if bias is None else bias
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    def decoder_input_ids(self, examples: Examples) -> Tensor | None:
+        """Return what the decoder reads of its text, [N, T]: as far as the last answer, and two tokens at least.
+
+        Raises:
+            ShapeError: if the model needs them and has no rule to make them by, or needs none.
+        """
+        ids = examples.decoder_input_ids
+        if self.family.kind != "seq2seq":
+            if ids is not None:
+                raise ShapeError(f"{self.family.name} has no decoder of its own to read decoder_input_ids.")
+            return None
+        if ids is None:
+            if self.family.decoder_inputs is None:
+                raise ShapeError(f"{self.family.name} needs decoder_input_ids, such as (pad, <extra_id_0>) for T5.")
+            ids = self.family.decoder_inputs(self.model, examples.input_ids)
+        length = max(2, int(examples.answer_position.max()) + 1)
+        return torch.cat([ids, ids[:, -1:]], dim=1)[:, :length]
+
+    def record(self, examples: Examples, before: int) -> Recorded:
+        """Run the model on texts and record what its layers are given.
+
+        Args:
+            examples: the texts; of an encoder-decoder model with their decoder_input_ids.
+            before: how many prompt tokens stand before each text.
+        """
+        ids, mask = examples.input_ids.to(self.device), examples.attention_mask.to(self.device)
+        if self.family.kind == "decoder":
+            mask = torch.ones_like(mask)  # padding stands behind the text, where no real token looks
+        text = self._record_text(ids, mask)
+        embedded = text.entered if self.entrance is None else self._text.get_input_embeddings()(ids)
+        if before:
+            ids = torch.cat([ids[:, :1].expand(-1, before), ids], dim=1)
+            mask = torch.cat([torch.ones_like(ids[:, :before]), mask], dim=1)
+            text = self._record_text(ids, mask, embedded.new_zeros(*ids.shape, embedded.shape[-1]))
+        if not self.decoder_layers:
+            return Recorded(embedded, text.tensors, text.calls)
+        assert examples.decoder_input_ids is not None
+        decoder = self._record_decoder(examples.decoder_input_ids.to(self.device), text.entered, mask)
+        tensors = text.tensors | decoder.tensors | {DECODER_STATES: decoder.entered}
+        return Recorded(embedded, tensors, text.calls, decoder.calls)
+
+    def _record_text(self, ids: Tensor, mask: Tensor, embedded: Tensor | None = None) -> Recording:
+        """Record the layers that prompts enter, with other embeddings in the place of the model's own if given."""
+        own = nullcontext() if embedded is None else replaced(self._embeddings, lambda *_, **__: embedded)
+        with own:
+            return record(
+                lambda: self._text(input_ids=ids, attention_mask=mask), self.layers, chained=self.family.chained
+            )
+
+    def _record_decoder(self, ids: Tensor, memory: Tensor, mask: Tensor) -> Recording:
+        """Record an encoder-decoder model's decoder, reading hidden states of the encoder's shape."""
+        run = self.model.get_decoder()
+        return record(
+            lambda: run(input_ids=ids, encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False),
+            self.decoder_layers,
+            given={ENCODER_STATES: memory},
+            prefix="decoder_",
+            chained=self.family.chained,
+        )
+
+    def _head(self) -> Sequence[nn.Module]:
+        """Return the modules between the last layer and the vocabulary matrix."""
+        paths = self.family.head if isinstance(self.family.head, tuple) else self.family.head(self.model)
+        return [without(self._at(path), self.model.get_output_embeddings()) for path in paths]
+
+    def _at(self, path: str) -> Any:
+        return self.model.get_submodule(path)

@@ -1,0 +1,92 @@
+"""CPT, the Chinese pre-trained unbalanced transformer: a BERT encoder whose own word embeddings answer.
+
+`transformers` has no class for its checkpoints (``fnlp/cpt-large``), which call themselves BART: the encoder is a stock
+BERT under other names, all tokens of its second segment, and black-box tuning reads the answer from the encoder's last
+layer (as the original implementation does). The decoder, which generates, is not used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertModel, BertPreTrainedModel, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+CPT = "cpt"
+"""The model type that this file adds."""
+ENCODER = r"^(?:model\.)?encoder\.(?=embeddings\.|encoder\.)"
+"""What stands before the encoder's names in a checkpoint."""
+
+
+class CptConfig(BertConfig):  # type: ignore[no-untyped-call]
+    """The encoder's configuration."""
+
+    model_type = CPT
+
+
+class CptForMaskedLM(BertPreTrainedModel):  # type: ignore[no-untyped-call]
+    """A stock BERT without a head between its last layer and its word embeddings."""
+
+    config_class = CptConfig
+
+    def __init__(self, config: CptConfig) -> None:
+        super().__init__(config)
+        self._tied_weights_keys = {"lm_head.weight": "bert.embeddings.word_embeddings.weight"}
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the vocabulary matrix."""
+        head: nn.Module = self.lm_head
+        return head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> MaskedLMOutput:
+        """Return the logits [N, S, V] of texts [N, S]."""
+        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return MaskedLMOutput(logits=self.lm_head(hidden))
+
+
+AutoConfig.register(CPT, CptConfig)
+AutoModelForMaskedLM.register(CptConfig, CptForMaskedLM)
+
+
+def load_cpt(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a CPT checkpoint's encoder; the other weights are left out.
+
+    Args:
+        source: a hub id or folder.
+        config: the BART configuration it comes with.
+
+    Returns:
+        The model and what `transformers` says about loading it.
+    """
+    encoder = CptConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        num_hidden_layers=config.encoder_layers,
+        num_attention_heads=config.encoder_attention_heads,
+        intermediate_size=config.encoder_ffn_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        pad_token_id=config.pad_token_id,
+    )
+    auto: Any = CptForMaskedLM
+    while True:
+        model, info = auto.from_pretrained(
+            source,
+            config=encoder,
+            key_mapping={ENCODER: "bert."},
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        longest = {key: shape[0] for key, shape, _ in info["mismatched_keys"] if "position_embeddings" in key}
+        if not longest:
+            break
+        encoder.max_position_embeddings = next(iter(longest.values()))  # the first release states the decoder's
+    segments = model.bert.embeddings.token_type_embeddings.weight
+    with torch.no_grad():
+        segments[0] = segments[1]  # every token is of the second segment, and a stock BERT takes the first
+    return model, info

@@ -1,0 +1,66 @@
+"""Loading models, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .errors import UsageError
+from .families import Kind, family_of
+
+AUTO_CLASSES: dict[Kind, str] = {
+    "masked": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "decoder": "AutoModelForCausalLM",
+}
+
+
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """Load a model's configuration, without its weights, from the hub or a folder.
+
+    Raises:
+        UsageError: if there is no such model.
+    """
+    try:
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no model {str(source)!r}: it is neither a folder with a config.json nor a hub model that can be "
+            f"reached ({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or check the id and "
+            "the network."
+        ) from error
+    return config
+
+
+def load_model(source: str | Path | PreTrainedModel) -> PreTrainedModel:
+    """Load a model in fp32 from the hub or a folder; a loaded one is put into evaluation mode.
+
+    Raises:
+        UsageError: if there is no such model, its architecture is not supported, or its checkpoint lacks weights that
+            the answer needs.
+    """
+    model: Any = source if isinstance(source, PreTrainedModel) else _from_checkpoint(source)
+    family_of(model)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _from_checkpoint(source: str | Path) -> Any:
+    config = load_config(source)
+    family = family_of(config)
+    auto: Any = getattr(transformers, AUTO_CLASSES[family.kind])
+    model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"] and family.otherwise is not None:
+        model, info = family.otherwise(source, config)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UsageError(
+            f"the checkpoint {str(source)!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, "
+            "...), so its answers would be random. Take one that was saved with its language-model head (of ELECTRA "
+            "the generator)."
+        )
+    return model

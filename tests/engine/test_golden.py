@@ -1,0 +1,61 @@
+"""The families beyond RoBERTa and BERT (test_contract.py) answer as the original implementation did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bbt_fast.engine import Engine, Examples, load_engine
+
+N_PROMPT_TOKENS = 7
+TOLERANCE = {"electra": 2e-4}
+
+
+def load(engine: str, folder: Path, cuts: str) -> Engine:
+    return load_engine(engine, folder, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision="fp32", device="cpu")
+
+
+def golden_examples(family: str, data: dict[str, np.ndarray]) -> Examples:
+    ids, mask, position = (torch.from_numpy(data[k]).long() for k in ("input_ids", "attention_mask", "mask_pos"))
+    decoder_ids = None
+    if family == "gpt2":
+        position = mask.sum(dim=1) - 1
+    if family == "t5":
+        decoder_ids, position = torch.from_numpy(data["decoder_input_ids"]).long(), torch.ones_like(position)
+    return Examples(ids, mask, position, torch.arange(data["logits_add_0"].shape[-1]), decoder_ids)
+
+
+def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
+    return torch.stack([torch.from_numpy(data[f"{what}_add_{k}"]).float() for k in range(3)])
+
+
+@pytest.mark.parametrize("engine", ["torch", "ort"])
+@pytest.mark.parametrize("family", ["electra", "bart", "t5", "gpt2"])
+def test_a_prompt_at_the_input_answers_as_the_original_does(
+    engine: str, family: str, shared_file: Callable[..., Path]
+) -> None:
+    data = np.load(shared_file("golden", family, "shallow.npz"))
+    loaded = load(engine, shared_file("golden", family), "input")
+    logits = loaded.open(golden_examples(family, data)).evaluate(stacked(data, "prompt"))
+    torch.testing.assert_close(logits, stacked(data, "logits"), atol=TOLERANCE.get(family, 2e-5), rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["torch", "ort"])
+@pytest.mark.parametrize("family", ["bart", "t5", "gpt2"])
+def test_a_prompt_at_any_layer_answers_as_the_original_does(
+    engine: str, family: str, shared_file: Callable[..., Path]
+) -> None:
+    data = np.load(shared_file("golden", family, "deep.npz"))
+    loaded = load(engine, shared_file("golden", family), "layers")
+    session = loaded.open(golden_examples(family, data))
+    for prompts, logits in zip(stacked(data, "prompt"), stacked(data, "logits"), strict=True):
+        for layer in range(loaded.n_layers):
+            session.commit(prompts[layer], layer)
+        for layer in range(loaded.n_layers):
+            found = session.evaluate(prompts[layer][None], layer)[0]
+            torch.testing.assert_close(found, logits, atol=2e-5, rtol=0)

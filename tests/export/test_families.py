@@ -1,0 +1,317 @@
+"""Every row of the table of families answers as the stock model does; a new row is tested by being there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from bbt_fast.engine import Engine, Examples, load_engine
+from bbt_fast.export.errors import ShapeError, UsageError
+from bbt_fast.export.families import FAMILIES, Family, family_of
+from bbt_fast.export.loading import AUTO_CLASSES
+from bbt_fast.tuner.bbt import bbt
+from bbt_fast.tuner.bbtv2 import bbtv2
+from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.generation import Array
+from bbt_fast.tuner.losses import cross_entropy_loss
+from bbt_fast.tuner.metrics import accuracy
+from bbt_fast.tuner.objective import Objective, Yardstick
+from bbt_fast.tuner.projection import draw_projections, normal_scale, spread_of
+
+N_PROMPT_TOKENS = 5
+FIRST_TEXT_TOKEN, VOCABULARY = 5, 200
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+    # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
+    "initializer_range": 0.2,
+}
+"""What most configurations understand; they keep or ignore the rest."""
+OWN_NAMES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2},
+    "bart": {
+        f"{side}_{field}": value
+        for side in ("encoder", "decoder")
+        for field, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
+    }
+    | {"init_std": 0.2},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "legacy": False,
+    },
+    "distilbert": {"hidden_dim": 64},
+    "electra": {"embedding_size": 24},
+    "gpt2": {"n_inner": 64},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    "t5": {"d_kv": 8, "d_ff": 64},
+}
+
+
+def row_of(model_type: str) -> Family:
+    return next(family for family in FAMILIES if model_type in family.model_types)
+
+
+ROWS = [pytest.param(family, kind, id=kind) for family in FAMILIES for kind in family.model_types]
+FIRST_OF_ROWS = [pytest.param(family, family.model_types[0], id=family.model_types[0]) for family in FAMILIES]
+
+
+@cache
+def tiny(family: Family, model_type: str, **config: Any) -> PreTrainedModel:
+    fields = {**TINY, **OWN_NAMES.get(model_type, {}), **config}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto = getattr(transformers, AUTO_CLASSES[family.kind])
+        model: PreTrainedModel = auto.from_config(AutoConfig.for_model(model_type, **fields))
+        for name, buffer in model.named_buffers():
+            if name == "final_logits_bias":
+                buffer.normal_()
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def load_tiny(
+    engine: str, family: Family, model_type: str, mode: str, cuts: str, ablate: tuple[str, ...] = ()
+) -> Engine:
+    return load_engine(
+        engine,
+        tiny(family, model_type),
+        mode=mode,
+        n_prompt_tokens=N_PROMPT_TOKENS,
+        cuts=cuts,
+        precision="fp32",
+        device="cpu",
+        ablate=ablate,
+    )
+
+
+def texts(family: Family, mode: str, lengths: tuple[int, ...] = (9, 12, 9, 16), seed: int = 0) -> Examples:
+    """Random texts with placeholders as the tuner puts them, and the answer where the family's kind has it."""
+    generator = torch.Generator().manual_seed(seed)
+    before, longest = (N_PROMPT_TOKENS if mode == "add" else 0), max(lengths)
+    ids = torch.randint(FIRST_TEXT_TOKEN, VOCABULARY, (len(lengths), longest), generator=generator)
+    ids[:, : family.prompt_start] = 2
+    placeholders = torch.full((len(lengths), before), FIRST_TEXT_TOKEN)
+    ids = torch.cat([ids[:, : family.prompt_start], placeholders, ids[:, family.prompt_start :]], dim=1)
+    real = torch.tensor(lengths) + before
+    mask = (torch.arange(longest + before) < real[:, None]).long()
+    answer = {"masked": real - 3, "seq2seq": real - 3, "decoder": real - 1}[family.kind]
+    decoder_ids = None
+    if family.kind == "seq2seq" and family.decoder_inputs is None:
+        decoder_ids, answer = torch.tensor([[0, VOCABULARY - 1]] * len(lengths)), torch.ones_like(real)
+    return Examples(ids * mask, mask, answer, torch.tensor([17, 8, 99]), decoder_ids)
+
+
+def draw(engine: Engine, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scale = float(engine.word_embeddings.std())
+    return scale * torch.randn(count, engine.n_prompt_tokens, engine.hidden_size, generator=generator)
+
+
+@contextmanager
+def before_layers(layers: list[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Change what enters each layer of a stock model; a module that stands there twice runs twice."""
+    ran = iter(range(len(layers)))
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(next(ran), arguments[0]), *arguments[1:])
+
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers):
+            stack.callback(layer.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def stock_answers(engine: Engine, examples: Examples, prompts: Tensor) -> Tensor:
+    """Let the stock model answer one candidate, [L or 1, n, H] -> [N, C], with hooks and nothing of the stages."""
+    family, model, n = engine.family, engine.staged.model, engine.n_prompt_tokens
+    paths = family.layers if isinstance(family.layers, str) else family.layers(model)
+    layers = list(model.get_submodule(paths)) if isinstance(paths, str) else [model.get_submodule(p) for p in paths]
+    start = family.prompt_start if engine.mode == "add" else 0
+    at_tokens = engine.cuts == "input" and family.entrance is not None
+    ids, mask, own = examples.input_ids, examples.attention_mask, None
+    arguments: dict[str, Tensor] = {}
+    if family.kind == "seq2seq":
+        decoder_ids = examples.decoder_input_ids
+        if decoder_ids is None:
+            decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=ids)
+        arguments["decoder_input_ids"] = decoder_ids
+    if engine.mode == "cat":
+        entered = []
+        with before_layers(layers, lambda _, hidden: entered.append(hidden) or hidden):
+            model(input_ids=ids, attention_mask=mask, **arguments)
+        own = entered[0]
+        ids, mask = (torch.cat([torch.ones_like(x[:, :n]), x], dim=1) for x in (ids, mask))
+
+    def join(hidden: Tensor, prompt: Tensor, first: bool) -> Tensor:
+        joined = hidden.clone()
+        if engine.mode == "cat" and first:
+            joined[:, :n] = 0
+        joined[:, start : start + n] += prompt
+        return joined
+
+    def change(layer: int, hidden: Tensor) -> Tensor:
+        if layer == 0 and at_tokens:
+            return hidden
+        if layer == 0 and own is not None:
+            hidden = torch.cat([torch.zeros_like(own[:, :1]).expand(-1, n, -1), own], dim=1)
+        return join(hidden, prompts[layer], layer == 0) if layer < len(prompts) else hidden
+
+    text = model.get_encoder() if family.kind == "seq2seq" else model.base_model
+    with torch.no_grad(), before_layers(layers, change), ExitStack() as stack:
+        if at_tokens:
+            hook = text.get_input_embeddings().register_forward_hook(lambda *a: join(a[-1], prompts[0], True))
+            stack.callback(hook.remove)
+        logits = model(input_ids=ids, attention_mask=mask, **arguments).logits
+    position = examples.answer_position + (n if engine.mode == "cat" and family.kind != "seq2seq" else 0)
+    return logits[torch.arange(len(ids)), position][:, examples.label_token_ids]
+
+
+def engine_answers(engine: Engine, examples: Examples, prompts: Tensor) -> Tensor:
+    """Let an engine answer candidates, [P, L or 1, n, H] -> [P, N, C]: each layer's population in turn."""
+    session = engine.open(examples)
+    for layer in range(1, prompts.shape[1]):
+        session.commit(prompts[0, layer], layer)
+    answers = [session.evaluate(prompts[:, 0])]
+    for layer in range(1, prompts.shape[1]):
+        session.commit(prompts[0, layer - 1], layer - 1)
+        answers.append(session.evaluate(prompts[:, layer], layer))
+    return torch.cat(answers)
+
+
+def expected_answers(engine: Engine, examples: Examples, prompts: Tensor) -> Tensor:
+    """What engine_answers() must return, by the stock model."""
+    return torch.stack(
+        [
+            stock_answers(engine, examples, torch.cat([prompts[0, :layer], one[layer, None], prompts[0, layer + 1 :]]))
+            for layer in range(prompts.shape[1])
+            for one in prompts
+        ]
+    )
+
+
+@pytest.mark.parametrize("cuts", ["input", "layers"])
+@pytest.mark.parametrize("mode", ["add", "cat"])
+@pytest.mark.parametrize(("family", "model_type"), ROWS)
+def test_torch_answers_as_the_stock_model_does(family: Family, model_type: str, mode: str, cuts: str) -> None:
+    engine = load_tiny("torch", family, model_type, mode, cuts)
+    layers = engine.n_layers if cuts == "layers" else 1
+    prompts = draw(engine, 3 * layers).unflatten(0, (3, layers))
+    for examples in (texts(family, mode), texts(family, mode, (20, 7), seed=1)):
+        expected = expected_answers(engine, examples, prompts)
+        assert float(expected.std(0).mean()) > 0.01, "the answers hardly depend on the prompt"
+        torch.testing.assert_close(engine_answers(engine, examples, prompts), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "cuts"),
+    [
+        ("add", "layers"),
+        ("cat", "input"),
+        pytest.param("add", "input", marks=pytest.mark.slow),
+        pytest.param("cat", "layers", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(("family", "model_type"), FIRST_OF_ROWS)
+def test_ort_answers_and_searches_as_torch_does(family: Family, model_type: str, mode: str, cuts: str) -> None:
+    engines = [load_tiny(name, family, model_type, mode, cuts) for name in ("torch", "ort")]
+    layers = engines[0].n_layers if cuts == "layers" else 1
+    prompts = draw(engines[0], 3 * layers).unflatten(0, (3, layers))
+    examples = texts(family, mode)
+    reference, found = (engine_answers(engine, examples, prompts) for engine in engines)
+    torch.testing.assert_close(found, reference, atol=2e-5, rtol=2e-5)
+    for one, other in zip(*(two_generations(engine, examples) for engine in engines), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5)
+
+
+def two_generations(engine: Engine, examples: Examples) -> list[Array]:
+    """Return the fitness of every generation of a BBT or BBTv2 run."""
+    layers, dim, popsize, sigma = (engine.n_layers if engine.cuts == "layers" else 1), 6, 8, 1.0
+    scale = normal_scale(spread_of(engine.word_embeddings), dim, 1.0, sigma)
+    origin = torch.zeros(engine.n_prompt_tokens, engine.hidden_size)
+    projections = draw_projections("normal", 0, dim, [scale] * layers, [origin] * layers, engine.device)
+    yardstick = Yardstick(cross_entropy_loss, accuracy, engine.precision)
+    oracle = Objective(engine.open(examples), torch.arange(len(examples)) % 3, projections, yardstick)
+    evolutions = [Evolution(dim, sigma, popsize, 50, seed=1, layer=layer) for layer in range(layers)]
+    search = bbt(oracle, evolutions, 2) if engine.cuts == "input" else bbtv2(oracle, evolutions, 2 * layers)
+    return [generation.scores.fitness for generation in search]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("mode", ["add", "cat"])
+def test_a_decoder_answers_right_padded_texts_as_it_answers_each_alone(model_type: str, mode: str) -> None:
+    family = row_of(model_type)
+    examples = texts(family, mode, (7, 19, 11, 30))
+    for ablate in ((), ("buckets",)):
+        engine = load_tiny("torch", family, model_type, mode, "input", ablate)
+        prompts = draw(engine, 3)
+        together = engine.open(examples).evaluate(prompts)
+        for row in range(len(examples)):
+            alone = engine.open(examples.select(torch.tensor([row]))).evaluate(prompts)
+            torch.testing.assert_close(together[:, row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", ["input", "layers"])
+def test_the_savings_change_nothing_for_an_encoder_decoder_model(cuts: str) -> None:
+    for model_type in ("bart", "t5"):
+        family = row_of(model_type)
+        plain = load_tiny("torch", family, model_type, "cat", cuts, ("buckets", "answer_only", "label_head", "reuse"))
+        engine = load_tiny("torch", family, model_type, "cat", cuts)
+        prompts = draw(engine, 3)
+        answers = [each.open(texts(family, "cat")).evaluate(prompts) for each in (engine, plain)]
+        torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_with_one_layer_makes_its_biases_itself() -> None:
+    family = row_of("t5")
+    model = tiny(family, "t5", num_hidden_layers=1, num_decoder_layers=1)
+    engine = load_engine("torch", model, mode="add", n_prompt_tokens=N_PROMPT_TOKENS, cuts="input", device="cpu")
+    prompts = draw(engine, 3)[:, None]
+    examples = texts(family, "add")
+    expected = expected_answers(engine, examples, prompts)
+    torch.testing.assert_close(engine_answers(engine, examples, prompts), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones_and_the_page_on_adding_one() -> None:
+    config = transformers.FunnelConfig()
+    with pytest.raises(UsageError, match=r"'funnel' is not supported; these are: albert, bart, .*adding-a-model"):
+        family_of(config)
+
+
+def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
+    examples = texts(row_of("bert"), "add")
+    with pytest.raises(ShapeError, match="T5 needs decoder_input_ids"):
+        load_tiny("torch", row_of("t5"), "t5", "add", "input").open(examples)
+    with pytest.raises(ShapeError, match="BERT has no decoder of its own"):
+        load_tiny("torch", row_of("bert"), "bert", "add", "input").open(
+            replace(examples, decoder_input_ids=examples.input_ids)
+        )
+
+
+def test_a_text_longer_than_the_position_embeddings_is_refused() -> None:
+    for model_type in ("bert", "roberta", "gpt2", "bart"):
+        engine = load_tiny("torch", row_of(model_type), model_type, "cat", "input")
+        with pytest.raises(ShapeError, match=r"a text of 70 tokens is longer than this .* has positions for"):
+            engine.open(texts(row_of(model_type), "cat", (70,)))

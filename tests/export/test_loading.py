@@ -1,0 +1,101 @@
+"""Checkpoints load whole, in whichever form their authors saved them, or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    ElectraConfig,
+    ElectraForPreTraining,
+    PreTrainedModel,
+)
+
+from bbt_fast.engine import Examples, load_engine
+from bbt_fast.export.errors import UsageError
+from bbt_fast.export.families import family_of
+from bbt_fast.export.loading import load_model
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+}
+IDS = torch.tensor([[2, 9, 31, 7, 3, 11]])
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+def test_a_checkpoint_without_its_language_model_head_is_refused(tmp_path: Path) -> None:
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"lacks \d+ weights of BertForMaskedLM \(cls.*its answers would be random"):
+        load_model(tmp_path)
+
+
+def test_an_electra_discriminator_is_refused(tmp_path: Path) -> None:
+    ElectraForPreTraining(ElectraConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="of ELECTRA the generator"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_deberta_loads_with_either_head(legacy: bool, tmp_path: Path) -> None:
+    saved = DebertaV2ForMaskedLM(DebertaV2Config(**SIZES, legacy=legacy)).eval()
+    saved.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text("\n".join(line for line in config.read_text().splitlines() if '"legacy"' not in line))
+    loaded = load_model(tmp_path)
+    assert loaded.legacy is legacy
+    torch.testing.assert_close(logits_of(loaded), logits_of(saved))
+
+
+def save_cpt(folder: Path, prefix: str, stated_positions: int) -> BertForMaskedLM:
+    """Save a random BERT in the form of CPT's checkpoints: BART's configuration, encoder names of its own."""
+    torch.manual_seed(0)
+    encoder = BertForMaskedLM(BertConfig(**SIZES, initializer_range=0.2)).eval()
+    sizes = {f"encoder_{k}": v for k, v in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 32))}
+    BartConfig(
+        vocab_size=60, d_model=16, max_position_embeddings=stated_positions, decoder_layers=1, pad_token_id=0, **sizes
+    ).save_pretrained(folder)
+    weights = {f"{prefix}encoder.{name}": value for name, value in encoder.bert.state_dict().items()}
+    weights[f"{prefix}decoder.layers.0.fc1.weight"] = torch.zeros(32, 16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return encoder
+
+
+@pytest.mark.parametrize(("prefix", "stated_positions"), [("", 40), ("model.", 80)])
+def test_cpt_answers_from_its_encoder_with_the_second_segment_and_its_word_embeddings(
+    prefix: str, stated_positions: int, tmp_path: Path
+) -> None:
+    encoder = save_cpt(tmp_path, prefix, stated_positions).bert
+    model = load_model(tmp_path)
+    assert family_of(model).name == "CPT"
+    with torch.no_grad():
+        hidden = encoder(input_ids=IDS, token_type_ids=torch.ones_like(IDS)).last_hidden_state
+    expected = hidden @ encoder.embeddings.word_embeddings.weight.T
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-5)
+    engine = load_engine("torch", model, mode="cat", n_prompt_tokens=3, device="cpu")
+    examples = Examples(IDS, torch.ones_like(IDS), torch.tensor([3]), torch.arange(60))
+    assert engine.open(examples).evaluate(torch.zeros(1, 3, 16)).shape == (1, 1, 60)
+
+
+def test_a_loaded_cpt_can_be_saved_and_loaded_again(tmp_path: Path) -> None:
+    save_cpt(tmp_path, "", 40)
+    model = load_model(tmp_path)
+    model.save_pretrained(tmp_path / "again")
+    assert "lm_head.weight" not in load_file(tmp_path / "again" / "model.safetensors")
+    torch.testing.assert_close(logits_of(load_model(tmp_path / "again")), logits_of(model))
