@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from bbt_fast.engine.ort import _start_threads
+
 __version__ = "11.4.0.106"
 MAGIC = b"fake TensorRT plan\n"
 
@@ -336,8 +338,9 @@ class IExecutionContext:
         self._engine, self._has_memory = engine, has_memory
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        _start_threads()  # one pool per process, which the engine "ort" may have made already
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.use_per_session_threads = False
         model = _widened(engine._model)
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
