@@ -1,0 +1,39 @@
+"""Which attention operators PyTorch calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Watch(TorchDispatchMode):
+    """Counts the operators that have attention in their name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func is torch.ops.aten.scaled_dot_product_attention.default:
+            with self:  # the operator that chooses; what it chooses counts
+                return func.decompose(*args, **(kwargs or {}))
+        if "attention" in name:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def attention_calls(run: Callable[[], Any]) -> str:
+    """Run something and list the attention operators it called, or say that there were none."""
+    with _Watch() as watch:
+        run()
+    return listed(watch.found) or "no fused attention"
+
+
+def listed(found: Mapping[str, int]) -> str:
+    """Write counts as text."""
+    return ", ".join(f"{name} x{count}" for name, count in sorted(found.items()))

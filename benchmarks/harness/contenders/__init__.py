@@ -1,0 +1,77 @@
+"""The contenders by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from transformers import PreTrainedModel
+
+from bbt_fast.engine.cpu import computes_bf16
+
+from ..workload import Workload
+from .base import Contender
+from .fast import Fast
+from .original import Original, OriginalParallel
+from .ort_recipe import OrtRecipe
+from .torch_best import TorchBest
+
+Make = Callable[[Workload, PreTrainedModel], Contender]
+WITHOUT = "-without-"
+
+BASELINES: dict[str, Make] = {
+    "original": Original,
+    "original-parallel": OriginalParallel,
+    **{f"torch-best-{precision}": partial(TorchBest, precision=precision) for precision in ("fp32", "bf16", "fp16")},
+    "ort-recipe": OrtRecipe,
+}
+ENGINES: dict[str, tuple[str, str]] = {
+    f"bbt-fast-{engine}-{precision}": (engine, precision)
+    for engine, precision in (
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+        ("torch", "fp16"),
+        ("ort", "fp32"),
+        ("ort", "fp16"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("trt", "fp16"),
+    )
+}
+
+
+def contender(name: str) -> Make:
+    """Return what makes a contender; "bbt-fast-ort-fp32-without-buckets+reuse" leaves savings out.
+
+    Raises:
+        KeyError: if there is none of that name.
+    """
+    if name in BASELINES:
+        return BASELINES[name]
+    base, _, ablated = name.partition(WITHOUT)
+    engine, precision = ENGINES[base]
+    return partial(Fast, engine=engine, precision=precision, ablate=tuple(ablated.split("+")) if ablated else ())
+
+
+def usual(device: str, ablate: Sequence[str] = (), ablated: str = "") -> list[str]:
+    """Return the contenders of a full comparison on a device.
+
+    Args:
+        device: "cpu" or "cuda".
+        ablate: savings, each of which is switched off in a contender of its own.
+        ablated: the engine and precision, as in "ort-fp32", that these are switched off in.
+    """
+    if device == "cuda":
+        low, engines = ["fp16"], ["torch-fp32", "ort-fp32", "torch-fp16", "ort-fp16", "trt-fp16"]
+    else:
+        low, engines = [], ["torch-fp32", "ort-fp32", "openvino-fp32"]
+        if computes_bf16():
+            low, engines = ["bf16"], [*engines, "torch-bf16", "openvino-bf16"]
+    return [
+        "original",
+        "original-parallel",
+        *(f"torch-best-{precision}" for precision in ("fp32", *low)),
+        "ort-recipe",
+        *(f"bbt-fast-{engine}" for engine in engines),
+        *(f"bbt-fast-{ablated}{WITHOUT}{saving}" for saving in ablate),
+    ]

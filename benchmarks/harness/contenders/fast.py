@@ -1,0 +1,60 @@
+"""bbt-fast's engines, with all that they save or without some of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Savings, load_engine
+
+from ..kernels import KERNELS
+from ..workload import Workload
+from .base import Contender
+
+CUTS: dict[str, Any] = {"bbt": "input", "bbtv2": "layers"}
+LIBRARIES = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino", "trt": "torch"}
+"""Whose matrix product an engine is measured against; TensorRT has none to call by itself."""
+
+
+class Fast(Contender):
+    """An engine of bbt-fast in one precision."""
+
+    overlaps: ClassVar[bool] = True
+
+    def __init__(
+        self, workload: Workload, model: PreTrainedModel, engine: str, precision: str, ablate: Sequence[str] = ()
+    ) -> None:
+        """Load the engine, parity gate included, and encode the texts."""
+        super().__init__(workload, model)
+        self.precision, self.savings = precision, Savings.without(*ablate)
+        self.library = LIBRARIES[engine]  # type: ignore[misc]
+        self.engine = load_engine(
+            engine,
+            model,
+            n_prompt_tokens=workload.n_prompt_tokens,
+            cuts=CUTS[workload.algorithm],
+            precision=precision,
+            device=workload.device,
+            ablate=ablate,
+        )
+        self.session = self.engine.open(workload.examples(model))
+
+    @property
+    def export_seconds(self) -> float:
+        """Time for export, compilation and the parity gate."""
+        return self.engine.export_seconds
+
+    def answer(self, prompts: Tensor, layer: int) -> Tensor:
+        """Answer the whole population."""
+        return self.session.evaluate(prompts, layer)
+
+    def commit(self, prompt: Tensor, layer: int) -> None:
+        """Commit a layer's prompt."""
+        self.session.commit(prompt, layer)
+
+    def attention_kernel(self) -> str:
+        """Name what the engine's runtime chose."""
+        return KERNELS[self.engine.name](self.engine, self.session)

@@ -1,0 +1,103 @@
+"""What the original implementation does, on the stock model: with and without its ``--parallel``."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.tuner.generation import Array
+from bbt_fast.tuner.projection import Projection
+
+from ..workload import Workload
+from .base import Clock, Contender
+from .stock import FullHead, PromptedEncoder
+
+
+class Original(Contender):
+    """Eager fp32, one candidate per forward pass, all texts padded to the longest, every layer every time.
+
+    The full-vocabulary head runs at the answer position, as in the original's RoBERTa code (its BERT code runs it at
+    every position and takes twice as long). A z is computed on the CPU, one candidate at a time.
+    """
+
+    attention = "eager"
+
+    def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
+        """Put the model on the device and hook its layers."""
+        super().__init__(workload, model)
+        model.set_attn_implementation(self.attention)
+        model.to(self.device)  # type: ignore[arg-type]
+        self.examples = workload.examples(model).to(self.device)
+        deep = workload.algorithm == "bbtv2"
+        self.encoder, self.head = PromptedEncoder(model, deep), FullHead(model, self.examples)
+        layers = model.config.num_hidden_layers if deep else 1
+        self.committed = torch.zeros(layers, workload.n_prompt_tokens, model.config.hidden_size, device=self.device)
+
+    @property
+    def projection_device(self) -> torch.device:
+        """A stays on the CPU."""
+        return torch.device("cpu")
+
+    def commit(self, prompt: Tensor, layer: int) -> None:
+        """Keep a layer's prompt for all later forward passes."""
+        self.committed[layer] = prompt
+
+    def answer(self, prompts: Tensor, layer: int) -> Tensor:
+        """Answer one candidate after another."""
+        return torch.stack([self._forward(prompt[None], layer)[0] for prompt in prompts])
+
+    def evaluate(self, projection: Projection, candidates: Array, layer: int, clock: Clock) -> Tensor:
+        """Project and answer one candidate after another; if only a sample is timed, the others repeat its answers."""
+        population = len(candidates)
+        timed = min(self.workload.sample or population, population)
+        answers = []
+        for candidate in candidates[:timed]:
+            with clock("project", population / timed):
+                prompt = projection(candidate[None])
+            with clock("evaluate", population / timed):
+                answers.append(self._forward(prompt, layer)[0])
+        return torch.stack([answers[i % timed] for i in range(population)])
+
+    def attention_kernel(self) -> str:
+        """Two matrix products and a softmax."""
+        return "eager: matmul, softmax, matmul"
+
+    def _forward(self, prompts: Tensor, layer: int) -> Tensor:
+        """Run K candidates [K, n, H] on all texts in one forward pass: [K, N, C]."""
+        candidates, count = len(prompts), len(self.examples)
+        with torch.inference_mode():
+            full = self.committed.repeat(candidates, 1, 1, 1)
+            full[:, layer] = prompts.to(self.device)
+            hidden = self.encoder(
+                self.examples.input_ids.repeat(candidates, 1),
+                self.examples.attention_mask.repeat(candidates, 1),
+                full.repeat_interleave(count, dim=0),
+            )
+            logits: Tensor = self.head(hidden)
+            return logits.reshape(candidates, count, -1)
+
+
+class OriginalParallel(Original):
+    """The original with ``--parallel``: the whole population in one forward pass. Its BBTv2 cannot do that."""
+
+    algorithms: ClassVar[tuple[str, ...]] = ("bbt",)
+
+    def answer(self, prompts: Tensor, layer: int) -> Tensor:
+        """Answer all candidates at once."""
+        return self._forward(prompts, layer)
+
+    def evaluate(self, projection: Projection, candidates: Array, layer: int, clock: Clock) -> Tensor:
+        """Project one candidate after another on the CPU; answer all at once."""
+        with clock("project"):
+            prompts = torch.cat([projection(candidate[None]) for candidate in candidates])
+        with clock("evaluate"):
+            return self.answer(prompts, layer)
+
+
+class Reference(Original):
+    """What contenders are checked against: the stock model, fp32, SDPA, nothing left out."""
+
+    attention = "sdpa"

@@ -1,0 +1,124 @@
+"""The original's ONNX Runtime recipe, done right: hidden states exported whole, ORT's transformers optimizer."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..ort_session import ort_session
+from ..workload import Workload
+from .base import Contender
+from .stock import FullHead, PromptedEncoder
+
+OPSET = 18
+"""The newest whose attention the optimizer might know; from 23 on it is one node, which it does not touch."""
+NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+
+
+class OrtRecipe(Contender):
+    """One graph from token ids to hidden states, the whole population in one call, the head in PyTorch outside."""
+
+    library: ClassVar[str] = "onnxruntime"
+
+    def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
+        """Export, optimize and load the graph; fp16 on CUDA, fp32 on the CPU."""
+        super().__init__(workload, model)
+        self.precision = "fp16" if self.device.type == "cuda" else "fp32"
+        dtype = torch.float16 if self.precision == "fp16" else torch.float32
+        model.set_attn_implementation("sdpa")
+        self.deep = workload.algorithm == "bbtv2"
+        self.examples = workload.examples(model)
+        layers = model.config.num_hidden_layers if self.deep else 1
+        self.committed = torch.zeros(layers, workload.n_prompt_tokens, model.config.hidden_size)
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._optimized(Path(folder))
+            self._seconds = time.perf_counter() - began
+            self.session = ort_session(str(path), self.device)
+        self.examples = self.examples.to(self.device)
+        self.committed = self.committed.to(self.device, dtype)
+        model.to(self.device, dtype)  # type: ignore[call-overload]
+        self.head = FullHead(model, self.examples)
+
+    @property
+    def export_seconds(self) -> float:
+        """Time for export and optimization."""
+        return self._seconds
+
+    def attention_kernel(self) -> str:
+        """How much attention the optimizer fused."""
+        return f"{self.fused} of {self.model.config.num_hidden_layers} attentions fused by the optimizer"
+
+    def commit(self, prompt: Tensor, layer: int) -> None:
+        """Keep a layer's prompt for all later forward passes."""
+        self.committed[layer] = prompt
+
+    def answer(self, prompts: Tensor, layer: int) -> Tensor:
+        """Answer the whole population in one call."""
+        candidates, count = len(prompts), len(self.examples)
+        with torch.inference_mode():
+            full = self.committed.repeat(candidates, 1, 1, 1)
+            full[:, layer] = prompts.to(full.dtype)
+            inputs = {
+                "ids": self.examples.input_ids.repeat(candidates, 1),
+                "mask": self.examples.attention_mask.repeat(candidates, 1),
+                "prompts": full.repeat_interleave(count, dim=0),
+            }
+            output = full.new_empty(*inputs["ids"].shape, full.shape[-1])
+            binding = self.session.io_binding()
+            for name, tensor in inputs.items():
+                binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
+            binding.bind_output("hidden", *_place(output), tuple(output.shape), output.data_ptr())
+            self.session.run_with_iobinding(binding)
+            logits: Tensor = self.head(output)
+            return logits.reshape(candidates, count, -1)
+
+    def _optimized(self, folder: Path) -> Path:
+        """Export the encoder and let ORT's transformers optimizer at it."""
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        logging.getLogger("onnxruntime").setLevel(logging.ERROR)
+        encoder = PromptedEncoder(self.model, self.deep)
+        ids, mask = self.examples.input_ids[:2], self.examples.attention_mask[:2]
+        dims = {0: torch.export.Dim("batch", min=2, max=1 << 20)}
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                encoder,
+                (ids, mask, self.committed.repeat(2, 1, 1, 1)),
+                folder / "exported.onnx",
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["ids", "mask", "prompts"],
+                output_names=["hidden"],
+                dynamic_shapes={"ids": dims, "mask": dims, "prompts": dims},
+                verbose=False,
+            )
+            config = self.model.config
+            optimized = optimize_model(
+                str(folder / "exported.onnx"),
+                model_type="bert",
+                num_heads=config.num_attention_heads,
+                hidden_size=config.hidden_size,
+                optimization_options=FusionOptions("bert"),
+                use_gpu=self.device.type == "cuda",
+            )
+            if self.precision == "fp16":
+                optimized.convert_float_to_float16(keep_io_types=False)
+        self.fused = optimized.get_fused_operator_statistics().get("Attention", 0)
+        optimized.save_model_to_file(str(folder / "optimized.onnx"), use_external_data_format=True)
+        return folder / "optimized.onnx"
+
+
+def _place(tensor: Tensor) -> tuple[str, int, type]:
+    return tensor.device.type, tensor.device.index or 0, NUMPY[tensor.dtype]

@@ -1,0 +1,60 @@
+"""The stock `transformers` model with prompts added to its layers' inputs, as the original's modelling code does it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Examples
+
+from ..workload import PROMPT_START
+
+
+class PromptedEncoder(nn.Module):
+    """RoBERTa or BERT up to its last hidden states; the head stands outside."""
+
+    def __init__(self, model: PreTrainedModel, deep: bool) -> None:
+        """Hook the layers that prompts enter: the first, or all."""
+        super().__init__()
+        self.base: Any = model.base_model
+        self._prompts: Tensor | None = None
+        layers = list(self.base.encoder.layer)
+        for index, layer in enumerate(layers if deep else layers[:1]):
+            layer.register_forward_pre_hook(partial(self._add, index), with_kwargs=True)
+
+    def _add(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        del layer
+        hidden, prompt = args[0], self._prompts
+        assert prompt is not None
+        after = hidden.shape[1] - PROMPT_START - prompt.shape[2]
+        return (hidden + pad(prompt[:, index], (0, 0, PROMPT_START, after)), *args[1:]), kwargs
+
+    def forward(self, ids: Tensor, mask: Tensor, prompts: Tensor) -> Tensor:
+        """Return the hidden states [B, S, H] for ids and mask [B, S] and prompts [B, L or 1, n, H]."""
+        self._prompts = prompts
+        hidden: Tensor = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
+        self._prompts = None
+        return hidden
+
+
+class FullHead(nn.Module):
+    """The language-model head over the whole vocabulary, at the answer position; then the label words' columns."""
+
+    def __init__(self, model: PreTrainedModel, examples: Examples) -> None:
+        """Find the model's head."""
+        super().__init__()
+        whole: Any = model
+        self.head: Any = whole.lm_head if hasattr(whole, "lm_head") else whole.cls
+        self.position, self.words = examples.answer_position, examples.label_token_ids
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return label logits [K * N, C] float32 of the hidden states [K * N, S, H] of K candidates."""
+        position = self.position.repeat(len(hidden) // len(self.position))
+        answer = hidden[torch.arange(len(hidden), device=hidden.device), position]
+        logits: Tensor = self.head(answer)[:, self.words]
+        return logits.float()

@@ -1,0 +1,80 @@
+"""Which kernel an engine's attention runs on: a speed without it is half a story."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bbt_fast.engine import Engine, Session
+from bbt_fast.export.graphs import node_counts
+
+from .attention_calls import attention_calls, listed
+
+ORT_DEBUG = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
+"""Set to 1 before ONNX Runtime's first session, it makes the CUDA provider print the kernel of each attention."""
+
+
+def torch_kernel(engine: Engine, session: Session) -> str:
+    """Look on while one candidate is evaluated."""
+    return attention_calls(lambda: _evaluate_one(engine, session))
+
+
+def ort_kernel(engine: Engine, session: Session) -> str:
+    """Count the graphs' Attention nodes; on CUDA also read what the provider prints about them."""
+    nodes = sum(node_counts(path)["Attention"] for path in engine.artifacts)
+    if engine.device.type == "cpu":
+        return f"Attention x{nodes}, CPU provider"
+    return f"Attention x{nodes}, CUDA provider: {_printed(engine, session)}"
+
+
+def openvino_kernel(engine: Engine, session: Session) -> str:
+    """Read the implementations out of the compiled graphs; a fused node lists the ONNX nodes that it stands for."""
+    del session
+    found: Counter[str] = Counter()
+    for runner in engine._runners.values():
+        requests: Any = runner._requests  # type: ignore[attr-defined]
+        for request in requests:
+            for node in request.get_compiled_model().get_runtime_model().get_ordered_ops():
+                about = {key: str(value.value) for key, value in node.get_rt_info().items() if hasattr(value, "value")}
+                if "attention" in about.get("originalLayersNames", "").lower():
+                    found[f"{about['layerType']} {about['primitiveType']}"] += 1
+    return listed(found)
+
+
+def trt_kernel(engine: Engine, session: Session) -> str:
+    """TensorRT chooses when it builds; its plans tell only with detailed profiling."""
+    del engine, session
+    return "TensorRT's own"
+
+
+KERNELS: dict[str, Callable[[Engine, Session], str]] = {
+    "torch": torch_kernel,
+    "ort": ort_kernel,
+    "openvino": openvino_kernel,
+    "trt": trt_kernel,
+}
+"""By engine."""
+
+
+def _evaluate_one(engine: Engine, session: Session) -> None:
+    session.evaluate(torch.zeros(1, engine.n_prompt_tokens, engine.hidden_size, device=engine.device))
+
+
+def _printed(engine: Engine, session: Session) -> str:
+    """Return the kernels that the CUDA provider names on its standard output during one evaluation."""
+    with tempfile.TemporaryFile("w+") as file:
+        kept = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        try:
+            _evaluate_one(engine, session)
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        file.seek(0)
+        words = [word for line in file for word in line.split() if word.startswith("SdpaKernel=")]
+    return listed(Counter(word.removeprefix("SdpaKernel=") for word in words)) or "not said"

@@ -1,0 +1,95 @@
+"""What a record says of the machine and the programs that made it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bbt_fast.engine.cpu import instruction_sets
+
+PACKAGES = (
+    "bbt-fast",
+    "torch",
+    "transformers",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "onnx",
+    "cma",
+    "numpy",
+)
+MEASURED = ("engine", "export", "tuner", "benchmarks/*.py", "benchmarks/harness")
+"""What a record is of: a change there makes another program."""
+DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+FORMAT = 1
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Return device, driver, versions, thread count and git commit."""
+    return {
+        "format": FORMAT,
+        "device": device_name(device),
+        "driver": None if device == "cpu" else _run(*DRIVER),
+        "cuda": torch.version.cuda,
+        "cpu": cpu_name(),
+        "instruction_sets": list(instruction_sets()),
+        "threads": threads or torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def device_name(device: str) -> str:
+    """Return a device's name, as people know it."""
+    return cpu_name() if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Return the checkout's commit, with a + if files differ from it."""
+    found = _run("git", "rev-parse", "--short=12", "HEAD")
+    changed = _run("git", "status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
+    return f"{found}+" if found and changed else found or "unknown"
+
+
+def spread(samples: list[float]) -> dict[str, Any]:
+    """Return the median, the extremes and the samples themselves."""
+    return {"median": median(samples), "min": min(samples), "max": max(samples), "samples": samples}
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

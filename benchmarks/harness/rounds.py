@@ -1,0 +1,84 @@
+"""A timed round: one generation per tuned layer, from ask to tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bbt_fast.tuner.bbt import bbt
+from bbt_fast.tuner.bbtv2 import bbtv2
+from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.generation import Array, Best, Generation, Scores
+from bbt_fast.tuner.losses import cross_entropy_loss
+from bbt_fast.tuner.metrics import METRICS
+
+from .contenders.base import Clock, Contender
+
+GENERATIONS = 10**6
+"""More than any benchmark runs; CMA-ES reads it as its limit only."""
+
+
+class Oracle:
+    """Asks a contender what candidates are worth, and times the parts; layers are numbered as they are tuned."""
+
+    def __init__(self, contender: Contender) -> None:
+        """Draw the projections where the contender wants them."""
+        workload, model = contender.workload, contender.model
+        self.contender = contender
+        self.layers = workload.tuned_layers(model)
+        self.projections = workload.projections(model, contender.projection_device)
+        self.clock = Clock(contender.device)
+        self._labels = workload.labels.to(contender.device)
+
+    def evaluate(self, candidates: Array, layer: int) -> Scores:
+        """Score candidates [P, d] for the layer-th tuned layer."""
+        at = self.layers[layer]
+        logits = self.contender.evaluate(self.projections[at], candidates, at, self.clock)
+        with self.clock("loss"):
+            fitness = cross_entropy_loss(logits, self._labels, METRICS["accuracy"]).double().cpu().numpy()
+        return Scores(fitness, float("nan"))
+
+    def commit(self, candidate: Array, layer: int) -> None:
+        """Fix the layer-th tuned layer's prompt."""
+        at = self.layers[layer]
+        with self.clock("commit"):
+            self.contender.commit(self.projections[at](candidate[None])[0], at)
+
+
+class Rounds:
+    """Goes on with one search, a timed round at a time."""
+
+    def __init__(self, contender: Contender) -> None:
+        """Start the search."""
+        self.oracle = Oracle(contender)
+        evolutions = contender.workload.evolutions(contender.model, GENERATIONS)
+        algorithm = {"bbt": bbt, "bbtv2": bbtv2}[contender.workload.algorithm] if contender.overlaps else plain
+        self._steps = algorithm(self.oracle, evolutions, GENERATIONS)
+
+    def __call__(self) -> dict[str, float]:
+        """Run a round and return its seconds: the parts', and "total"; what no part has is the optimizer's."""
+        clock = self.oracle.clock
+        clock.seconds.clear()
+        clock.unmeasured = 0.0
+        began = time.perf_counter()
+        for _ in self.oracle.layers:
+            next(self._steps)
+        total = time.perf_counter() - began + clock.unmeasured
+        parts: dict[str, Any] = dict(clock.seconds)
+        return {**parts, "optimizer": total - sum(parts.values()), "total": total}
+
+
+def plain(oracle: Oracle, evolutions: Sequence[Evolution], generations: int) -> Iterator[Generation]:
+    """BBT or BBTv2 as the original runs it: ask, evaluate and tell one after the other."""
+    best = Best(len(evolutions), evolutions[0].dim)
+    for index in range(generations):
+        layer = index % len(evolutions)
+        asked = evolutions[layer].ask()
+        scores = oracle.evaluate(asked.candidates, layer)
+        evolutions[layer].tell(scores.fitness)
+        if best.update(layer, asked.candidates, scores.fitness) and len(evolutions) > 1:
+            oracle.commit(best.candidates[layer], layer)
+        yield Generation(
+            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio
+        )

@@ -1,0 +1,68 @@
+"""Model shapes by name, with random weights: how long a forward pass takes does not depend on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
+
+from bbt_fast.export.model import load_model
+from bbt_fast.tuner.demo import MODEL_DIR
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a masked language model."""
+
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    positions: int
+    model_class: type[Any] = RobertaForMaskedLM
+    config_class: type[Any] = RobertaConfig
+
+
+SHAPES: dict[str, Shape] = {
+    "toy": Shape(2, 32, 4, 200, 514),
+    "minilm": Shape(12, 384, 12, 30522, 512, BertForMaskedLM, BertConfig),
+    "roberta-base": Shape(12, 768, 12, 50265, 514),
+    "roberta-large": Shape(24, 1024, 16, 50265, 514),
+}
+
+
+WIDTH = 1.5
+"""Standard deviation of the random weights, times sqrt(H)."""
+EMBEDDING_SPREAD = 0.5
+"""Standard deviation of the random word embeddings, which is also the prompts'."""
+
+
+def make_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """Make a model of a shape with random weights, or load one from a folder or the hub; fp32, eval, frozen.
+
+    The weights are drawn wider than for training, so that a prompt moves the logits as it does in a trained model: with
+    the usual 0.02 all candidates get nearly the same loss, and no reduced precision can tell them apart.
+    """
+    if name == "demo":
+        return load_model(MODEL_DIR)
+    if name not in SHAPES:
+        return load_model(Path(name) if Path(name).exists() else name)
+    shape = SHAPES[name]
+    config = shape.config_class(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
+        max_position_embeddings=shape.positions,
+        initializer_range=WIDTH / shape.hidden**0.5,
+        pad_token_id=1 if shape.config_class is RobertaConfig else 0,
+    )
+    torch.manual_seed(seed)
+    model = shape.model_class(config)
+    words = model.get_input_embeddings().weight.data
+    words *= EMBEDDING_SPREAD / words.std()
+    return load_model(model)

@@ -1,0 +1,192 @@
+"""A process of its own for each contender: its memory and its threads are nobody else's, and it loads from nothing."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+import warnings
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from bbt_fast.export.errors import MissingExtraError, ParityError, UsageError
+
+from .contenders import contender
+from .contenders.base import Contender
+from .contenders.original import Reference
+from .flops import Sizes, round_flops
+from .kernels import ORT_DEBUG
+from .matmul import MatmulRate
+from .memory import PeakMemory
+from .rounds import Rounds
+from .shapes import make_model
+from .workload import Workload
+
+REFERENCE = "reference"
+CHECK_SEED = 1234
+STATUS = {ParityError: "wrong", MissingExtraError: "unavailable", UsageError: "unavailable"}
+
+
+class Worker:
+    """The parent's end: starts the process, sends commands, waits for answers."""
+
+    def __init__(self, name: str, workload: Workload, cache: str | None = None) -> None:
+        """Start the process; it loads when told to."""
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, workload, cache), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self, command: str) -> Any:
+        """Run a method of Served and return its answer.
+
+        Raises:
+            WorkerError: if it failed there.
+        """
+        try:
+            self._connection.send(command)
+            ok, answer = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerError("failed", f"its process died with exit code {self._exit_code()}") from error
+        if not ok:
+            raise WorkerError(*answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def _exit_code(self) -> int | None:
+        self._process.join(timeout=10)
+        return self._process.exitcode
+
+
+class WorkerError(RuntimeError):
+    """A contender could not be run: its status ("wrong", "unavailable" or "failed") and why."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        """Take both."""
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Served:
+    """The child's end: the commands."""
+
+    def __init__(self, name: str, workload: Workload) -> None:
+        """Take the name of what to load."""
+        self.name, self.workload = name, workload
+        self.memory = PeakMemory(torch.device(workload.device))
+
+    def load(self) -> dict[str, Any]:
+        """Load the contender and say what it is."""
+        make = Reference if self.name == REFERENCE else contender(self.name)
+        model = make_model(self.workload.model)
+        began = time.perf_counter()
+        self.contender: Contender = make(self.workload, model)
+        loaded = time.perf_counter() - began
+        self.rounds = Rounds(self.contender)
+        config = model.config
+        self.rate = MatmulRate(
+            self.contender.library,
+            self.contender.precision,
+            self.contender.device,
+            config.hidden_size,
+            config.intermediate_size,
+        )
+        self.memory.start()
+        return {
+            "precision": self.contender.precision,
+            "library": self.contender.library,
+            "savings": asdict(self.contender.savings),
+            "load_seconds": loaded,
+            "export_seconds": self.contender.export_seconds,
+            "model": {
+                "type": config.model_type,
+                "layers": config.num_hidden_layers,
+                "hidden": config.hidden_size,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+        }
+
+    def check(self) -> list[Any]:
+        """Answer random prompts at the first and the last tuned layer, with prompts committed at all of them."""
+        contender, layers = self.contender, self.rounds.oracle.layers
+        generator = torch.Generator().manual_seed(CHECK_SEED)
+        dim, size = self.workload.intrinsic_dim, self.workload.population
+        projections = self.rounds.oracle.projections
+        prompts = {
+            layer: projections[layer](torch.randn(size, dim, generator=generator).numpy()).to(contender.device)
+            for layer in layers
+        }
+        if len(layers) > 1:
+            for layer in layers:
+                contender.commit(prompts[layer][0], layer)
+        answers = [contender.answer(prompts[layer], layer).cpu().numpy() for layer in sorted({layers[0], layers[-1]})]
+        for layer in layers if len(layers) > 1 else ():
+            contender.commit(torch.zeros_like(prompts[layer][0]), layer)
+        return answers
+
+    def round(self) -> dict[str, float]:
+        """Run a timed round."""
+        seconds = self.rounds()
+        self.memory.sample()
+        return seconds
+
+    def matmul(self) -> float:
+        """Measure the matrix-product rate, FLOP/s."""
+        return self.rate()
+
+    def finish(self) -> dict[str, Any]:
+        """Say what is known only at the end."""
+        config = self.contender.model.config
+        sizes = Sizes.of(config, len(self.workload.labels.unique()))
+        layers = self.rounds.oracle.layers
+        flops = round_flops(sizes, self.workload.lengths, layers, self.workload.population, self.contender.savings)
+        return {
+            "generations": len(layers),
+            "round_flop": flops,
+            "peak_mib": self.memory.mib,
+            "attention_kernel": self.contender.attention_kernel(),
+        }
+
+
+def serve(connection: Connection, name: str, workload: Workload, cache: str | None) -> None:
+    """Answer commands until the parent hangs up."""
+    warnings.simplefilter("ignore")
+    for library in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch._dynamo"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    os.environ[ORT_DEBUG] = "1"
+    if workload.threads:
+        torch.set_num_threads(workload.threads)
+    with tempfile.TemporaryDirectory(prefix="bbt-fast-benchmark-") as scratch:
+        os.environ["BBT_FAST_CACHE"] = cache or scratch
+        served = Served(name, workload)
+        while True:
+            try:
+                command = connection.recv()
+            except (EOFError, ConnectionError):
+                return
+            connection.send(obey(served, command))
+
+
+def obey(served: Served, command: str) -> tuple[bool, Any]:
+    """Run a command: True and its answer, or False, the contender's status and the reason."""
+    try:
+        return True, getattr(served, command)()
+    except Exception as error:  # noqa: BLE001  whatever a contender raises ends that contender only
+        status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), "failed")
+        if status == "failed":
+            traceback.print_exc()
+        return False, (status, f"{type(error).__name__}: {error}")

@@ -1,0 +1,103 @@
+"""What every contender is given: the same model, texts, prompts and search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Examples
+from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.projection import Projection, draw_projections, normal_scale, spread_of
+
+from .lengths import CLASSES, draw_lengths
+
+PROMPT_START = 1
+K_SHOT = 16
+DEEP_SPREAD = 1.0
+"""Standard deviation of the hidden states between layers, which end in a LayerNorm."""
+SIGMA_ALPHA = {"bbt": (1.0, 1.0), "bbtv2": (0.2, 0.2)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, a task's text lengths and a search, by name and number: small enough to send to another process."""
+
+    model: str
+    algorithm: Literal["bbt", "bbtv2"]
+    task: str = "sst2"
+    population: int = 20
+    n_examples: int = 0
+    """N; 0 for 16 of each of the task's classes."""
+    n_prompt_tokens: int = 50
+    intrinsic_dim: int = 500
+    layers: tuple[int, ...] = ()
+    """The layers that BBTv2 tunes in a round; empty for all."""
+    sample: int = 0
+    """How many candidates a contender that takes them one by one is timed on, its time scaled up; 0 for all."""
+    text_length: int = 0
+    """Give every text so many tokens; 0 draws the task's own lengths."""
+    threads: int = 0
+    """CPU threads; 0 for PyTorch's own number."""
+    device: str = "cpu"
+    seed: int = 0
+
+    @property
+    def examples_count(self) -> int:
+        """Return N."""
+        return self.n_examples or K_SHOT * CLASSES[self.task]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[N] int64: tokens per example, the prompt included."""
+        if self.text_length:
+            text = torch.full((self.examples_count,), self.text_length)
+        else:
+            text = draw_lengths(self.task, self.examples_count, self.seed)
+        return text + self.n_prompt_tokens
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """[N] int64: classes, balanced."""
+        return torch.arange(self.examples_count) % CLASSES[self.task]
+
+    def examples(self, model: PreTrainedModel) -> Examples:
+        """Make random texts of these lengths."""
+        config = model.config
+        generator = torch.Generator().manual_seed(self.seed)
+        first = config.vocab_size // 10  # special tokens stand below
+        shape = (self.examples_count, int(self.lengths.max()))
+        ids = torch.randint(first, config.vocab_size, shape, generator=generator)
+        mask = (torch.arange(shape[1]) < self.lengths[:, None]).long()
+        ids = ids.where(mask.bool(), torch.tensor(config.pad_token_id))
+        words = torch.randperm(config.vocab_size - first, generator=generator)[: CLASSES[self.task]] + first
+        return Examples(ids, mask, self.lengths - 3, words)
+
+    def tuned_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Return the layers whose prompts are tuned in one timed round."""
+        if self.algorithm == "bbt":
+            return (0,)
+        return self.layers or tuple(range(model.config.num_hidden_layers))
+
+    def projections(self, model: PreTrainedModel, device: torch.device) -> dict[int, Projection]:
+        """Draw one projection per tuned layer."""
+        layers = self.tuned_layers(model)
+        sigma, alpha = SIGMA_ALPHA[self.algorithm]
+        words: Any = model.get_input_embeddings()
+        spreads = [spread_of(words.weight) if layer == 0 else DEEP_SPREAD for layer in layers]
+        scales = [normal_scale(spread, self.intrinsic_dim, alpha, sigma) for spread in spreads]
+        origin = torch.zeros(self.n_prompt_tokens, model.config.hidden_size)
+        drawn = draw_projections("normal", self.seed, self.intrinsic_dim, scales, [origin] * len(layers), device)
+        return dict(zip(layers, drawn, strict=True))
+
+    def evolutions(self, model: PreTrainedModel, generations: int) -> list[Evolution]:
+        """Make one CMA-ES per tuned layer."""
+        sigma, _ = SIGMA_ALPHA[self.algorithm]
+        return [
+            Evolution(self.intrinsic_dim, sigma, self.population, generations, seed=self.seed, layer=layer)
+            for layer in self.tuned_layers(model)
+        ]

@@ -1,0 +1,149 @@
+"""Make a Markdown table and two plots from a record: speed-up bars, and where a generation's time goes.
+
+python benchmarks/report.py benchmarks/results/*.json        writes <record>.md, <record>-speedup.png, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+BASELINE = "original"
+PARTS = {"evaluate": "evaluate", "project": "A z", "optimizer": "ask, tell", "loss": "loss", "commit": "commit"}
+HEADINGS = (
+    "contender",
+    "evals_per_s",
+    "generation_ms (min to max)",
+    "speed-up",
+    "matmul share",
+    "optimizer share",
+    "peak MiB",
+    "load s (export)",
+    "8000 evaluations, min",
+)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return a record as Markdown: what was run on what, and a row per contender."""
+    rows = [HEADINGS, ["---"] + ["---:"] * (len(HEADINGS) - 1)]
+    base = record["contenders"].get(BASELINE, {}).get("evals_per_s")
+    for name, figures in record["contenders"].items():
+        rows.append(_row(name, figures, base) if figures["status"] == "ok" else _fault(name, figures))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([describe(record), "", *lines])
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Say in one paragraph what a record is of."""
+    work, about = record["workload"], record["environment"]
+    ok = [figures for figures in record["contenders"].values() if "model" in figures]
+    model = ok[0]["model"] if ok else {}
+    lengths = work["lengths"]
+    layers = f", a round over layers {work['layers']}" if work["layers"] else ""
+    sample = f", one-by-one contenders timed on {work['sample']} candidates" if work["sample"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"**{work['algorithm']}**, `{work['model']}` ({model.get('layers')} layers, hidden {model.get('hidden')}), "
+        f"population {work['population']} on {work['n_examples']} texts of {work['task']}'s lengths: "
+        f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all, prompt of {work['n_prompt_tokens']} included"
+        f"{layers}{sample}. {about['device']}, {about['threads']} threads, {versions}; commit {about['commit']}."
+    )
+
+
+def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
+    scale = figures["generation_ms"] / figures["round_seconds"]["median"]
+    low, high = (figures["round_seconds"][end] * scale for end in ("min", "max"))
+    return [
+        name,
+        f"{figures['evals_per_s']:.3g}",
+        f"{figures['generation_ms']:.0f} ({low:.0f} to {high:.0f})",
+        f"{figures['evals_per_s'] / base:.2f}x" if base else "",
+        f"{figures['matmul_share']:.0%}",
+        f"{figures['optimizer_share']:.1%}",
+        f"{figures['peak_mib']:.0f}",
+        f"{figures['load_seconds']:.1f} ({figures['export_seconds']:.1f})",
+        f"{figures['full_run_s'] / 60:.1f}",
+    ]
+
+
+def _fault(name: str, figures: dict[str, Any]) -> list[str]:
+    reason = shorten(figures["reason"].splitlines()[0], 100)
+    return [name, f"**{figures['status']}**: {reason}", *[""] * (len(HEADINGS) - 2)]
+
+
+def plots(record: dict[str, Any], stem: Path) -> list[Path]:
+    """Draw a record's two plots as ``<stem>-speedup.png`` and ``<stem>-breakdown.png``."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    figures = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
+    paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("speedup", "breakdown")]
+    _draw_speed(figures, record, paths[0])
+    _draw_parts(figures, record, paths[1])
+    return paths
+
+
+def _draw_speed(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    base = figures.get(BASELINE, next(iter(figures.values())))["round_seconds"]
+    speed = [base["median"] / row["round_seconds"]["median"] for row in figures.values()]
+    errors = [
+        [s - base["median"] / row["round_seconds"]["max"] for s, row in zip(speed, figures.values(), strict=True)],
+        [base["median"] / row["round_seconds"]["min"] - s for s, row in zip(speed, figures.values(), strict=True)],
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(figures) + 1.4), layout="constrained")
+    colours = ["tab:blue" if name.startswith("bbt-fast") else "tab:gray" for name in figures]
+    bars = axes.barh(list(figures), speed, xerr=errors, color=colours, ecolor="black", capsize=2)
+    axes.bar_label(bars, [f" {s:.2f}x" for s in speed], padding=6)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"evaluations per second, times {BASELINE}; bars end at the median, whiskers at the extremes")
+    axes.set_title(_title(record), fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_parts(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(figures) + 1.6), layout="constrained")
+    left = [0.0] * len(figures)
+    for part, label in PARTS.items():
+        widths = [row["parts_ms"].get(part, 0.0) for row in figures.values()]
+        axes.barh(list(figures), widths, left=left, label=label)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds per generation")
+    axes.legend(ncols=len(PARTS), loc="lower right", fontsize=8)
+    axes.set_title(_title(record), fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _title(record: dict[str, Any]) -> str:
+    work = record["workload"]
+    return (
+        f"{work['algorithm']}, {Path(work['model']).name}, {work['population']} candidates x {work['n_examples']} "
+        f"{work['task']} texts, {record['environment']['device']}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the table and the plots beside each record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path)
+    for path in parser.parse_args(arguments).records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stem = path.with_suffix("")
+        stem.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+        for made in plots(record, stem):
+            print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Compare how fast contenders evaluate a population of prompts; write a JSON record and print a table.
+
+    python benchmarks/speed.py                                       minilm's shape, SST-2's lengths, BBT
+    python benchmarks/speed.py --model roberta-base --algorithm bbtv2
+    python benchmarks/speed.py --model FOLDER --contenders original bbt-fast-ort-fp32
+    python benchmarks/speed.py --ablate reuse buckets answer_only label_head
+
+Every contender runs in a process of its own and takes its turn in alternating order, after it has given the right
+answers and warmed up. The exit status is 1 if one gave wrong answers or failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness.contenders import usual
+from harness.lengths import CLASSES
+from harness.record import environment, spread
+from harness.worker import REFERENCE, Worker, WorkerError
+from harness.workload import Workload
+from report import table
+
+from bbt_fast.export.parity import Parity, compare
+from bbt_fast.export.precision import precision_of
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET = 8000
+"""Evaluations of a full run."""
+
+
+@dataclass
+class Entry:
+    """What is known of one contender."""
+
+    name: str
+    worker: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether nothing speaks against it so far."""
+        return "status" not in self.facts
+
+    def __call__(self, command: str) -> Any:
+        """Send a command; what fails ends the contender and not the comparison."""
+        try:
+            return self.worker(command)
+        except WorkerError as error:
+            self.facts |= {"status": error.status, "reason": error.reason}
+            say(f"{self.name}: {error.status}: {error.reason}")
+            self.worker.close()
+            return None
+
+
+def compare_speed(
+    workload: Workload,
+    names: Sequence[str],
+    repeats: int,
+    cache: str | None = None,
+    start: Callable[[str, Workload, str | None], Any] = Worker,
+) -> dict[str, Any]:
+    """Run a comparison and return its record.
+
+    Args:
+        workload: what to run.
+        names: the contenders.
+        repeats: timed rounds of each.
+        cache: folder for built graphs; None for a fresh one per contender.
+        start: starts the process that runs a contender.
+    """
+    reference = start(REFERENCE, workload, cache)
+    reference("load")
+    expected = reference("check")
+    reference.close()
+    entries = [_prepared(Entry(name, start(name, workload, cache)), workload, expected) for name in names]
+    for repeat in range(repeats):
+        say(f"repeat {repeat + 1} of {repeats}")
+        for entry in entries if repeat % 2 == 0 else reversed(entries):
+            if entry.runs and (seconds := entry("round")) is not None:
+                entry.rounds.append(seconds)
+                entry.rates.append(entry("matmul"))
+    for entry in entries:
+        if entry.runs:
+            entry.facts |= entry("finish") or {}
+            entry.worker.close()
+    return {
+        "benchmark": "speed",
+        "made": time.strftime("%Y-%m-%d"),
+        "environment": environment(workload.device, workload.threads),
+        "workload": asdict(workload) | {"n_examples": workload.examples_count, "lengths": workload.lengths.tolist()},
+        "budget": BUDGET,
+        "contenders": {entry.name: _figures(entry, workload) for entry in entries},
+    }
+
+
+def _prepared(entry: Entry, workload: Workload, expected: list[Any]) -> Entry:
+    """Load a contender, check its answers and warm it up."""
+    say(f"{entry.name}: loading")
+    entry.facts |= entry("load") or {}
+    answers = entry("check") if entry.runs else None
+    if answers is not None:
+        found = agreement(expected, answers, workload)
+        entry.facts["agreement"] = found.as_dict()
+        fault = disagreement(found, entry.facts["precision"])
+        if fault:
+            entry.facts |= {"status": "wrong", "reason": fault}
+            say(f"{entry.name}: wrong: {fault}")
+            entry.worker.close()
+    if entry.runs:
+        entry("round")
+    return entry
+
+
+def agreement(expected: list[Any], answers: list[Any], workload: Workload) -> Parity:
+    """Compare answers [P, N, C] at each checked layer with the reference's; return the worst."""
+    found = [
+        compare(torch.from_numpy(a), torch.from_numpy(b), workload.labels)
+        for a, b in zip(expected, answers, strict=True)
+    ]
+    return max(found, key=lambda parity: parity.mean_loss_error / parity.loss_spread)
+
+
+def disagreement(found: Parity, precision: str) -> str | None:
+    """Say how answers differ more than their precision excuses, or None."""
+    limits = precision_of(precision)
+    error = found.mean_loss_error / found.loss_spread
+    if found.spearman >= limits.min_spearman and error <= limits.max_loss_error:
+        return None
+    return (
+        f"mean loss error {found.mean_loss_error:.2e}, {error:.2f} of the population's spread (at most "
+        f"{limits.max_loss_error} in {precision}), Spearman {found.spearman:.3f} (at least {limits.min_spearman})"
+    )
+
+
+def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
+    """Return a contender's part of the record."""
+    facts: dict[str, Any] = {"status": "ok"} | entry.facts
+    if facts["status"] != "ok":
+        return facts
+    generations = facts["generations"]
+    totals = [seconds["total"] for seconds in entry.rounds]
+    rate = spread(entry.rates)
+    middle = spread(totals)["median"]
+    evaluations = workload.population * generations
+    per_generation = {
+        part: spread([seconds.get(part, 0.0) / generations * 1e3 for seconds in entry.rounds])["median"]
+        for part in entry.rounds[0]
+    }
+    return facts | {
+        "round_seconds": spread(totals),
+        "evals_per_s": evaluations / middle,
+        "generation_ms": middle / generations * 1e3,
+        "parts_ms": per_generation,
+        "optimizer_share": (per_generation["optimizer"] + per_generation["project"]) / per_generation["total"],
+        "matmul_flop_per_s": rate,
+        "flop_per_s": facts["round_flop"] / middle,
+        "matmul_share": facts["round_flop"] / middle / rate["median"],
+        "full_run_s": facts["load_seconds"] + BUDGET / evaluations * middle,
+    }
+
+
+def say(text: str) -> None:
+    """Report progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison that the command line asks for."""
+    options = _options(arguments)
+    workload = Workload(
+        options.model,
+        options.algorithm,
+        options.task,
+        options.population,
+        options.examples,
+        layers=tuple(options.layers or ()),
+        sample=options.sample,
+        threads=options.threads,
+        device=options.device,
+    )
+    names = options.contenders or usual(torch.device(options.device).type, options.ablate, options.ablated)
+    record = compare_speed(workload, names, options.repeats, options.cache)
+    path = options.output or RESULTS / f"speed-{Path(options.model).name}-{options.algorithm}-{options.device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(record))
+    say(f"record: {path}")
+    return int(any(c["status"] in ("wrong", "failed") for c in record["contenders"].values()))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm", help="a shape (toy, minilm, roberta-base, ...), folder or hub id")
+    parser.add_argument("--algorithm", default="bbt", choices=["bbt", "bbtv2"])
+    parser.add_argument(
+        "--task", default="sst2", choices=list(CLASSES), help="whose text lengths and number of classes"
+    )
+    parser.add_argument("--population", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 per class")
+    parser.add_argument("--contenders", nargs="+", help="names; without it all that make sense on the device")
+    parser.add_argument("--ablate", nargs="+", default=[], help="savings to switch off, each in a contender of its own")
+    parser.add_argument("--ablated", default="ort-fp32", help="the engine and precision that they are switched off in")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, nargs="+", help="tune only these layers in a round of BBTv2")
+    parser.add_argument("--sample", type=int, default=0, help="time one-by-one contenders on so many candidates only")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cache", help="keep built graphs in this folder; export times are then those of the cache")
+    parser.add_argument("--output", type=Path, help="the record's file")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The benchmarks are scripts: their folder is not installed, so it is put on the path as Python does for a script.
+
+local    runs a contender in this process, in the place of ``harness.worker.Worker``: seconds instead of minutes.
+toy      a workload of a few prompts and texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
+
+from harness.worker import Served, WorkerError, obey
+from harness.workload import Workload
+
+
+class Local:
+    """Obeys commands in this process."""
+
+    def __init__(self, name: str, workload: Workload, cache: str | None = None) -> None:
+        del cache
+        self.served = Served(name, workload)
+
+    def __call__(self, command: str) -> Any:
+        ok, answer = obey(self.served, command)
+        if not ok:
+            raise WorkerError(*answer)
+        return answer
+
+    def close(self) -> None:
+        """There is no process to end."""
+
+
+@pytest.fixture
+def local() -> type[Local]:
+    return Local
+
+
+@pytest.fixture
+def toy() -> Workload:
+    return Workload("toy", "bbt", population=4, n_examples=4, n_prompt_tokens=5, intrinsic_dim=10)

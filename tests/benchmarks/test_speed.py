@@ -1,0 +1,135 @@
+"""The speed benchmark: every contender is right before it is fast, and the record says how fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report
+import speed
+import torch
+from harness import contenders
+from harness.contenders.original import Original
+from harness.flops import Sizes, round_flops
+from harness.lengths import LENGTHS, QUANTILES, draw_lengths
+from harness.shapes import make_model
+from harness.workload import Workload
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bbt_fast.engine import Savings
+
+FIGURES = {
+    "status", "precision", "library", "savings", "load_seconds", "export_seconds", "agreement", "attention_kernel",
+    "peak_mib", "round_flop", "round_seconds", "evals_per_s", "generation_ms", "parts_ms", "optimizer_share",
+    "matmul_flop_per_s", "flop_per_s", "matmul_share", "full_run_s",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+def test_contenders_that_agree_are_timed(algorithm: str, toy: Workload, local: Callable[..., Any]) -> None:
+    names = ["original", "bbt-fast-torch-fp32", "bbt-fast-ort-fp32", "bbt-fast-torch-fp32-without-reuse+buckets"]
+    record = speed.compare_speed(replace(toy, algorithm=algorithm), names, repeats=2, start=local)
+    assert list(record["contenders"]) == names
+    for figures in record["contenders"].values():
+        assert set(figures) >= FIGURES, figures
+        assert figures["agreement"]["spearman"] > 0.99
+        assert len(figures["round_seconds"]["samples"]) == 2
+        assert figures["parts_ms"]["total"] >= figures["parts_ms"]["evaluate"] > 0
+    json.dumps(record)
+    flops = [record["contenders"][name]["round_flop"] for name in names]
+    assert flops[1] == flops[2] < flops[3] < flops[0]
+
+
+def test_a_contender_that_disagrees_is_reported_as_wrong_and_not_timed(
+    toy: Workload, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Backwards(Original):
+        def answer(self, prompts: Tensor, layer: int) -> Tensor:
+            return super().answer(prompts, layer).flip(0)
+
+    monkeypatch.setitem(contenders.BASELINES, "backwards", Backwards)
+    record = speed.compare_speed(toy, ["original", "backwards"], repeats=1, start=local)
+    wrong = record["contenders"]["backwards"]
+    assert wrong["status"] == "wrong"
+    assert "of the population's spread (at most 0.01 in fp32)" in wrong["reason"]
+    assert "evals_per_s" not in wrong
+    assert "| backwards | **wrong**: mean loss error" in report.table(record)
+
+
+def test_what_fails_or_cannot_run_ends_only_itself(
+    toy: Workload, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Original):
+        def answer(self, prompts: Tensor, layer: int) -> Tensor:
+            raise RuntimeError("no kernel for this")
+
+    monkeypatch.setitem(contenders.BASELINES, "broken", Broken)
+    names = ["broken", "original-parallel", "original"]
+    found = speed.compare_speed(replace(toy, algorithm="bbtv2"), names, repeats=1, start=local)["contenders"]
+    assert [found[name]["status"] for name in names] == ["failed", "unavailable", "ok"]
+    assert found["broken"]["reason"] == "RuntimeError: no kernel for this"
+
+
+def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callable[..., Any]) -> None:
+    worker = local("original", replace(toy, sample=1))
+    worker("load")
+    seconds = worker("round")
+    clock = worker.served.rounds.oracle.clock
+    assert clock.unmeasured == pytest.approx(0.75 * (seconds["evaluate"] + seconds["project"]))
+
+
+def test_the_command_writes_a_record_a_table_and_plots(tmp_path: Path, repo_root: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "record.json"
+    flags = {"model": "toy", "population": 4, "examples": 2, "repeats": 1, "contenders": "original", "threads": 1}
+    command = [word for name, value in {**flags, "output": path}.items() for word in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, repo_root / "benchmarks" / "speed.py", *command], check=True, timeout=120)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert set(record) == {"benchmark", "made", "environment", "workload", "budget", "contenders"}
+    assert {"device", "versions", "threads", "commit", "instruction_sets"} <= set(record["environment"])
+    assert record["environment"]["threads"] == 1
+    report.main([str(path)])
+    assert "| original |" in path.with_suffix(".md").read_text(encoding="utf-8")
+    for plot in ("speedup", "breakdown"):
+        assert (tmp_path / f"record-{plot}.png").stat().st_size > 1000
+
+
+def test_operations_are_counted_as_pytorch_counts_them(toy: Workload) -> None:
+    model = make_model("toy")
+    original = Original(toy, model)
+    prompts = torch.zeros(toy.population, toy.n_prompt_tokens, model.config.hidden_size)
+    with FlopCounterMode(display=False) as counter:
+        original.answer(prompts, 0)
+    counted = round_flops(Sizes.of(model.config, 2), toy.lengths, (0,), toy.population, original.savings)
+    assert counted == counter.get_total_flops()
+
+
+def test_reuse_halves_the_work_of_a_round_of_many_layers() -> None:
+    sizes, lengths = Sizes(64, 256, 24, 1000, 2), torch.tensor([20, 30])
+    tuned = tuple(range(24))
+    without = round_flops(sizes, lengths, tuned, 20, Savings.without("reuse"))
+    assert round_flops(sizes, lengths, tuned, 20, Savings()) / without == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("task", LENGTHS)
+def test_lengths_are_drawn_from_the_table(task: str) -> None:
+    assert len(LENGTHS[task]) == len(QUANTILES)
+    assert list(LENGTHS[task]) == sorted(LENGTHS[task])
+    drawn = draw_lengths(task, 2000, seed=0)
+    assert LENGTHS[task][0] <= int(drawn.min())
+    assert int(drawn.max()) <= LENGTHS[task][-1]
+    middle = LENGTHS[task][QUANTILES.index(0.5)]
+    assert float(drawn.float().median()) == pytest.approx(middle, rel=0.1)
+
+
+def test_the_usual_contenders_exist_on_both_devices() -> None:
+    for device in ("cpu", "cuda"):
+        for name in contenders.usual(device, ["reuse"], "ort-fp32"):
+            contenders.contender(name)
