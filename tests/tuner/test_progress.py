@@ -27,6 +27,8 @@ def search(line: ProgressLine) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch, every: int = 8) -> list[str]:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
+    for name in ("COLUMNS", "LINES"):  # where tqdm asks for a width; readline sets them
+        monkeypatch.setenv(name, "200")
     search(ProgressLine(every))
     return [part for part in re.split(r"[\r\n]", stream.getvalue()) if "|" in part]
 
