@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..export.prompts import Join
 from ..export.stages import Stage
-from ..export.tensorrt import Profile
+from ..export.tensorrt import LENGTHS, Profile
 
 EXAMPLES = 32
 """Examples that the plan for one candidate takes at once."""
@@ -51,6 +51,7 @@ def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Pro
         target = inputs["decoder_states"].shape[1]
         bounds["target"] = (1, target, max(target, longest))
     axes = {"hidden": (None, "examples", "text", None), "prompt": (None, None, None), **stage.axes}
+    axes[LENGTHS] = ("examples",)
     profile = {}
     for name, tensor in inputs.items():
         sizes = [bounds.get(what, (size, size, size)) for what, size in zip(axes[name], tensor.shape, strict=True)]

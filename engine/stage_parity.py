@@ -57,7 +57,7 @@ def measure_stage(
     expected, found = [], []
     candidates = max(hidden.shape[0], prompt.shape[0])
     for _ in range(-(-POPULATION // candidates)):
-        prompts = noise(*prompt.shape) if prompt.shape[0] > 1 else prompt
+        prompts = noise(*prompt.shape) if len(prompt) == candidates else prompt
         states = hidden
         if hidden.shape[0] > 1:
             states = (hidden[:1] + PERTURBATION * noise(len(hidden), 1, *hidden.shape[2:])).contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,15 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..export.cache import digest, file_digest, read_json, write_json
-from ..export.errors import ParityError
+from ..export.errors import DeviceError, ParityError
 from ..export.model import Encoded, StagedModel
 from ..export.parity import Parity
 from ..export.precision import precision_of
-from ..export.tensorrt import Profile, plan_from_onnx, tensorrt_fault
+from ..export.stages import Stage
+from ..export.tensorrt import LENGTHS, Profile, plan_from_onnx, tensorrt_fault, tensorrt_version
 from .base import Engine, Savings
 from .cuda import Queue
 from .onnx_files import onnx_files
 from .onnx_runner import OnnxRunner
+from .padding import padding_lengths
 from .plans import Plan, Scratch
 from .profiles import EXAMPLES, exact_profile, range_profile
 from .session import Runner
@@ -31,6 +33,9 @@ from .stage_parity import measure_stage
 CUDA_GRAPHS = "BBT_FAST_CUDA_GRAPHS"
 """The environment variable that, set to 1, has generations replayed as CUDA graphs."""
 
+
+PlanKey = tuple[int, str]
+"""A stage, and the shapes that it takes."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +48,14 @@ class TensorRtRunner(OnnxRunner):
         files = onnx_files(engine.staged, encoded, engine.dtype, engine.onnx_model_path)
         super().__init__(files, engine.staged, encoded)
         self._engine = engine
-        self._plans: dict[tuple[int, str], Plan] = {}
-        stages = range(engine.staged.n_stages)
-        with engine.queue.use():
-            for stage in tqdm(stages, desc="TensorRT plans", unit="plan", disable=None, leave=False):
-                self._plan(stage, self._range(stage, self._like(stage, encoded)))
+        self._plans: dict[PlanKey, Plan] = {}
+        self._lengths: Tensor | None = None
+        """Of the texts that are being answered, where attention goes by them."""
+        self._refusal = files.paths[0].with_name(f"no-lengths-{tensorrt_version()}-{engine.queue.gpu}.json")
+        """The file that says that lengths have failed on these graphs and this GPU."""
+        if files.kept and self._refusal.exists():
+            engine.masked.add(self._stages)
+        self._range_plans(encoded)
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
@@ -61,19 +69,31 @@ class TensorRtRunner(OnnxRunner):
         return plans[0].with_name(f"parity-{digest({'plans': [file_digest(plan) for plan in plans]})}.json")
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Run a stage. The plan for a population's shapes is built, and must pass the gate, when it is first needed."""
+        """Run a stage. A plan for new shapes is built, and must pass the gate, when it is first needed."""
         with self._engine.queue.use():
-            if max(len(hidden), len(prompt)) > 1:
-                self._prepare(stage, hidden, prompt, tensors)
+            self._lengths = tensors.get(LENGTHS) if self._by_lengths else None
+            while not self._prepared(stage, hidden, prompt, tensors):
+                self._lengths = None
             return super().__call__(stage, hidden, prompt, tensors)
 
+    def refuse_lengths(self, error: Exception) -> bool:
+        """Go by masks from now on, for these graphs and for good, if lengths are what failed; return whether."""
+        if self._lengths is None or "out of memory" in str(error):
+            return False
+        logger.warning("attention by lengths fails on %s: going by masks (%s)", self._engine.queue.gpu, error)
+        self._engine.masked.add(self._stages)
+        if self.files.kept:
+            write_json(self._refusal, {"error": str(error)})
+        return True
+
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
+        inputs = self._with_lengths(inputs)
+        plan = self._plans[self._key(stage, inputs)]
         stream = self._engine.queue.handle
         if len(output) > 1:
-            self._plan(stage, exact_profile(inputs)).run(inputs, output, stream)
+            plan.run(inputs, output, stream)
             return
-        plan = self._plan(stage, self._range(stage, inputs))
-        axes = self._stages[stage].axes
+        axes = self._stages[stage].axes | {LENGTHS: ("examples",)}
         for begin in range(0, output.shape[1], EXAMPLES):
             rows = slice(begin, begin + EXAMPLES)
             some = {
@@ -83,44 +103,75 @@ class TensorRtRunner(OnnxRunner):
             some["hidden"] = inputs["hidden"][:, rows]
             plan.run(some, output[:, rows], stream)
 
-    def _prepare(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> None:
-        """Have a plan that has passed the gate for a population's shapes."""
+    def _prepared(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> bool:
+        """Have a plan for these shapes that has passed the gate; return False if it must go without lengths."""
         names = self._stages[stage].names
-        profile = exact_profile({"hidden": hidden, "prompt": prompt} | {name: tensors[name] for name in names})
-        if (stage, str(profile)) in self._plans:
-            return
-        record = self._plan(stage, profile).path.with_name("parity.json")
-        parity = Parity.from_dict(read_json(record))
-        if parity is None:
-            parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
+        inputs = self._with_lengths({"hidden": hidden, "prompt": prompt} | {name: tensors[name] for name in names})
+        key = self._key(stage, inputs)
+        if key in self._plans:
+            return True
         try:
+            record = self._load(stage, inputs).path.with_name("parity.json")
+            parity = Parity.from_dict(read_json(record))
+            if parity is None:
+                parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
             self._engine.accept(parity, f"stage {stage} for shapes {list(hidden.shape)} and {list(prompt.shape)}")
-        except ParityError:
-            del self._plans[stage, str(profile)]
-            raise
-        write_json(record, parity.as_dict())
+            write_json(record, parity.as_dict())
+        except (ParityError, DeviceError) as error:
+            self._plans.pop(key, None)
+            if not self.refuse_lengths(error):
+                raise
+            return False
+        return True
 
-    def _range(self, stage: int, inputs: dict[str, Tensor]) -> Profile:
+    def _range_plans(self, encoded: Encoded) -> None:
+        """Load a plan per stage for one candidate; the gate for whole chains is still to come."""
+        self._lengths = padding_lengths(encoded) if self._by_lengths else None
+        examples, text = encoded.hidden.shape[1:3]
+        width, stages = self._staged.hidden_size, range(self._staged.n_stages)
+        try:
+            for stage in tqdm(stages, desc="TensorRT plans", unit="plan", disable=None, leave=False):
+                length = text if stage == 0 else self._staged.join(0).length(text)
+                hidden = torch.empty(1, examples, length, width, device="meta")
+                prompt = torch.empty(1, self._staged.n_prompt_tokens, width, device="meta")
+                names = self._stages[stage].names
+                inputs = {"hidden": hidden, "prompt": prompt} | {name: encoded.tensors[name] for name in names}
+                with self._engine.queue.use():
+                    self._load(stage, self._with_lengths(inputs))
+        except DeviceError as error:
+            if not self.refuse_lengths(error):
+                raise
+            self._plans.clear()
+            self._range_plans(encoded)
+
+    @property
+    def _by_lengths(self) -> bool:
+        """Whether lengths have not failed on these graphs here."""
+        return self._stages not in self._engine.masked
+
+    def _with_lengths(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the lengths, repeated over the population, if attention goes by them."""
+        if self._lengths is None:
+            return inputs
+        return inputs | {LENGTHS: self._lengths.repeat(max(len(inputs["hidden"]), len(inputs["prompt"])))}
+
+    def _profile(self, stage: int, inputs: dict[str, Tensor]) -> Profile:
+        if max(len(inputs["hidden"]), len(inputs["prompt"])) > 1:
+            return exact_profile(inputs)
         return range_profile(self._stages[stage], self._staged.join(stage), inputs)
 
-    def _like(self, stage: int, encoded: Encoded) -> dict[str, Tensor]:
-        """Return tensors of the shapes that one candidate's run would pass to a stage."""
-        examples, text = encoded.hidden.shape[1:3]
-        length = text if stage == 0 else self._staged.join(0).length(text)
-        width = self._staged.hidden_size
-        return {
-            "hidden": torch.empty(1, examples, length, width, device="meta"),
-            "prompt": torch.empty(1, self._staged.n_prompt_tokens, width, device="meta"),
-        } | {name: encoded.tensors[name] for name in self._stages[stage].names}
+    def _key(self, stage: int, inputs: dict[str, Tensor]) -> PlanKey:
+        return stage, str(self._profile(stage, inputs))
 
-    def _plan(self, stage: int, profile: Profile) -> Plan:
-        """Return the plan of a stage for some shapes, built or loaded if need be."""
-        key = (stage, str(profile))
-        if key not in self._plans:
-            path = plan_from_onnx(self.files.paths[stage], profile, self._engine.queue.gpu)
-            self._plans[key] = Plan(path, self._engine.scratch)
-            logger.debug("%s:\n%s", path, self._plans[key].describe())
-        return self._plans[key]
+    def _load(self, stage: int, inputs: dict[str, Tensor]) -> Plan:
+        """Load, and if need be build, the plan of a stage for the shapes of its inputs."""
+        plan = Plan(
+            plan_from_onnx(self.files.paths[stage], self._profile(stage, inputs), self._engine.queue.gpu),
+            self._engine.scratch,
+        )
+        logger.debug("%s:\n%s", plan.path, plan.describe())
+        self._plans[self._key(stage, inputs)] = plan
+        return plan
 
 
 @dataclass(frozen=True)
@@ -150,6 +201,9 @@ class TensorRtEngine(Engine):
         self.scratch = Scratch(device)
         self.cuda_graphs = os.environ.get(CUDA_GRAPHS) == "1"
         """Whether generations are replayed as CUDA graphs after a first one that warms up."""
+        self.masked: set[tuple[Stage, ...]] = set()
+        """Chains whose attention goes by masks because lengths have failed."""
+        self._loaded: TensorRtRunner | None = None
         self._replayed: dict[str, Replayed | None] = {}
 
     @classmethod
@@ -196,14 +250,30 @@ class TensorRtEngine(Engine):
         return Replayed(own, replay, output)
 
     def _load(self, encoded: Encoded) -> TensorRtRunner:
-        return TensorRtRunner(self, encoded)
+        self._loaded = TensorRtRunner(self, encoded)
+        return self._loaded
+
+    def _placed(self, encoded: Encoded) -> Encoded:
+        """Add the texts' lengths to what goes to the device, if they can stand for its masks."""
+        placed, lengths = super()._placed(encoded), padding_lengths(encoded)
+        if lengths is None:
+            return placed
+        return replace(placed, tensors=placed.tensors | {LENGTHS: lengths.to(self.device)})
 
     def _parity_record(self, runner: Runner) -> Path | None:
         assert isinstance(runner, TensorRtRunner)
         return runner.parity_record
 
+    def _gated(self, encoded: Encoded) -> Runner:
+        try:
+            return super()._gated(encoded)
+        except ParityError as error:
+            if self._loaded is None or not self._loaded.refuse_lengths(error):
+                raise
+            return super()._gated(encoded)
+
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
-        """Compare the plans for one candidate; a population's are compared one by one when they are built."""
+        """Compare the plans for one candidate; others are compared one by one when they are built."""
         return super()._measure(_OneByOne(runner), encoded)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 from tqdm import tqdm
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PLAN = "plan.engine"
 """A plan's file in its cache entry."""
+LENGTHS = "key_value_lengths"
+"""A plan's input, [P * N] int32, in the place of a mask that hides padding: how many tokens each text has."""
 WORKSPACE_BYTES = 4 << 30
 """What one operator may use for scratch while it runs; part of a plan's key, so the same on every GPU."""
 LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -60,7 +62,7 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
 
     Args:
         path: the graph; its number formats are the plan's.
-        profile: shapes of all inputs.
+        profile: shapes of all inputs. With LENGTHS among them, attention goes by lengths and not by the graph's masks.
         gpu: what the current device is.
 
     Raises:
@@ -129,11 +131,13 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
     builder = trt.Builder(tensorrt_logger())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, tensorrt_logger())
-    if not parser.parse(_readable(path), str(path)):
+    if not parser.parse(_readable(path, LENGTHS in profile), str(path)):
         raise DeviceError(
             f"TensorRT {tensorrt_version()} cannot read {path}:\n{_parser_errors(parser)}\nUpdate TensorRT, or use "
             "--engine ort."
         )
+    if LENGTHS in profile:
+        _attend_by_lengths(network)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32
@@ -154,7 +158,7 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
     return bytes(plan)
 
 
-def _readable(path: Path) -> bytes:
+def _readable(path: Path, by_lengths: bool) -> bytes:
     """Return a graph whose attention may run as several kernels where TensorRT has no fused one, as in fp32.
 
     The attribute is the parser's own (onnx-tensorrt, docs/TRT_custom_ops.md); without it such a build fails.
@@ -163,8 +167,22 @@ def _readable(path: Path) -> bytes:
     for node in model.graph.node:
         if node.op_type == "Attention":
             node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+            if by_lengths:
+                del node.input[3:]
     content: bytes = model.SerializeToString()
     return content
+
+
+def _attend_by_lengths(network: trt.INetworkDefinition) -> None:
+    """Give all attention of a network the lengths as one more input."""
+    import tensorrt as trt
+
+    lengths = network.add_input(LENGTHS, trt.DataType.INT32, trt.Dims((-1,)))
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings hand out every layer as an ILayer
+            cast("trt.IAttentionInputLayer", layer).attention.key_value_lengths = lengths
 
 
 def _content(path: Path) -> list[str]:

@@ -190,7 +190,6 @@ def load_fake_tensorrt() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tensorrt"] = module
     spec.loader.exec_module(module)
     return module
 
@@ -220,8 +219,6 @@ class CpuQueue:
 def fake_tensorrt() -> Iterator[ModuleType]:
     """The fake TensorRT, and an engine "trt" that runs it on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        if "tensorrt" in sys.modules:
-            patch.delitem(sys.modules, "tensorrt")
         fake = load_fake_tensorrt()
         patch.setitem(sys.modules, "tensorrt", fake)
         from bbt_fast.engine.tensorrt import TensorRtEngine

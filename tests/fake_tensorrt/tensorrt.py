@@ -25,10 +25,16 @@ __version__ = "11.4.0.106"
 MAGIC = b"fake TensorRT plan\n"
 
 faults: set[str] = set()
-"""Steps that fail: "parse", "profile", "build", "timings", "load", "context", "address" or "execute". With "wrong", a
-population's answers come out in the wrong order."""
+"""Steps that fail: "parse", "profile", "build", "timings", "load", "context", "address", "execute", and "lengths", the
+build of attention by lengths. With "wrong" a population's answers come out in the wrong order; with "wrong lengths"
+attention by lengths sees some padding."""
 builds: list[dict[str, Any]] = []
 """What has been built: the shapes, and how many timings were known beforehand."""
+
+
+class LayerType(enum.IntEnum):
+    SHUFFLE = 14
+    ATTENTION_INPUT = 50
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -103,11 +109,34 @@ class ITensor:
         self.name = value.name
 
 
+class IAttention:
+    def __init__(self) -> None:
+        self.key_value_lengths: ITensor | None = None
+
+
+class ILayer:
+    def __init__(self, node: onnx.NodeProto) -> None:
+        self.name = node.name
+        self.type = LayerType.ATTENTION_INPUT if node.op_type == "Attention" else LayerType.SHUFFLE
+        self._attention = IAttention()
+
+
+class IAttentionBoundaryLayer(ILayer):
+    @property
+    def attention(self) -> IAttention:
+        return self._attention
+
+
+class IAttentionInputLayer(IAttentionBoundaryLayer):
+    """What a layer must be turned into before its attention can be reached."""
+
+
 class INetworkDefinition:
     def __init__(self, flags: int, logger: ILogger) -> None:
         self._typed = bool(flags & 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self._logger = logger
         self._model: onnx.ModelProto | None = None
+        self._layers: list[ILayer] = []
 
     @property
     def num_inputs(self) -> int:
@@ -115,6 +144,19 @@ class INetworkDefinition:
 
     def get_input(self, index: SupportsInt) -> ITensor:
         return ITensor(self._graph.input[int(index)])
+
+    def add_input(self, name: str, dtype: DataType, shape: Dims) -> ITensor:
+        assert (dtype, tuple(shape)) == (DataType.INT32, (-1,))
+        value = onnx.helper.make_tensor_value_info(name, dtype.value, ["batch"])
+        self._graph.input.append(value)
+        return ITensor(value)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._graph.node)
+
+    def get_layer(self, index: SupportsInt) -> ILayer:
+        return self._layers[int(index)]
 
     @property
     def _graph(self) -> onnx.GraphProto:
@@ -165,6 +207,7 @@ class OnnxParser:
             for attribute in extra:
                 node.attribute.remove(attribute)
         self._network._model = graph
+        self._network._layers = [ILayer(node) for node in graph.graph.node]
         if "parse" in faults:
             self._errors = [ParserError(i, node) for i, node in list(enumerate(graph.graph.node))[:3]]
         return not self._errors
@@ -251,16 +294,54 @@ class Builder:
         assert monitor.step_complete("Timing", 0)
         monitor.phase_finish("Timing")
         fault = "Error Code 2: OutOfMemory" if "build" in faults else _misfit(network._graph, profile._shapes)
+        if "lengths" in faults and any(layer._attention.key_value_lengths for layer in network._layers):
+            fault = "Error Code 10: Internal Error (Could not find any implementation for node Attention.)"
         monitor.phase_finish("Building Engine")
         if fault:
             self._logger.log(ILogger.Severity.ERROR, fault)
             return None
+        _mask_by_lengths(network)
         layers = config._timings._known["layers"]
         builds.append({"shapes": profile._shapes, "known": len(layers)})
         layers.append(network._graph.name)
         assert network._model is not None
         header = {"version": __version__, "shapes": profile._shapes}
         return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + network._model.SerializeToString())
+
+
+def _mask_by_lengths(network: INetworkDefinition) -> None:
+    """Compute with a mask what TensorRT's attention does by lengths."""
+    nodes = []
+    for node, layer in zip(network._graph.node, network._layers, strict=True):
+        lengths = layer._attention.key_value_lengths
+        if lengths is not None:
+            assert len(node.input) == 3, "masks and lengths exclude each other"
+            text = _LENGTHS_TO_MASK.format(q=node.input[0], k=node.input[1], lengths=lengths.name, to=node.name)
+            if "wrong lengths" in faults:
+                text = text.replace(" = Less (", " = LessOrEqual (")
+            nodes += onnx.parser.parse_graph(text).node
+            node.input.append(f"{node.name}.mask")
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del network._graph.node[:]
+    network._graph.node.extend(copies)
+
+
+_LENGTHS_TO_MASK = """masked (int32[batch] {lengths}) => (bool[B,1,Q,K] "{to}.mask") {{
+    "{to}.keys" = Shape <start = 2, end = 3> ("{k}")
+    "{to}.queries" = Shape <start = 2, end = 3> ("{q}")
+    "{to}.scalar" = Squeeze ("{to}.keys")
+    "{to}.zero" = Constant <value_int = 0> ()
+    "{to}.one" = Constant <value_int = 1> ()
+    "{to}.axes" = Constant <value_ints = [1, 2, 3]> ()
+    "{to}.ones" = Constant <value_ints = [1]> ()
+    "{to}.positions" = Range ("{to}.zero", "{to}.scalar", "{to}.one")
+    "{to}.wide" = Cast <to = 7> ({lengths})
+    "{to}.lengths" = Unsqueeze ("{to}.wide", "{to}.axes")
+    "{to}.seen" = Less ("{to}.positions", "{to}.lengths")
+    "{to}.shape" = Concat <axis = 0> ("{to}.ones", "{to}.ones", "{to}.queries", "{to}.keys")
+    "{to}.mask" = Expand ("{to}.seen", "{to}.shape")
+}}"""
 
 
 def _misfit(graph: onnx.GraphProto, shapes: dict[str, tuple[Dims, Dims, Dims]]) -> str | None:

@@ -1,0 +1,26 @@
+"""Masks that only hide padding: what they say is said by the length of each text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..export.model import Encoded
+
+
+def padding_lengths(encoded: Encoded) -> Tensor | None:
+    """Return the real tokens of each text, [N] int32, if all that attention may not see is padding behind them.
+
+    None where a mask hides more (causal, sliding windows), is no mask but a bias (T5), or where there is none.
+    """
+    axes = {name: axes for stage in encoded.stages for name, axes in stage.axes.items()}
+    pairwise = [name for name, counts in axes.items() if counts.count("sequence") == 2]
+    if not pairwise or not all(encoded.tensors[name].dtype is torch.bool for name in pairwise):
+        return None
+    lengths = encoded.tensors[pairwise[0]][:, 0, 0].sum(dim=1, dtype=torch.int32)
+    for name in pairwise:
+        mask = encoded.tensors[name]
+        seen = torch.arange(mask.shape[-1], device=mask.device) < lengths[:, None, None, None]
+        if mask.shape[0] != encoded.hidden.shape[1] or not bool((mask == seen).all()):
+            return None
+    return lengths
