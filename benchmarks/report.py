@@ -133,15 +133,23 @@ def _title(record: dict[str, Any]) -> str:
     )
 
 
+def write(path: Path) -> list[Path]:
+    """Write the table and the plots of a record beside it; a GPU script's record holds one part per algorithm."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    stem = path.with_suffix("")
+    parts = record.get("speed", {"": record})
+    text = stem.with_suffix(".md")
+    text.write_text("\n\n".join(table(part) for part in parts.values()) + "\n", encoding="utf-8")
+    drawn = [plots(part, stem.with_name(f"{stem.name}-{name}" if name else stem.name)) for name, part in parts.items()]
+    return [text, *(plot for some in drawn for plot in some)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table and the plots beside each record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     for path in parser.parse_args(arguments).records:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        stem = path.with_suffix("")
-        stem.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
-        for made in plots(record, stem):
+        for made in write(path):
             print(made)
 
 

@@ -51,15 +51,42 @@ class Entry:
         """Whether nothing speaks against it so far."""
         return "status" not in self.facts
 
-    def __call__(self, command: str) -> Any:
-        """Send a command; what fails ends the contender and not the comparison."""
+    def __call__(self, command: str, limit: Limit) -> Any:
+        """Run a command; what fails ends the contender and not the comparison."""
+        self.worker.send(command)
+        return self.receive(limit)
+
+    def receive(self, limit: Limit) -> Any:
+        """Return the answer to the command that was sent last, or None if the contender failed."""
         try:
-            return self.worker(command)
+            return self.worker.receive(limit.left)
         except WorkerError as error:
-            self.facts |= {"status": error.status, "reason": error.reason}
-            say(f"{self.name}: {error.status}: {error.reason}")
-            self.worker.close()
+            self.end(error.status, error.reason)
             return None
+
+    def end(self, status: str, reason: str) -> None:
+        """Take the contender out of the comparison."""
+        self.facts |= {"status": status, "reason": reason}
+        say(f"{self.name}: {status}: {reason}")
+        self.worker.close()
+
+
+class Limit:
+    """When a comparison has to be over."""
+
+    def __init__(self, seconds: float | None) -> None:
+        """Start the clock; None for no limit."""
+        self._ends = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left, None for any number."""
+        return None if self._ends is None else self._ends - time.monotonic()
+
+    @property
+    def reached(self) -> bool:
+        """Whether the time is up."""
+        return self._ends is not None and time.monotonic() >= self._ends
 
 
 def compare_speed(
@@ -67,6 +94,8 @@ def compare_speed(
     names: Sequence[str],
     repeats: int,
     cache: str | None = None,
+    *,
+    seconds: float | None = None,
     start: Callable[[str, Workload, str | None], Any] = Worker,
 ) -> dict[str, Any]:
     """Run a comparison and return its record.
@@ -76,22 +105,33 @@ def compare_speed(
         names: the contenders.
         repeats: timed rounds of each.
         cache: folder for built graphs; None for a fresh one per contender.
+        seconds: how long it may take; contenders are then loaded at the same time, which makes their load times
+            longer, and those that are not ready in time are left out.
         start: starts the process that runs a contender.
     """
+    limit = Limit(seconds)
     reference = start(REFERENCE, workload, cache)
+    entries: list[Entry] = []
+    if seconds is not None:
+        entries = [_loading(name, workload, cache, start) for name in names]
     reference("load")
     expected = reference("check")
     reference.close()
-    entries = [_prepared(Entry(name, start(name, workload, cache)), workload, expected) for name in names]
+    if seconds is None:
+        for name in names:
+            entries.append(_loading(name, workload, cache, start))
+            _prepare(entries[-1], workload, expected, limit)
+    else:
+        for entry in entries:
+            _prepare(entry, workload, expected, limit)
     for repeat in range(repeats):
-        say(f"repeat {repeat + 1} of {repeats}")
-        for entry in entries if repeat % 2 == 0 else reversed(entries):
-            if entry.runs and (seconds := entry("round")) is not None:
-                entry.rounds.append(seconds)
-                entry.rates.append(entry("matmul"))
+        if not limit.reached:
+            say(f"repeat {repeat + 1} of {repeats}")
+            for entry in entries if repeat % 2 == 0 else reversed(entries):
+                _repeat(entry, limit)
     for entry in entries:
         if entry.runs:
-            entry.facts |= entry("finish") or {}
+            entry.facts |= entry("finish", Limit(None)) or {}
             entry.worker.close()
     return {
         "benchmark": "speed",
@@ -103,22 +143,35 @@ def compare_speed(
     }
 
 
-def _prepared(entry: Entry, workload: Workload, expected: list[Any]) -> Entry:
-    """Load a contender, check its answers and warm it up."""
-    say(f"{entry.name}: loading")
-    entry.facts |= entry("load") or {}
-    answers = entry("check") if entry.runs else None
+def _loading(name: str, workload: Workload, cache: str | None, start: Callable[..., Any]) -> Entry:
+    """Start loading a contender."""
+    say(f"{name}: loading")
+    entry = Entry(name, start(name, workload, cache))
+    entry.worker.send("load")
+    return entry
+
+
+def _prepare(entry: Entry, workload: Workload, expected: list[Any], limit: Limit) -> None:
+    """Check a contender's answers and warm it up."""
+    entry.facts |= entry.receive(limit) or {}
+    answers = entry("check", limit) if entry.runs else None
     if answers is not None:
         found = agreement(expected, answers, workload)
         entry.facts["agreement"] = found.as_dict()
         fault = disagreement(found, entry.facts["precision"])
         if fault:
-            entry.facts |= {"status": "wrong", "reason": fault}
-            say(f"{entry.name}: wrong: {fault}")
-            entry.worker.close()
+            entry.end("wrong", fault)
     if entry.runs:
-        entry("round")
-    return entry
+        entry("round", limit)
+
+
+def _repeat(entry: Entry, limit: Limit) -> None:
+    """Time a round, and the matrix product beside it."""
+    seconds = entry("round", limit) if entry.runs else None
+    rate = entry("matmul", limit) if seconds is not None else None
+    if rate is not None:
+        entry.rounds.append(seconds)
+        entry.rates.append(rate)
 
 
 def agreement(expected: list[Any], answers: list[Any], workload: Workload) -> Parity:
@@ -145,8 +198,8 @@ def disagreement(found: Parity, precision: str) -> str | None:
 def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
     """Return a contender's part of the record."""
     facts: dict[str, Any] = {"status": "ok"} | entry.facts
-    if facts["status"] != "ok":
-        return facts
+    if not entry.rounds:
+        return facts if facts["status"] != "ok" else facts | {"status": "skipped", "reason": "the time was up"}
     generations = facts["generations"]
     totals = [seconds["total"] for seconds in entry.rounds]
     rate = spread(entry.rates)
@@ -167,6 +220,11 @@ def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
         "matmul_share": facts["round_flop"] / middle / rate["median"],
         "full_run_s": facts["load_seconds"] + BUDGET / evaluations * middle,
     }
+
+
+def failed(record: dict[str, Any]) -> bool:
+    """Say whether a contender of a record was wrong or broke."""
+    return any(figures["status"] in ("wrong", "failed") for figures in record["contenders"].values())
 
 
 def say(text: str) -> None:
@@ -195,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record))
     say(f"record: {path}")
-    return int(any(c["status"] in ("wrong", "failed") for c in record["contenders"].values()))
+    return int(failed(record))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -43,18 +43,21 @@ EMBEDDING_SPREAD = 0.5
 def make_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Make a model of a shape with random weights, or load one from a folder or the hub; fp32, eval, frozen.
 
+    "minilm:6" is the shape with 6 layers.
+
     The weights are drawn wider than for training, so that a prompt moves the logits as it does in a trained model: with
     the usual 0.02 all candidates get nearly the same loss, and no reduced precision can tell them apart.
     """
     if name == "demo":
         return load_model(MODEL_DIR)
+    name, _, layers = name.partition(":")
     if name not in SHAPES:
         return load_model(Path(name) if Path(name).exists() else name)
     shape = SHAPES[name]
     config = shape.config_class(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
+        num_hidden_layers=int(layers or shape.layers),
         num_attention_heads=shape.heads,
         intermediate_size=4 * shape.hidden,
         max_position_embeddings=shape.positions,

@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
@@ -45,14 +46,29 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def __call__(self, command: str) -> Any:
+    def __call__(self, command: str, seconds: float | None = None) -> Any:
         """Run a method of Served and return its answer.
 
         Raises:
-            WorkerError: if it failed there.
+            WorkerError: if it failed there, or took longer than these seconds.
+        """
+        self.send(command)
+        return self.receive(seconds)
+
+    def send(self, command: str) -> None:
+        """Start a command whose answer receive() will return."""
+        with suppress(ConnectionError):  # receive() will say so
+            self._connection.send(command)
+
+    def receive(self, seconds: float | None = None) -> Any:
+        """Return the answer to the command that was sent last.
+
+        Raises:
+            WorkerError: if it failed there, or is not there in time.
         """
         try:
-            self._connection.send(command)
+            if seconds is not None and not self._connection.poll(max(0.0, seconds)):
+                raise WorkerError("skipped", "the time was up before it was ready")
             ok, answer = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             raise WorkerError("failed", f"its process died with exit code {self._exit_code()}") from error
@@ -63,7 +79,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._connection.close()
-        self._process.join(timeout=10)
+        self._process.join(timeout=1)
         if self._process.is_alive():
             self._process.terminate()
 
@@ -73,7 +89,7 @@ class Worker:
 
 
 class WorkerError(RuntimeError):
-    """A contender could not be run: its status ("wrong", "unavailable" or "failed") and why."""
+    """A contender could not be run: its status ("wrong", "unavailable", "skipped" or "failed") and why."""
 
     def __init__(self, status: str, reason: str) -> None:
         """Take both."""
@@ -112,6 +128,7 @@ class Served:
             "savings": asdict(self.contender.savings),
             "load_seconds": loaded,
             "export_seconds": self.contender.export_seconds,
+            "gate": self.contender.gate,
             "model": {
                 "type": config.model_type,
                 "layers": config.num_hidden_layers,

@@ -26,7 +26,16 @@ class Local:
         self.served = Served(name, workload)
 
     def __call__(self, command: str) -> Any:
-        ok, answer = obey(self.served, command)
+        self.send(command)
+        return self.receive()
+
+    def send(self, command: str) -> None:
+        self.sent = command
+
+    def receive(self, seconds: float | None = None) -> Any:
+        if seconds is not None and seconds < 0:
+            raise WorkerError("skipped", "the time was up before it was ready")
+        ok, answer = obey(self.served, self.sent)
         if not ok:
             raise WorkerError(*answer)
         return answer

@@ -94,6 +94,11 @@ class Contender(ABC):
         """Time spent building and checking graphs while loading."""
         return 0.0
 
+    @property
+    def gate(self) -> dict[str, float]:
+        """The parity gate's figures; empty where there is no gate."""
+        return {}
+
     def attention_kernel(self) -> str:
         """Name the kernel that attention runs on."""
         return "unknown"

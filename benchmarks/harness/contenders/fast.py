@@ -47,6 +47,11 @@ class Fast(Contender):
         """Time for export, compilation and the parity gate."""
         return self.engine.export_seconds
 
+    @property
+    def gate(self) -> dict[str, float]:
+        """What the engine's gate found on a random population."""
+        return self.engine.parity
+
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer the whole population."""
         return self.session.evaluate(prompts, layer)

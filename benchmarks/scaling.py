@@ -1,0 +1,153 @@
+"""Measure how the time of a generation grows with population, texts, lengths, prompt tokens, layers and d.
+
+    python benchmarks/scaling.py                                      minilm's shape, BBT
+    python benchmarks/scaling.py --contender bbt-fast-ort-fp32 --only population layers
+
+One dimension is varied at a time, the others stay at the usual values. Writes a JSON record, a table, and a plot with a
+panel per dimension: what lies on the dotted line grows in proportion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness.record import environment, spread
+from harness.worker import Served
+from harness.workload import Workload
+
+RESULTS = Path(__file__).parent / "results"
+VARIED: dict[str, tuple[int, ...]] = {
+    "population": (5, 10, 20, 40),
+    "n_examples": (8, 16, 32, 64),
+    "text_length": (16, 32, 64, 128, 256),
+    "n_prompt_tokens": (13, 25, 50, 100),
+    "layers": (3, 6, 12),
+    "intrinsic_dim": (250, 500, 1000, 2000),
+}
+"""The dimensions and their values; for text_length all texts are of one length, otherwise as in the task."""
+
+
+def measure(workload: Workload, contender: str, repeats: int) -> dict[str, Any]:
+    """Time some rounds after a first one; return milliseconds per generation and of its parts."""
+    served = Served(contender, workload)
+    served.load()
+    served.round()
+    rounds = [served.round() for _ in range(repeats)]
+    parts = {part: spread([1e3 * seconds.get(part, 0.0) for seconds in rounds])["median"] for part in rounds[0]}
+    return {"generation_ms": spread([1e3 * seconds["total"] for seconds in rounds]), "parts_ms": parts}
+
+
+def varied(workload: Workload, dimension: str, value: int) -> Workload:
+    """Return the workload with one dimension changed."""
+    if dimension == "layers":
+        return replace(workload, model=f"{workload.model}:{value}")
+    return replace(workload, **{dimension: value})
+
+
+def exponents(points: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the slope between neighbouring points on a log-log plot: 1 is proportional, 0 is free."""
+    return [
+        math.log(b["generation_ms"]["median"] / a["generation_ms"]["median"]) / math.log(b["value"] / a["value"])
+        for a, b in pairwise(points)
+    ]
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return a record as Markdown."""
+    lines = ["| dimension | value: generation_ms (of it ask, tell, A z) | exponents |", "| --- | --- | --- |"]
+    for dimension, points in record["dimensions"].items():
+        cells = []
+        for point in points:
+            parts = point["parts_ms"]
+            own = parts["optimizer"] + parts["project"]
+            cells.append(f"{point['value']}: {point['generation_ms']['median']:.0f} ({own:.0f})")
+        slopes = ", ".join(f"{slope:.2f}" for slope in exponents(points))
+        lines.append(f"| {dimension} | {', '.join(cells)} | {slopes} |")
+    return "\n".join(lines)
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Draw a panel per dimension, both axes logarithmic, with a dotted line for proportional growth."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    dimensions = record["dimensions"]
+    columns = min(3, len(dimensions))
+    rows = -(-len(dimensions) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
+    for panel in panels.flat[len(dimensions) :]:
+        panel.remove()
+    for panel, (dimension, points) in zip(panels.flat, dimensions.items(), strict=False):
+        values = [point["value"] for point in points]
+        times = [point["generation_ms"]["median"] for point in points]
+        own = [point["parts_ms"]["optimizer"] + point["parts_ms"]["project"] for point in points]
+        panel.plot(values, times, "o-", label="generation")
+        panel.plot(values, own, "s-", color="tab:gray", label="ask, tell, A z")
+        panel.plot(
+            values, [times[-1] * value / values[-1] for value in values], ":", color="black", label="in proportion"
+        )
+        panel.set(xscale="log", yscale="log", xlabel=dimension, ylabel="milliseconds", xticks=values)
+        panel.set_xticklabels(values)
+        panel.minorticks_off()
+    panels.flat[0].legend(fontsize=7)
+    work = record["workload"]
+    figure.suptitle(f"{record['contender']}, {work['algorithm']}, {work['model']}, {record['environment']['device']}")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm", help="a shape")
+    parser.add_argument("--contender", default="bbt-fast-ort-fp32")
+    parser.add_argument("--only", nargs="+", choices=list(VARIED), default=list(VARIED), help="dimensions to vary")
+    parser.add_argument("--population", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--values", type=int, nargs="+", help="values of the dimension, if there is one in --only")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(arguments)
+    base = Workload(given.model, "bbt", population=given.population, n_examples=given.examples, device=given.device)
+    dimensions: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory(prefix="bbt-fast-scaling-") as cache:
+        os.environ.setdefault("BBT_FAST_CACHE", cache)
+        for dimension in given.only:
+            dimensions[dimension] = []
+            for value in given.values or VARIED[dimension]:
+                point = measure(varied(base, dimension, value), given.contender, given.repeats)
+                dimensions[dimension].append({"value": value, **point})
+                print(f"{dimension} {value}: {point['generation_ms']['median']:.0f} ms", file=sys.stderr, flush=True)
+    record = {
+        "benchmark": "scaling",
+        "made": time.strftime("%Y-%m-%d"),
+        "environment": environment(given.device, 0),
+        "contender": given.contender,
+        "workload": asdict(base),
+        "dimensions": dimensions,
+    }
+    path = given.output or RESULTS / f"scaling-{given.model}-{given.device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    plot(record, path.with_suffix(".png"))
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
