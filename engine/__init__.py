@@ -1,8 +1,9 @@
 """Answering: ``evaluate(prompts) -> label logits``, on PyTorch, ONNX Runtime and others."""
 
 from ..export.examples import Examples
-from .base import Engine, Savings
+from .base import Engine
 from .loading import ENGINES, load_engine
+from .savings import Savings
 from .session import Session
 
 __all__ = ["ENGINES", "Engine", "Examples", "Savings", "Session", "load_engine"]

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..export.cache import read_json, write_json
-from ..export.errors import UsageError
 from ..export.examples import Examples
 from ..export.families import Family
 from ..export.graphs import cast_tensor
@@ -25,36 +24,10 @@ from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import bucket_rows
 from .reference import ModuleRunner
+from .savings import Savings
 from .session import Bucket, Runner, Session
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Savings:
-    """What an engine leaves out because no result needs it; each can be switched off to measure its worth."""
-
-    reuse: bool = True
-    """Run what lies below the tuned layer once, not once per candidate."""
-    buckets: bool = True
-    """Run examples with others of like length, and compute no padding."""
-    answer_only: bool = True
-    """Run the last layer's queries and feed-forward block at the answer position only."""
-    label_head: bool = True
-    """Compute the label words' logits only, not the whole vocabulary's."""
-
-    @classmethod
-    def without(cls, *names: str) -> Savings:
-        """Return all savings but these.
-
-        Raises:
-            UsageError: if there is none of that name.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in names:
-            if name not in known:
-                raise UsageError(f"there is no saving {name!r} to ablate; these are: {', '.join(known)}.")
-        return cls(**dict.fromkeys(names, False))
 
 
 class Engine(ABC):

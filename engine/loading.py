@@ -18,7 +18,8 @@ from ..export.model import Cuts, StagedModel, load_model
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from .automatic import FASTEST, Choice, hardware_fault
-from .base import Engine, Savings
+from .base import Engine
+from .savings import Savings
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ class OrtRunner(OnnxRunner):
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device) -> None:
         """Load the graphs."""
         super().__init__(files, staged, encoded)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._sessions = [_session(path, device, stream=self._stream) for path in files.paths]
         self._options = ort.RunOptions()
         if self._stream is not None:  # the streams wait for each other; the host waits for neither

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..export.errors import DeviceError, NumericsError, ShapeError
-from ..export.model import Encoded
-
-if TYPE_CHECKING:
-    from .base import Engine
+from ..export.model import Encoded, StagedModel
+from .savings import Savings
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,24 @@ class Runner(Protocol):
             prompt: [P, n, H], likewise; P' = 1 or P = 1 broadcasts.
             tensors: what else the stages take, by name.
         """
+        ...
+
+
+class Machine(Protocol):
+    """What a session asks of its engine."""
+
+    name: ClassVar[str]
+    staged: StagedModel
+    savings: Savings
+    precision: str
+    device: torch.device
+    dtype: torch.dtype
+    tokens_per_call: int
+
+    def run_chain(
+        self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the stages from one to the answer."""
         ...
 
 
@@ -65,7 +82,7 @@ class Session:
     the committed prompts, and kept until a prompt below them changes. At most one layer's are held.
     """
 
-    def __init__(self, engine: Engine, buckets: list[Bucket], columns: Tensor | None = None) -> None:
+    def __init__(self, engine: Machine, buckets: list[Bucket], columns: Tensor | None = None) -> None:
         """Take buckets that cover rows 0 to N-1; ``columns`` ([C]) selects logits if the head computes more."""
         self.engine = engine
         self.layer_evaluations = 0
@@ -74,7 +91,7 @@ class Session:
         self._columns = columns
         self._committed: list[Tensor | None] = [None] * engine.staged.n_stages
         self._zero = torch.zeros(
-            1, engine.n_prompt_tokens, engine.hidden_size, dtype=engine.dtype, device=engine.device
+            1, engine.staged.n_prompt_tokens, engine.staged.hidden_size, dtype=engine.dtype, device=engine.device
         )
 
     def __len__(self) -> int:
@@ -209,19 +226,19 @@ class Session:
         return prompt.detach().to(self.engine.device, self.engine.dtype).contiguous()
 
     def _check(self, prompt: Tensor, layer: int, ndim: int, shape: str) -> None:
-        engine = self.engine
-        graph = f"{engine.staged.model.config.model_type}-{engine.mode}-{engine.precision}"
+        staged = self.engine.staged
+        graph = f"{staged.model.config.model_type}-{staged.mode}-{self.engine.precision}"
         if prompt.ndim != ndim or prompt.numel() == 0:
             raise ShapeError(f"prompts must be {shape}, not {list(prompt.shape)}.")
-        if prompt.shape[-2] != engine.n_prompt_tokens:
+        if prompt.shape[-2] != staged.n_prompt_tokens:
             raise ShapeError(
-                f"prompts have {prompt.shape[-2]} tokens, but graph {graph!r} was built for {engine.n_prompt_tokens}. "
+                f"prompts have {prompt.shape[-2]} tokens, but graph {graph!r} was built for {staged.n_prompt_tokens}. "
                 f"Rebuild it with `bbt-fast export --n_prompt_tokens {prompt.shape[-2]}`, or tune with "
-                f"--n_prompt_tokens {engine.n_prompt_tokens}."
+                f"--n_prompt_tokens {staged.n_prompt_tokens}."
             )
-        if prompt.shape[-1] != engine.hidden_size:
+        if prompt.shape[-1] != staged.hidden_size:
             raise ShapeError(
-                f"prompts are {prompt.shape[-1]} wide, but graph {graph!r} has hidden size {engine.hidden_size}: they "
+                f"prompts are {prompt.shape[-1]} wide, but graph {graph!r} has hidden size {staged.hidden_size}: they "
                 "belong to another model."
             )
         self._check_layer(layer)
@@ -229,7 +246,9 @@ class Session:
     def _check_layer(self, layer: int) -> None:
         stages = self.engine.staged.n_stages
         if not 0 <= layer < stages:
-            way_out = "" if self.engine.cuts == "layers" else ' Load the engine with cuts="layers" for deep prompts.'
+            way_out = (
+                "" if self.engine.staged.cuts == "layers" else ' Load the engine with cuts="layers" for deep prompts.'
+            )
             raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.{way_out}")
 
 

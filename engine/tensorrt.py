@@ -20,13 +20,14 @@ from ..export.parity import Parity
 from ..export.precision import precision_of
 from ..export.stages import Stage
 from ..export.tensorrt import LENGTHS, Profile, plan_from_onnx, tensorrt_fault, tensorrt_version
-from .base import Engine, Savings
+from .base import Engine
 from .cuda import Queue
 from .onnx_files import onnx_files
 from .onnx_runner import OnnxRunner
 from .padding import padding_lengths
 from .plans import Plan, Scratch
 from .profiles import EXAMPLES, exact_profile, range_profile
+from .savings import Savings
 from .session import Runner
 from .stage_parity import measure_stage
 
