@@ -81,10 +81,10 @@ def test_a_chinese_task_falls_back_on_first_characters_as_the_original_does(name
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_presets_are_hinge_for_pairs_and_twenty_thousand_for_dbpedia(name: str) -> None:
+def test_presets_are_hinge_for_pairs_and_budgets_for_dbpedia_and_the_demo(name: str) -> None:
     preset = load_task(name).preset
     assert preset.loss_type == ("hinge" if name in PAIRS else None)
-    assert preset.budget == (20_000 if name == "dbpedia_14" else None)
+    assert preset.budget == {"dbpedia_14": 20_000, "demo": 1000}.get(name)
 
 
 def test_only_mrpc_is_scored_by_f1() -> None:
