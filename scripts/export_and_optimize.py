@@ -4,12 +4,15 @@
 Writes both to ./onnx_models/, then prints how well each agrees with PyTorch fp32, its nodes, its size and its speed.
 Run what it wrote with `bbt-fast --engine ort --onnx_model_path FILE` and the same model, mode and prompt length.
 Without options it takes the embedded demo model, so it works without internet access.
+
+With --engine trt it builds TensorRT plans for the timed batch instead, and writes them with a manifest.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import statistics
 import sys
 import time
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 from bbt_fast.engine import Engine, Examples, load_engine
 from bbt_fast.engine.ort import optimize_onnx
+from bbt_fast.export.cache import MANIFEST, read_json, write_json
 from bbt_fast.export.errors import BbtFastError, UsageError
 from bbt_fast.export.graphs import node_counts, save_graph
 from bbt_fast.tuner.demo import MODEL_DIR
@@ -48,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     coloredlogs.install(level="INFO", logger=logging.getLogger("bbt_fast"), fmt="%(message)s")
     try:
+        if args.engine == "trt":
+            print(_write_plans(args))
+            return 0
         artifacts = _export(args)
         examples = _examples(artifacts[0].engine, args.batch_size, args.max_seq_len)
         times = _measure(artifacts, examples)
@@ -80,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--deep", action="store_true", help="one graph per layer, for BBTv2; the names below are then folders")
     add("--exported_model_name", default="exported_model", help="name in ./onnx_models (default: exported_model)")
     add("--optimized_model_name", default="optimized_model", help="name in ./onnx_models (default: optimized_model)")
+    add("--engine", choices=("ort", "trt"), default="ort", help="what to write graphs for (default: ort)")
     add("--precision", default="auto", help="fp32 or fp16 (default: fp16 on CUDA, else fp32)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if it can be used)")
     return parser
@@ -87,19 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(args: argparse.Namespace) -> list[Artifact]:
     """Write the exported and the optimized graphs; both pass the parity gate when they are loaded."""
-    options = {
-        "mode": args.cat_or_add,
-        "n_prompt_tokens": args.n_prompt_tokens,
-        "cuts": "layers" if args.deep else "input",
-        "precision": args.precision,
-        "device": args.device,
-    }
-    built = load_engine("ort", args.model_name, **options)
-    if args.prompt_embed_dim not in (None, built.hidden_size):
-        raise UsageError(
-            f"--prompt_embed_dim is {args.prompt_embed_dim}, but {args.model_name} has hidden size "
-            f"{built.hidden_size}. Leave the option out to take the model's."
-        )
+    built = _load(args)
     artifacts = []
     sources = built.artifacts
     for label, name in (("exported", args.exported_model_name), ("optimized", args.optimized_model_name)):
@@ -111,8 +107,52 @@ def _export(args: argparse.Namespace) -> list[Artifact]:
                 save_graph(ir.load(source), file)
             else:
                 optimize_onnx(source, file, built.device)
-        artifacts.append(Artifact(label, files, load_engine("ort", args.model_name, onnx_model_path=target, **options)))
+        artifacts.append(Artifact(label, files, _load(args, target)))
     return artifacts
+
+
+def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
+    """Load the engine that the options ask for, on graphs of its own or on those at a path."""
+    engine = load_engine(
+        args.engine,
+        args.model_name,
+        mode=args.cat_or_add,
+        n_prompt_tokens=args.n_prompt_tokens,
+        cuts="layers" if args.deep else "input",
+        precision=args.precision,
+        device=args.device,
+        onnx_model_path=path,
+    )
+    if args.prompt_embed_dim not in (None, engine.hidden_size):
+        raise UsageError(
+            f"--prompt_embed_dim is {args.prompt_embed_dim}, but {args.model_name} has hidden size "
+            f"{engine.hidden_size}. Leave the option out to take the model's."
+        )
+    return engine
+
+
+def _write_plans(args: argparse.Namespace) -> str:
+    """Build what a search on the timed batch runs, write the plans with their manifest, and say how they do."""
+    engine = _load(args)
+    examples = _examples(engine, args.batch_size, args.max_seq_len)
+    engine.prepare(examples, POPULATION)
+    folder = FOLDER / f"{args.exported_model_name}_trt"
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = {}
+    for number, path in enumerate(engine.artifacts):
+        name = f"plan_{number:02d}.engine"
+        shutil.copyfile(path, folder / name)
+        plans[name] = read_json(path.with_name(MANIFEST))
+    write_json(folder / MANIFEST, {"parity": engine.parity, "plans": plans})
+    times = _measure([Artifact("plans", engine.artifacts, engine)], examples)["plans"]
+    return "\n".join(
+        [
+            f"{len(plans)} plans, {engine.precision} on {engine.device}, are in {folder}",
+            f"Spearman of a random population's losses with PyTorch fp32's: {engine.parity['spearman']:.4f}",
+            f"{1e3 * statistics.median(times):.1f} milliseconds a generation ({POPULATION} candidates x "
+            f"{args.batch_size} texts x {args.max_seq_len} tokens, median of {REPEATS})",
+        ]
+    )
 
 
 def _examples(engine: Engine, batch_size: int, length: int) -> Examples:

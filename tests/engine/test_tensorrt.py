@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,6 +20,7 @@ from bbt_fast.engine.padding import padding_lengths
 from bbt_fast.engine.plans import Plan, Scratch
 from bbt_fast.engine.profiles import exact_profile
 from bbt_fast.engine.tensorrt import CUDA_GRAPHS, TensorRtEngine
+from bbt_fast.export.cache import MANIFEST, file_digest, read_json
 from bbt_fast.export.errors import ArtifactError, DeviceError, ParityError
 from bbt_fast.export.model import StagedModel
 from bbt_fast.export.tensorrt import LENGTHS, plan_from_onnx
@@ -421,3 +424,28 @@ def test_only_masks_that_hide_padding_and_nothing_else_become_lengths(
     for other in (mask & causal, mask & near, mask.float(), mask.flip(3)):
         assert padding_lengths(replace(encoded, tensors=encoded.tensors | {"attention_mask": other})) is None
     assert padding_lengths(staged.encode(padded.select(torch.tensor([0])))) is None  # no padding, hence no mask
+
+
+def test_the_script_writes_plans_and_what_they_were_built_for(
+    fake: ModuleType,
+    roberta: PreTrainedModel,
+    repo_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = runpy.run_path(str(repo_root / "scripts" / "export_and_optimize.py"))
+    roberta.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coloredlogs.install", lambda **_: None)
+    options = {"model_name": "model", "engine": "trt", "device": "cpu", "precision": "fp32"}
+    options |= {"n_prompt_tokens": "5", "batch_size": "3", "max_seq_len": "12"}
+    assert script["main"]([f"--{name}={value}" for name, value in options.items()]) == 0
+    folder = tmp_path / "onnx_models" / "exported_model_trt"
+    manifest = read_json(folder / MANIFEST)
+    assert {path.name for path in folder.glob("*.engine")} == set(manifest["plans"])
+    for name, about in manifest["plans"].items():
+        assert about["files"]["plan.engine"] == file_digest(folder / name)
+        assert about["key"]["gpu"] == "Fake GPU"
+    assert manifest["parity"]["spearman"] > 0.99
+    assert re.search(r"[\d.]+ milliseconds a generation \(20 candidates x 3 texts x 12 tokens", capsys.readouterr().out)
