@@ -72,12 +72,13 @@ def load_cpt(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]
         max_position_embeddings=config.max_position_embeddings,
         pad_token_id=config.pad_token_id,
     )
-    auto: Any = CptForMaskedLM
+    auto: Any = BertModel
     while True:
-        model, info = auto.from_pretrained(
+        bert, info = auto.from_pretrained(
             source,
             config=encoder,
-            key_mapping={ENCODER: "bert."},
+            add_pooling_layer=False,
+            key_mapping={ENCODER: ""},
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -86,7 +87,10 @@ def load_cpt(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]
         if not longest:
             break
         encoder.max_position_embeddings = next(iter(longest.values()))  # the first release states the decoder's
-    segments = model.bert.embeddings.token_type_embeddings.weight
+    model = CptForMaskedLM(encoder)
+    model.bert = bert
+    model.tie_weights()
+    segments = bert.embeddings.token_type_embeddings.weight
     with torch.no_grad():
         segments[0] = segments[1]  # every token is of the second segment, and a stock BERT takes the first
     return model, info

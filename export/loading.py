@@ -53,10 +53,13 @@ def _from_checkpoint(source: str | Path) -> Any:
     config = load_config(source)
     family = family_of(config)
     auto: Any = getattr(transformers, AUTO_CLASSES[family.kind])
-    model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    if info["missing_keys"] and family.otherwise is not None:
+    model, info = auto.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    missing = _missing(info)
+    if missing and family.otherwise is not None:
         model, info = family.otherwise(source, config)
-    missing = sorted(info["missing_keys"])
+        missing = _missing(info)
     if missing:
         raise UsageError(
             f"the checkpoint {str(source)!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, "
@@ -64,3 +67,8 @@ def _from_checkpoint(source: str | Path) -> Any:
             "the generator)."
         )
     return model
+
+
+def _missing(info: dict[str, Any]) -> list[str]:
+    """Return the weights that a model had to make up: those that its checkpoint lacks or has in another shape."""
+    return sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})

@@ -62,7 +62,7 @@ def load_deberta_v3(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str
     config.legacy = False
     auto: Any = transformers.AutoModelForMaskedLM
     loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
+        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     return loaded
 
