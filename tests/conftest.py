@@ -38,12 +38,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from bbt_fast.export.examples import Examples
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+# How long an example takes says how busy the machine is, not whether the code is right; fixtures here keep no state.
+CHECKS_LEFT_OUT = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("untimed", deadline=None, suppress_health_check=CHECKS_LEFT_OUT)
+settings.load_profile("untimed")
 FIRST_TEXT_TOKEN = 5
 SMALL = {
     "vocab_size": 200,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -82,7 +82,7 @@ def load_tiny(engine: str, mode: str, cuts: str, model: PreTrainedModel, *ablate
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("mode", ["add", "cat"])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(
     n_examples=st.integers(1, 7),
     candidates=st.integers(1, 6),
@@ -116,7 +116,7 @@ def test_buckets_and_chunks_change_nothing(
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("mode", ["add", "cat"])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["commit", "evaluate"]), st.integers(0, 2)), min_size=1, max_size=8),
     candidates=st.integers(1, 5),

@@ -273,6 +273,56 @@ def test_a_decoder_answers_right_padded_texts_as_it_answers_each_alone(model_typ
             torch.testing.assert_close(together[:, row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+DECODERS = [kind for family in FAMILIES if family.kind == "decoder" for kind in family.model_types]
+
+
+@pytest.mark.parametrize("cuts", ["input", "layers"])
+@pytest.mark.parametrize("mode", ["add", "cat"])
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_a_prompt_shared_by_all_texts_answers_as_one_run_with_each(model_type: str, mode: str, cuts: str) -> None:
+    family = row_of(model_type)
+    shared, apart = (load_tiny("torch", family, model_type, mode, cuts, ablate) for ablate in ((), ("prefix",)))
+    examples = texts(family, mode)
+    assert shared.staged.encode(examples, share_prefix=True).prefix is not None
+    sessions = [engine.open(examples) for engine in (shared, apart)]
+    for number, layer in enumerate((0, 1, 1, 0, 1) if cuts == "layers" else (0, 0)):
+        prompts = draw(shared, 4, seed=number)
+        one, other = (session.evaluate(prompts, layer) for session in sessions)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        for session in sessions:
+            session.commit(prompts[number % 4], layer)
+        if cuts == "layers":
+            one, other = (session.hidden_states(layer) for session in sessions)
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_shared_prompt_runs_once_per_candidate_and_a_committed_one_once() -> None:
+    family = row_of("gpt2")
+    session = load_tiny("torch", family, "gpt2", "add", "layers").open(texts(family, "add"))
+    prompts = draw(session.engine, 7)
+    for layer, runs in ((0, 2 * 7), (1, 7), (1, 7)):  # the layers from there on, for each candidate
+        before = session.layer_evaluations
+        session.evaluate(prompts, layer)
+        committed = layer == 1 and before == 2 * 7 * 5  # the layer below, once, when it is first needed
+        assert session.layer_evaluations - before == (runs + committed) * (len(session) + 1)
+
+
+def test_texts_that_begin_differently_or_look_through_a_window_are_run_whole() -> None:
+    family = row_of("gpt2")
+    engine, examples = load_tiny("torch", family, "gpt2", "add", "input"), texts(family, "add")
+    ids = examples.input_ids.clone()
+    ids[1, 2] += 1
+    assert engine.staged.shares_prefix(examples)
+    assert not engine.staged.shares_prefix(replace(examples, input_ids=ids))
+    family = row_of("mistral")
+    model = tiny(family, "mistral", sliding_window=6)
+    engine = load_engine("torch", model, n_prompt_tokens=N_PROMPT_TOKENS, device="cpu")
+    examples, prompts = texts(family, "add"), draw(engine, 3)[:, None]
+    assert engine.staged.encode(examples, share_prefix=True).prefix is None
+    expected = expected_answers(engine, examples, prompts)
+    torch.testing.assert_close(engine_answers(engine, examples, prompts), expected, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("cuts", ["input", "layers"])
 def test_the_savings_change_nothing_for_an_encoder_decoder_model(cuts: str) -> None:
     for model_type in ("bart", "t5"):

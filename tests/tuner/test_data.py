@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -318,21 +318,21 @@ def read_or_refuse(task: Task, path: Path) -> None:
         return
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(max_examples=200)
 @given(content=st.binary(max_size=300), suffix=st.sampled_from(sorted(READERS)))
 def test_whatever_bytes_a_file_holds_only_our_errors_come_out(tmp_path: Path, content: bytes, suffix: str) -> None:
     (tmp_path / f"train{suffix}").write_bytes(content)
     read_or_refuse(ONE, tmp_path / f"train{suffix}")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(max_examples=100)
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["text", "label", "x"]), JUNK), min_size=1, max_size=3))
 def test_whatever_values_a_file_holds_only_our_errors_come_out(tmp_path: Path, rows: Records) -> None:
     write(tmp_path / "train.jsonl", rows)
     read_or_refuse(ONE, tmp_path / "train.jsonl")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_parquet_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "train.parquet"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -31,7 +31,7 @@ FAMILIES = {
 """Tokenizer, kind and first prompt position of models like these."""
 N_PROMPT = 5
 LONG = 512
-HEALTH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+some = settings(max_examples=30)
 SST2, MRPC = load_task("sst2"), load_task("mrpc")
 
 
@@ -229,7 +229,7 @@ TEXTS = LETTERS | st.lists(
 ).map(" ".join)
 
 
-@HEALTH
+@some
 @given(text=TEXTS, room=st.integers(1, 30))
 def test_a_long_text_is_cut_inside_the_text_only(
     make_encoder: Callable[..., TextEncoder], family: str, text: str, room: int
@@ -243,7 +243,7 @@ def test_a_long_text_is_cut_inside_the_text_only(
         assert cut == [token for i, token in enumerate(whole) if i not in dropped]
 
 
-@HEALTH
+@some
 @given(texts=st.tuples(TEXTS, TEXTS), room=st.integers(1, 30))
 def test_of_two_texts_the_longer_is_cut_first(
     make_encoder: Callable[..., TextEncoder], family: str, texts: tuple[str, str], room: int
@@ -260,7 +260,7 @@ def test_of_two_texts_the_longer_is_cut_first(
         assert kept[own.index(short)] == short or abs(len(kept[0]) - len(kept[1])) <= 1
 
 
-@HEALTH
+@some
 @given(data=st.data())
 def test_no_text_can_pass_for_a_part_of_the_template(
     make_encoder: Callable[..., TextEncoder], family: str, data: st.DataObject

@@ -68,7 +68,7 @@ def written(tmp_path_factory) -> Path:
     return path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_or_changes_nothing(written, data):
     content = bytearray(written.read_bytes())

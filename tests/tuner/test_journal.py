@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bbt_fast.export.errors import ArtifactError
 from bbt_fast.tuner.journal import Journal, first_record
 
-some = settings(max_examples=40, deadline=None)
+some = settings(max_examples=40)
 RECORDS: list[dict[str, Any]] = [
     {"kind": "start", "engine": "torch"},
     *({"kind": "generation", "layer": i % 3, "fitness": [0.1 * i, math.pi * i, 1e-310, -0.0]} for i in range(6)),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import BbtFastError, DataError, UsageError
@@ -231,7 +231,7 @@ def read_or_refuse(path: Path, content: bytes) -> Task | None:
         return None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(max_examples=100)
 @given(content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda t: t.encode("utf-8", "replace"))))
 def test_whatever_a_task_file_holds_only_our_errors_come_out(tmp_path: Path, content: bytes) -> None:
     read_or_refuse(tmp_path / "mine.yaml", content)
@@ -240,7 +240,7 @@ def test_whatever_a_task_file_holds_only_our_errors_come_out(tmp_path: Path, con
 PIECES = ["[", "{", "}", "&a", "*a", "!!python/name:os.system", "- ", ": ", "\n", "'", "{mask}", "\t", "0"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(max_examples=100)
 @given(position=st.integers(0, len(VALID)), length=st.integers(0, 20), piece=st.sampled_from(PIECES))
 def test_a_damaged_task_file_is_read_or_refused(tmp_path: Path, position: int, length: int, piece: str) -> None:
     damaged = VALID[:position] + piece + VALID[position + length :]
