@@ -23,6 +23,7 @@ from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import bucket_rows
+from .prefix import run_prefix
 from .reference import ModuleRunner
 from .savings import Savings
 from .session import Bucket, Runner, Session
@@ -43,6 +44,8 @@ class Engine(ABC):
     """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}
     """What a further length bucket costs, in tokens, by device type."""
+    shares_prefix: ClassVar[bool] = False
+    """Whether it can run stages that do not lead to logits, as a causal model's prompt apart from the texts needs."""
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
         """Take a model cut into stages; load_engine() checks the rest."""
@@ -122,7 +125,7 @@ class Engine(ABC):
             rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
         else:
             rows = [torch.arange(len(examples))]
-        return Session(self, [self._bucket(r, examples.select(r)) for r in rows], columns)
+        return Session(self, self._buckets(rows, examples), columns)
 
     def prepare(self, examples: Examples, population: int) -> None:
         """Build and check all that a search with this many candidates on these examples will run."""
@@ -152,13 +155,28 @@ class Engine(ABC):
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""
         self.open(probe(self.staged)[0])
 
-    def _bucket(self, rows: Tensor, examples: Examples) -> Bucket:
-        encoded = self.staged.encode(examples)
+    def _buckets(self, rows: Sequence[Tensor], examples: Examples) -> list[Bucket]:
+        """Encode buckets of examples and load what runs them."""
+        share = self.savings.prefix and self.shares_prefix and self.onnx_model_path is None
+        share = share and self.staged.shares_prefix(examples)
+        encoded = [self.staged.encode(examples.select(some), share_prefix=share) for some in rows]
+        if share and any(one.prefix is None for one in encoded):
+            encoded = [self.staged.encode(examples.select(some)) for some in rows]
+        return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
+
+    def _bucket(self, rows: Tensor, encoded: Encoded) -> Bucket:
         if encoded.stages not in self._runners:
             began = time.perf_counter()
+            if encoded.prefix is not None:
+                self._runners[encoded.prefix.stages] = self._load(encoded.prefix)
             self._runners[encoded.stages] = self._gated(encoded)
             self.export_seconds += time.perf_counter() - began
-        return Bucket(rows.to(self.device), self._placed(encoded), self._runners[encoded.stages])
+        return Bucket(
+            rows.to(self.device), self._placed(encoded), self._runners[encoded.stages], self._prefix_runner(encoded)
+        )
+
+    def _prefix_runner(self, encoded: Encoded) -> Runner | None:
+        return None if encoded.prefix is None else self._runners[encoded.prefix.stages]
 
     @abstractmethod
     def _load(self, encoded: Encoded) -> Runner:
@@ -191,18 +209,21 @@ class Engine(ABC):
         """Let runner and reference answer a population at the first and at the last cut; return the worse."""
         _, _, prompts = probe(self.staged)
         last = self.staged.n_stages - 1
+        reference = None if encoded.prefix is None else ModuleRunner(encoded.prefix.stages)
         found = []
         for layer in {0, last}:
             answers = []
-            for run, at, device, dtype in (
-                (ModuleRunner(self.staged, encoded.stages), encoded, encoded.hidden.device, torch.float32),
-                (runner, self._placed(encoded), self.device, self.dtype),
+            for run, run_before, at, device, dtype in (
+                (ModuleRunner(encoded.stages), reference, encoded, encoded.hidden.device, torch.float32),
+                (runner, self._prefix_runner(encoded), self._placed(encoded), self.device, self.dtype),
             ):
                 hidden, moved = at.hidden, prompts.to(device, dtype)
+                entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in range(last + 1)]
                 with torch.inference_mode():
-                    for stage in range(self.staged.n_stages):
-                        these = moved[:, stage] if stage == layer else moved[:1, stage]
-                        hidden = run(stage, hidden, these.contiguous(), at.tensors)
+                    if at.prefix is not None and run_before is not None:
+                        entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
+                    for stage, prompt in enumerate(entering):
+                        hidden = run(stage, hidden, prompt, at.tensors)
                 answers.append(hidden)
             labels = torch.arange(answers[0].shape[1]) % answers[0].shape[2]
             found.append(compare(answers[0], answers[1], labels))
@@ -211,7 +232,9 @@ class Engine(ABC):
     def _placed(self, encoded: Encoded) -> Encoded:
         """Move what the stages take to the device, in the engine's dtype."""
         tensors = {k: cast_tensor(k, v, self.dtype).to(self.device).contiguous() for k, v in encoded.tensors.items()}
-        return replace(encoded, hidden=encoded.hidden.to(self.device, self.dtype).contiguous(), tensors=tensors)
+        hidden = encoded.hidden.to(self.device, self.dtype).contiguous()
+        prefix = None if encoded.prefix is None else self._placed(encoded.prefix)
+        return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix)
 
 
 def tokens_per_call(device: torch.device, hidden_size: int, dtype: torch.dtype) -> int:

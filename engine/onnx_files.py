@@ -60,7 +60,7 @@ def _build(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, paths: tup
     title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
     made_for = json.dumps(_key(staged, encoded, dtype))
     for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
-        graph = onnx_from_stage(_source(staged, encoded, dtype, stage))
+        graph = onnx_from_stage(_source(encoded, dtype, stage))
         graph.metadata_props[METADATA] = made_for
         save_graph(graph, path)
 
@@ -73,6 +73,7 @@ def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str,
         "n_prompt_tokens": staged.n_prompt_tokens,
         "cuts": staged.cuts,
         "answer_only": staged.answer_only,
+        "part": type(encoded.stages[0]).__name__,
         "tensors": sorted(encoded.tensors),
         "precision": str(dtype).removeprefix("torch."),
         "opset": OPSET,
@@ -109,14 +110,17 @@ def _paths(folder: Path, staged: StagedModel) -> tuple[Path, ...]:
     return tuple(folder / f"stage_{stage:02d}.onnx" for stage in range(staged.n_stages))
 
 
-def _source(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, stage: int) -> Source:
+def _source(encoded: Encoded, dtype: torch.dtype, stage: int) -> Source:
     """Return what to trace a stage with: two candidates, and at least two examples."""
     part = encoded.stages[stage]
-    examples, text = encoded.hidden.shape[1:3]
-    repeats = 2 if examples == 1 else 1
-    hidden = torch.zeros(2, examples * repeats, staged.join(0).length(text), staged.hidden_size)
+    examples, _, hidden_size = encoded.hidden.shape[1:]
+    repeats = 2 if examples == 1 and "examples" in part.joined_axes["hidden"] else 1
+    width = part.prompt_width(hidden_size)
+    joined = [torch.zeros(2, examples * repeats, encoded.joined_length, hidden_size)]
+    if part.join.kind == "follow":
+        joined.append(torch.zeros(2, part.join.n_prompt_tokens, width))
     tensors = []
     for name in part.names:
         tensor = encoded.tensors[name].cpu()
         tensors.append(torch.cat([tensor] * repeats) if part.axes[name][0] == "examples" else tensor)
-    return Source(part, staged.join(stage), dtype, hidden, tuple(tensors))
+    return Source(part, dtype, tuple(joined), width, tuple(tensors))

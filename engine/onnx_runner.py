@@ -32,11 +32,12 @@ class OnnxRunner(ABC):
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Run a stage; nothing is copied between host and device."""
         part = self._stages[stage]
-        population, examples, length, width = max(hidden.shape[0], prompt.shape[0]), *hidden.shape[1:]
+        population, examples, length = max(hidden.shape[0], prompt.shape[0]), *hidden.shape[1:3]
         if part.answers:
             output = hidden.new_empty(population, examples, len(tensors["label_rows"]), dtype=torch.float32)
         else:
-            output = hidden.new_empty(population, examples, self._staged.join(stage).length(length), width)
+            width = part.output_width(hidden.shape[3])
+            output = hidden.new_empty(population, examples, part.join.length(length), width)
         inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
         self._infer(stage, inputs, output)
         return output

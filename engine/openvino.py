@@ -41,6 +41,7 @@ class OpenvinoEngine(Engine):
     """OpenVINO on the CPU. In bf16 it converts inside a stage: what enters and leaves one is fp32."""
 
     name = "openvino"
+    shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {
         "cpu": ("bf16", "fp32") if computes_bf16() else ("fp32", "bf16")
     }

@@ -61,6 +61,7 @@ class OrtEngine(Engine):
     """ONNX Runtime."""
 
     name = "ort"
+    shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
     @classmethod

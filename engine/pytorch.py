@@ -17,6 +17,7 @@ class TorchEngine(Engine):
     """PyTorch with SDPA attention."""
 
     name = "torch"
+    shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {
         "cpu": ("fp32", "bf16", "fp16"),
         "cuda": ("fp16", "bf16", "fp32"),
@@ -24,9 +25,9 @@ class TorchEngine(Engine):
 
     def _load(self, encoded: Encoded) -> Runner:
         if self.dtype is torch.float32 and self.device == encoded.hidden.device:
-            return ModuleRunner(self.staged, encoded.stages)
+            return ModuleRunner(encoded.stages)
         stages = copy.deepcopy(encoded.stages)
-        return ModuleRunner(self.staged, tuple(stage.to(self.device, self.dtype) for stage in stages))
+        return ModuleRunner(tuple(stage.to(self.device, self.dtype) for stage in stages))
 
     def _gated(self, encoded: Encoded) -> Runner:
         return self._load(encoded) if self.dtype is torch.float32 else super()._gated(encoded)

@@ -19,6 +19,8 @@ class Savings:
     """Run the last layer's queries and feed-forward block at the answer position only."""
     label_head: bool = True
     """Compute the label words' logits only, not the whole vocabulary's."""
+    prefix: bool = True
+    """Run a causal model's prompt once per candidate, not once per example."""
 
     @classmethod
     def without(cls, *names: str) -> Savings:

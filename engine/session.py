@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..export.errors import DeviceError, NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
+from .prefix import SharedPrefix
 from .savings import Savings
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Bucket:
     """[M] int64: which of the session's examples these are."""
     encoded: Encoded
     run: Runner
+    run_prefix: Runner | None = None
+    """Runs the positions up to the prompt's end, if they are run apart from the texts."""
     layer: int = 0
     """The layer that ``hidden`` enters."""
     hidden: Tensor | None = None
@@ -93,6 +96,15 @@ class Session:
         self._zero = torch.zeros(
             1, engine.staged.n_prompt_tokens, engine.staged.hidden_size, dtype=engine.dtype, device=engine.device
         )
+        self._prefix: SharedPrefix | None = None
+        shared, run_prefix = buckets[0].encoded.prefix, buckets[0].run_prefix
+        if shared is not None and run_prefix is not None:
+            stages = shared.stages
+
+            def count(stage: int, population: int) -> None:
+                self.layer_evaluations += len(stages[stage].layers) * population
+
+            self._prefix = SharedPrefix(shared, run_prefix, len(stages), self._prompt, count)
 
     def __len__(self) -> int:
         """Return N."""
@@ -117,8 +129,9 @@ class Session:
         prompts = self._cast(prompts)
         logits: Tensor | None = None
         with torch.inference_mode():
+            entering = self._entering(prompts, layer)
             for bucket in self._buckets:
-                answers = self._chunked(prompts, bucket, layer)
+                answers = self._chunked(entering, len(prompts), bucket, layer)
                 if logits is None:
                     logits = answers.new_empty(prompts.shape[0], len(self), answers.shape[2])
                 logits[:, bucket.rows] = answers
@@ -142,6 +155,8 @@ class Session:
         if torch.equal(prompt, self._zero if old is None else old):
             return
         self._committed[layer] = prompt
+        if self._prefix is not None:
+            self._prefix.forget(layer)
         for bucket in self._buckets:
             if layer < bucket.layer:
                 bucket.rewind()
@@ -149,7 +164,8 @@ class Session:
     def hidden_states(self, layer: int) -> Tensor:
         """Return what enters a layer for all real tokens under the committed prompts: [T, H] float32.
 
-        A prompt committed for the layer itself is not in it yet.
+        A prompt committed for the layer itself is not in it yet. With cuts="input" these are the embeddings that the
+        prompt joins, but for positions that follow a shared prompt: there they are what enters the first layer.
 
         Raises:
             ShapeError: if there is no such layer.
@@ -159,6 +175,9 @@ class Session:
         with torch.inference_mode():
             for bucket in self._buckets:
                 hidden = self._below(bucket, layer)[0]
+                if self._prefix is not None and (layer or self.engine.staged.mode == "add"):
+                    before = self._prefix.hidden_states(layer)[0].expand(hidden.shape[0], -1, -1)
+                    hidden = torch.cat([before, hidden], dim=1)
                 lengths = bucket.encoded.lengths.to(hidden.device) + (hidden.shape[1] - bucket.encoded.hidden.shape[2])
                 real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
                 states.append(hidden[real].float())
@@ -170,24 +189,35 @@ class Session:
             bucket.rewind()
         while bucket.layer < layer:
             hidden = bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
-            bucket.hidden = bucket.run(bucket.layer, hidden, self._prompt(bucket.layer), bucket.encoded.tensors)
+            entering = self._prompt(bucket.layer) if self._prefix is None else self._prefix.committed(bucket.layer)
+            bucket.hidden = bucket.run(bucket.layer, hidden, entering, bucket.encoded.tensors)
             self._count(bucket, bucket.layer, 1)
             bucket.layer += 1
         return bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
 
-    def _chunked(self, prompts: Tensor, bucket: Bucket, layer: int) -> Tensor:
+    def _entering(self, prompts: Tensor, layer: int) -> list[Tensor]:
+        """Return what joins each stage that must run, for candidate prompts at a layer: [P or 1, n, W]."""
+        first = layer if self.engine.savings.reuse else 0
+        if self._prefix is None:
+            stages = range(first, self.engine.staged.n_stages)
+            return [prompts if stage == layer else self._prompt(stage) for stage in stages]
+        below = [self._prefix.committed(stage) for stage in range(first, layer)]
+        return below + self._prefix.states(prompts, layer, self.engine.tokens_per_call)
+
+    def _chunked(self, entering: Sequence[Tensor], population: int, bucket: Bucket, layer: int) -> Tensor:
         """Answer the population in chunks that fit, smaller ones after the device ran out of memory: [P, M, C]."""
-        tokens = bucket.encoded.hidden.shape[1] * self.engine.staged.join(0).length(bucket.encoded.hidden.shape[2])
+        tokens = bucket.encoded.hidden.shape[1] * bucket.encoded.joined_length
         answers: list[Tensor] = []
         done = 0
-        while done < prompts.shape[0]:
+        while done < population:
             size = max(1, self.engine.tokens_per_call // tokens)
             try:
-                answers.append(self._answer(prompts[done : done + size], bucket, layer))
+                some = [tensor if len(tensor) == 1 else tensor[done : done + size] for tensor in entering]
+                answers.append(self._answer(some, min(size, population - done), bucket, layer))
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                size = min(size, prompts.shape[0] - done)
+                size = min(size, population - done)
                 if size == 1:
                     raise DeviceError(
                         f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
@@ -201,18 +231,14 @@ class Session:
             done += size
         return torch.cat(answers)
 
-    def _answer(self, prompts: Tensor, bucket: Bucket, layer: int) -> Tensor:
+    def _answer(self, entering: Sequence[Tensor], population: int, bucket: Bucket, layer: int) -> Tensor:
         """Run the stages from a layer to the answer for a chunk of candidates: [P, M, C]."""
         if self.engine.savings.reuse:
             first, hidden = layer, self._below(bucket, layer)
         else:
-            first, hidden = 0, bucket.encoded.hidden.expand(len(prompts), -1, -1, -1)
-        stages = range(first, self.engine.staged.n_stages)
-        population = hidden.shape[0]
-        for stage in stages:
-            population = len(prompts) if stage == layer else population
+            first, hidden = 0, bucket.encoded.hidden.expand(population, -1, -1, -1)
+        for stage in range(first, self.engine.staged.n_stages):
             self._count(bucket, stage, population)
-        entering = [prompts if stage == layer else self._prompt(stage) for stage in stages]
         return self.engine.run_chain(bucket.run, first, hidden, entering, bucket.encoded.tensors)
 
     def _count(self, bucket: Bucket, stage: int, population: int) -> None:

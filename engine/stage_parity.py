@@ -41,7 +41,7 @@ def measure_stage(
     """
     generator = torch.Generator().manual_seed(stage)
     spread = float(hidden.float().std())
-    reference = ModuleRunner(staged, stages)
+    reference = ModuleRunner(stages)
     exact = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
     def noise(*shape: int) -> Tensor:

@@ -1,12 +1,14 @@
 """The attention function that bbt-fast models run: SDPA whose keys and values can be taken out or put in.
 
-`transformers` models look their attention up by name. Ours is PyTorch's scaled dot product attention with two extra
-powers, both exact and both independent of the family:
+`transformers` models look their attention up by name. Ours is PyTorch's scaled dot product attention with some extra
+powers, all exact and all independent of the family:
 
 - ``capture``: run a layer up to its attention and return the keys and values of all its positions;
-- ``supply``: run a layer for a few positions only, with the keys and values of all of them.
+- ``supply``: run a layer for a few positions only, with the keys and values of all of them;
+- ``watch``: run a layer as it is and take down its keys and values;
+- ``extend``: run a causal layer on what follows a prefix, with the prefix's keys and values.
 
-Together they compute a layer's output at the answer position alone.
+The first two compute a layer's output at the answer position alone, the others a prompt only once for many texts.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ NAME = "bbt_fast"
 """The name under which `transformers` knows this attention (``attn_implementation``)."""
 
 KeysValues = tuple[Tensor, Tensor]
+"""Each [B, heads, S, d]."""
 
 
 class _CapturedError(Exception):
@@ -34,28 +37,41 @@ class _CapturedError(Exception):
 
 _captured: ContextVar[list[KeysValues] | None] = ContextVar("captured", default=None)
 _supplied: ContextVar[list[tuple[KeysValues, Tensor | None]] | None] = ContextVar("supplied", default=None)
+_watched: ContextVar[list[KeysValues] | None] = ContextVar("watched", default=None)
+_before: ContextVar[KeysValues | None] = ContextVar("before", default=None)
 
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Answer as SDPA does, [B, heads, S, d] -> [B, S, heads, d]."""
-    captured = _captured.get()
+    captured, supplied, watched, before = _captured.get(), _supplied.get(), _watched.get(), _before.get()
     if captured is not None:
         captured.append((key, value))
         if not torch.compiler.is_exporting():
             raise _CapturedError
         return query.transpose(1, 2), None  # a tracer loses its place in an exception; it drops the rest as unused
-    supplied = _supplied.get()
+    if watched is not None:
+        watched.append((key, value))
     if supplied:
         (key, value), mask = supplied.pop()
         attention_mask = mask if attention_mask is None else attention_mask
+        kwargs["is_causal"] = False
+    if before is not None:
+        (key, value), prefix = after(before, (key, value)), before[0].shape[2]
+        columns = torch.arange(key.shape[2], device=key.device)
+        attention_mask = (columns <= columns[prefix:, None])[None, None]
         kwargs["is_causal"] = False
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def after(prefix: KeysValues, own: KeysValues) -> KeysValues:
+    """Return the keys and values of a prefix and of what follows it."""
+    return torch.cat([prefix[0], own[0]], dim=2), torch.cat([prefix[1], own[1]], dim=2)
 
 
 def capture(layer: Callable[[], Tensor]) -> tuple[KeysValues | None, Tensor | None]:
@@ -81,7 +97,7 @@ def supply(keys_values: KeysValues, mask: Tensor | None) -> Iterator[None]:
     """Let the next attention read other keys and values; a layer's first is its self-attention.
 
     Args:
-        keys_values: each [B, heads, S, d].
+        keys_values: of all positions.
         mask: [B, 1, Q, S] boolean, True where a query may look, for an attention that has no mask of its own; None for
             everywhere.
     """
@@ -90,3 +106,24 @@ def supply(keys_values: KeysValues, mask: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _supplied.reset(token)
+
+
+@contextmanager
+def watch() -> Iterator[list[KeysValues]]:
+    """Take down the keys and values of every attention within this block, in order."""
+    found: list[KeysValues] = []
+    token = _watched.set(found)
+    try:
+        yield found
+    finally:
+        _watched.reset(token)
+
+
+@contextmanager
+def extend(prefix: KeysValues | None) -> Iterator[None]:
+    """Let causal attention within this block look at a prefix too; None for none."""
+    token = _before.set(prefix)
+    try:
+        yield
+    finally:
+        _before.reset(token)

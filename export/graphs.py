@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import Tensor
 
-from .prompts import Join
 from .stages import ANSWER_AXES, Stage
 
 OPSET = 23
@@ -35,10 +35,11 @@ class Source:
     """What a graph is made from."""
 
     stage: Stage
-    join: Join
     dtype: torch.dtype
-    hidden: Tensor
-    """[P, N, S, H] sample of what enters the layers, prompt joined; only its shape counts."""
+    joined: tuple[Tensor, ...]
+    """Samples of what enters the layers, prompt joined, hidden states [P, N, S, H] first; only their shapes count."""
+    prompt_size: int
+    """The width of what joins."""
     tensors: tuple[Tensor, ...]
     """Samples of what else the stage takes, in order of its names."""
 
@@ -77,22 +78,22 @@ def _trace(source: Source) -> ir.Model:
     def dynamic(axes: tuple[str | None, ...]) -> dict[int, torch.export.Dim]:
         return {i: dims.setdefault(a, torch.export.Dim(a, min=2, max=1 << 20)) for i, a in enumerate(axes) if a}
 
-    shapes = [dynamic(("population", "examples", "sequence", None)), *(dynamic(stage.axes[n]) for n in stage.names)]
     tensors = [
         cast_tensor(name, tensor, source.dtype) for name, tensor in zip(stage.names, source.tensors, strict=True)
     ]
-    # The exporter warns of its own deprecations, and logs that torchvision is missing, which no text model needs.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    shapes: dict[str, Any] = {name: dynamic(axes) for name, axes in stage.joined_axes.items()}
+    if tensors:
+        shapes["tensors"] = tuple(dynamic(stage.axes[name]) for name in stage.names)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage,
-            (source.hidden.to(source.dtype), *tensors),
+            (*(tensor.to(source.dtype) for tensor in source.joined), *tensors),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["joined", *stage.names],
+            input_names=[*stage.join.outputs, *stage.names],
             output_names=["logits" if stage.answers else "next_hidden"],
-            dynamic_shapes={"hidden": shapes[0]} | ({"tensors": tuple(shapes[1:])} if tensors else {}),
+            dynamic_shapes=shapes,
             verbose=False,
         )
     assert program is not None
@@ -100,12 +101,13 @@ def _trace(source: Source) -> ir.Model:
 
 
 def _prepend_join(model: ir.Model, source: Source) -> None:
-    """Let the prompt join inside the graph: ``joined`` becomes ``hidden`` and ``prompt``.
+    """Let the prompt join inside the graph: what the join returns becomes ``hidden`` and ``prompt``.
 
     Traced with one population size for both, their dimensions would be taken for equal; here either may be 1.
     """
-    prelude = source.join.prelude(source.hidden.shape[-1], ONNX_TYPES[source.dtype], OPSET).graph
-    joined, result = model.graph.inputs[0], prelude.outputs[0]
+    hidden_size, dtype = source.joined[0].shape[-1], ONNX_TYPES[source.dtype]
+    prelude = source.stage.join.prelude(hidden_size, source.prompt_size, dtype, OPSET).graph
+    traced, results = list(model.graph.inputs[: len(prelude.outputs)]), list(prelude.outputs)
     inputs = list(prelude.inputs)
     for value in (v for node in prelude for v in node.outputs):
         value.name = f"join.{value.name}"
@@ -114,8 +116,8 @@ def _prepend_join(model: ir.Model, source: Source) -> None:
     prelude.inputs.clear()
     prelude.remove(nodes)
     model.graph.insert_before(model.graph[0], nodes)
-    ir.convenience.replace_all_uses_with(joined, result)
-    model.graph.inputs[:1] = inputs
+    ir.convenience.replace_all_uses_with(traced, results)
+    model.graph.inputs[: len(traced)] = inputs
 
 
 def _check_attention(model: ir.Model, source: Source) -> None:

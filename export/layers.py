@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .attention import capture, supply
+from .attention import KeysValues, after, capture, extend, supply, watch
 from .recording import Call
 
 Axes = tuple[str | None, ...]
@@ -39,35 +40,82 @@ class Layers(nn.Module):
         """Return how many layers there are."""
         return len(self.stack)
 
-    def forward(self, states: Tensor, named: Mapping[str, Tensor]) -> Tensor:
-        """Run all layers on [B, S, H]."""
-        for layer, call in zip(self.stack, self.calls, strict=True):
-            states = call(layer, states, named)
+    def forward(self, states: Tensor, named: Mapping[str, Tensor], before: Sequence[KeysValues] = ()) -> Tensor:
+        """Run all layers.
+
+        Args:
+            states: [B, S, H], what enters the first layer.
+            named: the recorded tensors.
+            before: the keys and values, per layer, of a prefix that the positions follow; none if they follow nothing.
+        """
+        for layer, call, prefix in self._steps(before):
+            with extend(prefix):
+                states = call(layer, states, named)
         return states
 
-    def at(self, position: Tensor, states: Tensor, named: Mapping[str, Tensor], *, alone: bool = True) -> Tensor:
+    def at(
+        self,
+        position: Tensor,
+        states: Tensor,
+        named: Mapping[str, Tensor],
+        before: Sequence[KeysValues] = (),
+        *,
+        alone: bool = True,
+    ) -> Tensor:
         """Run all layers and return the hidden states at one position ([B]) of each row: [B, S, H] -> [B, H].
 
         Args:
             position: where.
             states: what enters the first layer.
             named: the recorded tensors.
+            before: as in forward().
             alone: run the last layer's queries, attention output and feed-forward block at that position only, and keys
                 and values at all; nothing reads the rest.
         """
-        *below, (layer, call) = zip(self.stack, self.calls, strict=True)
-        for each, its_call in below:
-            states = its_call(each, states, named)
+        *below, (layer, call, prefix) = self._steps(before)
+        for each, its_call, its_prefix in below:
+            with extend(its_prefix):
+                states = its_call(each, states, named)
         if not alone:
-            return take(call(layer, states, named), position, 1)[:, 0]
+            with extend(prefix):
+                return take(call(layer, states, named), position, 1)[:, 0]
         keys_values, output = capture(lambda: call(layer, states, named))
         if keys_values is None:
             assert output is not None
             return take(output, position, 1)[:, 0]
+        if prefix is not None:
+            keys_values = after(prefix, keys_values)
         rows = dict(named) | {name: self._row(name, named[name], position) for name in call.names if name in self.axes}
-        seen = torch.arange(states.shape[1], device=position.device) <= position[:, None]
+        last = position[:, None] + keys_values[0].shape[2] - states.shape[1]
+        seen = torch.arange(keys_values[0].shape[2], device=position.device) <= last
         with supply(keys_values, seen[:, None, None] if self.causal else None):
             return call(layer, take(states, position, 1), rows)[:, 0]
+
+    def prefix(self, states: Tensor, named: Mapping[str, Tensor], *, last: bool) -> tuple[list[KeysValues], Tensor]:
+        """Run the layers on a prefix [P, n, H].
+
+        Args:
+            states: what enters the first layer.
+            named: the recorded tensors.
+            last: whether nothing reads what the last of these layers returns, so that it ends at its attention.
+
+        Returns:
+            The keys and values of each layer, and the last hidden states that were computed.
+        """
+        found: list[KeysValues] = []
+        for number, (layer, call, _) in enumerate(self._steps(()), 1):
+            if last and number == len(self):
+                keys_values, _ = capture(partial(call, layer, states, named))
+                assert keys_values is not None
+                return [*found, keys_values], states
+            with watch() as seen:
+                states = call(layer, states, named)
+            found.append(seen[0])
+        return found, states
+
+    def _steps(self, before: Sequence[KeysValues]) -> list[tuple[nn.Module, Call, KeysValues | None]]:
+        prefixes: Sequence[KeysValues | None] = before or [None] * len(self)
+        return list(zip(self.stack, self.calls, prefixes, strict=True))
 
     def _row(self, name: str, tensor: Tensor, position: Tensor) -> Tensor:
         """Cut a recorded tensor to what belongs to one position's query; keys stay whole."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -17,11 +16,13 @@ from .anatomy import Anatomy, Recorded
 from .errors import ShapeError, UsageError
 from .examples import Examples
 from .families import Family
-from .layers import Axes, Layers
+from .layers import Axes
 from .loading import load_config as load_config
 from .loading import load_model as load_model
+from .plan import Plan
+from .prefix import can_split, split
 from .prompts import MODES, Join, Mode
-from .stages import Answer, Stage
+from .stages import Stage
 
 Cuts = Literal["input", "layers"]
 CUTS: tuple[Cuts, ...] = ("input", "layers")
@@ -38,6 +39,13 @@ class Encoded:
     stages: tuple[Stage, ...]
     lengths: Tensor
     """[N] int64: real tokens per text."""
+    prefix: Encoded | None = None
+    """The positions up to the prompt's end, [1, 1, n, H], if they are run apart from the texts that follow them."""
+
+    @property
+    def joined_length(self) -> int:
+        """How many positions the hidden states have once the prompt has joined them."""
+        return self.stages[0].join.length(self.hidden.shape[2])
 
 
 class StagedModel:
@@ -67,7 +75,7 @@ class StagedModel:
         self.mode, self.cuts, self.n_prompt_tokens = mode, cuts, n_prompt_tokens
         self.answer_only = answer_only
         self._parts = Anatomy(model, at_tokens=cuts == "input")
-        self._plans: dict[tuple[str, ...], tuple[Stage, ...]] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
 
     @property
     def family(self) -> Family:
@@ -106,7 +114,7 @@ class StagedModel:
         return digest.hexdigest()
 
     def join(self, stage: int) -> Join:
-        """Return how prompts join the hidden states that enter a stage."""
+        """Return how prompts join the hidden states of whole texts that enter a stage."""
         if self.mode == "cat":
             return Join("cat" if stage == 0 else "add", 0, self.n_prompt_tokens)
         return Join("add", self.family.prompt_start, self.n_prompt_tokens)
@@ -131,10 +139,25 @@ class StagedModel:
         if int(examples.lengths.max()) > getattr(self.model.config, "max_position_embeddings", math.inf):
             raise self._too_long(examples)
 
-    def encode(self, examples: Examples) -> Encoded:
+    def shares_prefix(self, examples: Examples) -> bool:
+        """Tell whether all texts begin alike up to the prompt's end, and what they begin with does not see the rest."""
+        if self.family.kind != "decoder":
+            return False
+        if self.mode == "cat":
+            return True
+        n = self.family.prompt_start + self.n_prompt_tokens
+        alike = bool((examples.input_ids[:, :n] == examples.input_ids[:1, :n]).all())
+        return alike and int(examples.answer_position.min()) >= n
+
+    def encode(self, examples: Examples, *, share_prefix: bool = False) -> Encoded:
         """Embed examples, record what the layers are given, and return the stages for them.
 
         The tensors stay on the model's device, float32.
+
+        Args:
+            examples: the examples.
+            share_prefix: run the positions up to the prompt's end apart from the texts (see ``shares_prefix``), unless
+                what the layers are given stands in the way.
 
         Raises:
             ShapeError: if a text is longer than the model's position embeddings reach, or the model needs
@@ -144,19 +167,43 @@ class StagedModel:
         recorded = self._record(examples)
         signature = tuple(recorded.tensors)
         if signature not in self._plans:
-            self._plans[signature] = self._plan(examples, recorded)
-        shift = self.n_prompt_tokens if self.mode == "cat" and self.family.kind != "seq2seq" else 0
+            axes, joins = self._axes(examples, recorded), [self.join(stage) for stage in range(self.n_stages)]
+            self._plans[signature] = Plan(self._parts, recorded, axes, joins, self.answer_only)
+        plan = self._plans[signature]
         rows, bias = self._parts.label_rows(examples.label_token_ids)
-        tensors = recorded.tensors | {
-            "answer_position": examples.answer_position + shift,
-            "label_rows": rows,
-            "label_bias": bias,
-        }
-        return Encoded(recorded.embedded[None], tensors, self._plans[signature], examples.lengths)
+        answer = {"answer_position": examples.answer_position, "label_rows": rows, "label_bias": bias}
+        if share_prefix and can_split(plan.axes):
+            return self._apart(plan, recorded, answer, examples.lengths)
+        if self.family.kind != "seq2seq":
+            answer["answer_position"] = examples.answer_position + self._before
+        return Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages, examples.lengths)
+
+    def _apart(self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor) -> Encoded:
+        """Encode the positions up to the prompt's end and the rest of the texts apart."""
+        embedded = torch.nn.functional.pad(recorded.embedded, (0, 0, self._before, 0))
+        n = self.n_prompt_tokens + (self.family.prompt_start if self.mode == "add" else 0)
+        placed = n - self._before
+        tensors, text_tensors = split(recorded.tensors, plan.axes, n)
+        prefix = embedded[None, :1, :n]
+        before, stages = plan.shared(prefix, tensors)
+        texts = embedded if self._parts.entrance is None else self._parts.entrance(embedded)
+        answer = answer | {"answer_position": answer["answer_position"] - placed}
+        return Encoded(
+            texts[None, :, n:],
+            text_tensors | answer,
+            stages,
+            lengths - placed,
+            Encoded(prefix, tensors, before, torch.tensor([n])),
+        )
+
+    @property
+    def _before(self) -> int:
+        """How many prompt tokens stand before a text."""
+        return self.n_prompt_tokens if self.mode == "cat" else 0
 
     def _record(self, examples: Examples) -> Recorded:
         try:
-            return self._parts.record(examples, self.n_prompt_tokens if self.mode == "cat" else 0)
+            return self._parts.record(examples, self._before)
         except IndexError as error:
             raise self._too_long(examples) from error
 
@@ -165,34 +212,6 @@ class StagedModel:
             f"a text of {int(examples.lengths.max())} tokens is longer than this {self.family.name} has positions for; "
             "cut it."
         )
-
-    def _plan(self, examples: Examples, recorded: Recorded) -> tuple[Stage, ...]:
-        """Make the stages for examples that are recorded like these."""
-        parts, axes = self._parts, self._axes(examples, recorded)
-        last = self.n_layers - 1
-        cuts = [range(i, i + 1) for i in range(self.n_layers)] if self.cuts == "layers" else [range(self.n_layers)]
-        return tuple(
-            Stage(
-                Layers(
-                    [parts.layers[i] for i in cut],
-                    [recorded.calls[i] for i in cut],
-                    axes,
-                    "sequence",
-                    causal=self.family.kind == "decoder",
-                ),
-                parts.entrance if 0 in cut else None,
-                self._answer(recorded, axes) if last in cut else None,
-            )
-            for cut in cuts
-        )
-
-    def _answer(self, recorded: Recorded, axes: Mapping[str, Axes]) -> Answer:
-        parts, decoder = self._parts, None
-        if parts.decoder_layers:
-            decoder = Layers(parts.decoder_layers, recorded.decoder_calls, axes, "target", causal=True)
-        # A first layer that makes what later ones are given cannot run for one position.
-        alone = self.answer_only and not (self.family.chained and len(parts.decoder_layers or parts.layers) == 1)
-        return Answer(parts.head, alone, parts.encoder_head, decoder)
 
     def _axes(self, examples: Examples, recorded: Recorded) -> dict[str, Axes]:
         """Tell what each recorded tensor's axes count, by recording one example more and longer or shorter texts."""

@@ -95,6 +95,7 @@ def probe(staged: StagedModel, seed: int = 0) -> tuple[Examples, Tensor, Tensor]
     lengths = torch.tensor([9, 12, 12, 15]) + placeholders
     vocabulary = staged.word_embeddings.shape[0]
     ids = torch.randint(vocabulary // 10, vocabulary, (len(lengths), int(lengths.max())), generator=generator)
+    ids[:, : staged.family.prompt_start + placeholders] = ids[0, 0]  # as a search's examples, all texts begin alike
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     words = torch.randperm(vocabulary, generator=generator)[:3]
     position, decoder_ids = lengths - 3, None

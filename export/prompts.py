@@ -1,8 +1,9 @@
 """How a prompt joins the hidden states: ``add`` onto placeholder positions, or ``cat`` before the text.
 
-Each mode stands here twice, as a torch function and as the ONNX prelude that stands before an exported stage; the two
-share no branch, so the graph of one mode holds no node of the other. Above the input, a concatenated prompt has
-positions of its own, 0 to n-1, onto which the deeper layers' prompts are added.
+Each way stands here twice, as a torch function and as the ONNX prelude that stands before an exported stage; no two
+share a branch, so the graph of one mode holds no node of the other. Above the input, a concatenated prompt has
+positions of its own, 0 to n-1, onto which the deeper layers' prompts are added. A third way serves texts whose prompt
+is computed apart from them (``prefix.py``): they follow it, and only their population joins.
 """
 
 from __future__ import annotations
@@ -16,53 +17,74 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Mode = Literal["add", "cat"]
+Way = Literal["add", "cat", "follow"]
 MODES: tuple[Mode, ...] = ("add", "cat")
 
 
 @dataclass(frozen=True)
 class Join:
-    """One way for prompts [P, n, H] to join hidden states [P', N, S, H]; P' = 1 or P = 1 broadcasts."""
+    """One way for prompts [P, n, W] to join hidden states [P', N, S, H]; P' = 1 or P = 1 broadcasts.
 
-    kind: Mode
+    W is H for "add" and "cat"; to "follow" a prompt, texts read whatever its state is.
+    """
+
+    kind: Way
     start: int
-    """Position of the first prompt token; 0 in cat mode."""
+    """Position of the first prompt token; 0 but for "add"."""
     n_prompt_tokens: int
 
-    def __call__(self, hidden: Tensor, prompt: Tensor) -> Tensor:
-        """Return [max(P', P), N, S or n + S, H]."""
+    def __call__(self, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
+        """Return hidden states [max(P', P), N, S or n + S, H], and to "follow" also the prompts [max(P', P), n, W]."""
         return _JOINS[self.kind](self, hidden, prompt)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what comes out."""
+        return ("joined", "prefix") if self.kind == "follow" else ("joined",)
 
     def length(self, text: int) -> int:
         """Return how many positions come out for a text of this many."""
         return text + (self.n_prompt_tokens if self.kind == "cat" else 0)
 
-    def prelude(self, hidden_size: int, dtype: str, opset: int) -> ir.Model:
-        """Return the ONNX model ``(hidden, prompt) -> joined``; dtype is an ONNX type name such as "float16"."""
-        types = (
-            f"{dtype}[hidden_population,examples,{'text' if self.kind == 'cat' else 'sequence'},{hidden_size}] hidden"
-        )
-        types += f", {dtype}[prompt_population,{self.n_prompt_tokens},{hidden_size}] prompt"
-        body = _PRELUDES[self.kind].format(start=self.start, end=self.start + self.n_prompt_tokens)
+    def prelude(self, hidden_size: int, prompt_size: int, dtype: str, opset: int) -> ir.Model:
+        """Return the ONNX model ``(hidden, prompt) -> outputs``.
+
+        Args:
+            hidden_size: H.
+            prompt_size: W.
+            dtype: an ONNX type name such as "float16".
+            opset: the version of the operators.
+        """
+        n, text = self.n_prompt_tokens, "text" if self.kind == "cat" else "sequence"
+        inputs = f"{dtype}[hidden_population,examples,{text},{hidden_size}] hidden"
+        inputs += f", {dtype}[prompt_population,{n},{prompt_size}] prompt"
+        outputs = [f"{dtype}[population,examples,sequence,{hidden_size}] joined"]
+        outputs += [f"{dtype}[population,{n},{prompt_size}] prefix"] * (self.kind == "follow")
+        body = _PRELUDES[self.kind].format(start=self.start, end=self.start + n)
         return ir.from_onnx_text(
-            f'<ir_version: 11, opset_import: ["": {opset}]>\n'
-            f"join ({types}) => ({dtype}[population,examples,sequence,{hidden_size}] joined) {{{body}}}"
+            f'<ir_version: 11, opset_import: ["": {opset}]>\njoin ({inputs}) => ({", ".join(outputs)}) {{{body}}}'
         )
 
 
-def _add(join: Join, hidden: Tensor, prompt: Tensor) -> Tensor:
+def _add(join: Join, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
     after = hidden.shape[2] - join.start - join.n_prompt_tokens
-    return hidden + pad(prompt, (0, 0, join.start, after))[:, None]
+    return (hidden + pad(prompt, (0, 0, join.start, after))[:, None],)
 
 
-def _cat(join: Join, hidden: Tensor, prompt: Tensor) -> Tensor:
+def _cat(join: Join, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
     population = max(hidden.shape[0], prompt.shape[0])
     text = hidden.expand(population, -1, -1, -1)
-    return torch.cat([prompt[:, None].expand(population, hidden.shape[1], -1, -1), text], dim=2)
+    return (torch.cat([prompt[:, None].expand(population, hidden.shape[1], -1, -1), text], dim=2),)
 
 
-_JOINS = {"add": _add, "cat": _cat}
+def _follow(join: Join, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
+    population = max(hidden.shape[0], prompt.shape[0])
+    return hidden.expand(population, -1, -1, -1), prompt.expand(population, -1, -1)
 
-_PRELUDES: dict[Mode, str] = {
+
+_JOINS = {"add": _add, "cat": _cat, "follow": _follow}
+
+_PRELUDES: dict[Way, str] = {
     "add": """
         length = Shape <start = 2, end = 3> (hidden)
         used = Constant <value_ints = [{end}]> ()
@@ -86,5 +108,15 @@ _PRELUDES: dict[Mode, str] = {
         over_examples = Expand (one, prompt_shape)
         text = Expand (hidden, text_shape)
         joined = Concat <axis = 2> (over_examples, text)
+    """,
+    "follow": """
+        candidates = Shape <start = 0, end = 1> (prompt)
+        states = Shape <start = 0, end = 1> (hidden)
+        hidden_rest = Constant <value_ints = [1, 1, 1]> ()
+        prompt_rest = Constant <value_ints = [1, 1]> ()
+        hidden_shape = Concat <axis = 0> (candidates, hidden_rest)
+        prompt_shape = Concat <axis = 0> (states, prompt_rest)
+        joined = Expand (hidden, hidden_shape)
+        prefix = Expand (prompt, prompt_shape)
     """,
 }

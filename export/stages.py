@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .attention import KeysValues
 from .layers import Axes, Layers
+from .prompts import Join
 
 ANSWER_AXES: dict[str, Axes] = {
     "answer_position": ("examples",),
@@ -44,17 +47,24 @@ class Stage(nn.Module):
     """Consecutive layers of the model, for a whole population at once.
 
     ``forward(hidden [P, N, S, H], *tensors)`` returns hidden states [P, N, S, H], or the label words' logits
-    [P, N, C] float32 if the stage answers. The tensors are those of ``names``, in order.
+    [P, N, C] float32 if the stage answers. A prompt has joined the hidden states; the tensors are those of ``names``,
+    in order.
 
     Args:
         layers: the layers.
+        join: how prompts join what enters the stage.
         entrance: what stands between the embeddings that a prompt has joined and the first layer, if anything does.
         answer: what follows the layers, if the stage answers.
     """
 
-    def __init__(self, layers: Layers, entrance: nn.Module | None = None, answer: Answer | None = None) -> None:
+    joined_axes: ClassVar[dict[str, Axes]] = {"hidden": ("population", "examples", "sequence", None)}
+    """The arguments of forward() before the tensors, and what their axes count."""
+
+    def __init__(
+        self, layers: Layers, join: Join, entrance: nn.Module | None = None, answer: Answer | None = None
+    ) -> None:
         super().__init__()
-        self.layers, self.entrance = layers, entrance
+        self.layers, self.join, self.entrance = layers, join, entrance
         self.axes: dict[str, Axes] = dict(layers.axes)
         self.head: nn.Sequential | None = None
         self.decoder: Layers | None = None
@@ -76,6 +86,14 @@ class Stage(nn.Module):
         """Whether logits come out, and not hidden states."""
         return self.head is not None
 
+    def prompt_width(self, hidden_size: int) -> int:
+        """Return the width of what joins."""
+        return hidden_size
+
+    def output_width(self, hidden_size: int) -> int:
+        """Return the width of the hidden states that come out."""
+        return hidden_size
+
     @property
     def n_attentions(self) -> int:
         """How many times attention runs."""
@@ -83,27 +101,35 @@ class Stage(nn.Module):
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
         """Run the layers, and read the answer if the stage answers."""
+        return self.run(hidden, tensors)
+
+    def run(self, hidden: Tensor, tensors: Sequence[Tensor], before: Sequence[KeysValues] = ()) -> Tensor:
+        """Do what forward() does, for positions that follow a prefix whose keys and values are given per layer."""
         population, examples, length, width = hidden.shape
-        named = {
+        named = self.named(tensors, population, examples)
+        states = hidden.reshape(population * examples, length, width)
+        if self.entrance is not None:
+            states = self.entrance(states)
+        if self.head is None:
+            return self.layers(states, named, before).reshape(population, examples, length, width)  # type: ignore[no-any-return]
+        answer = self.head(self._answer_state(states, named, before))
+        logits = linear(answer.float(), named["label_rows"].float(), named["label_bias"].float())
+        return logits.reshape(population, examples, logits.shape[-1])
+
+    def named(self, tensors: Sequence[Tensor], population: int, examples: int) -> dict[str, Tensor]:
+        """Return the tensors by name, those that differ between examples repeated for each candidate."""
+        return {
             name: _over_population(tensor, population)
             if self.axes[name][0] == "examples" and tensor.shape[0] == examples
             else tensor
             for name, tensor in zip(self.names, tensors, strict=True)
         }
-        states = hidden.reshape(population * examples, length, width)
-        if self.entrance is not None:
-            states = self.entrance(states)
-        if self.head is None:
-            return self.layers(states, named).reshape(population, examples, length, width)  # type: ignore[no-any-return]
-        answer = self.head(self._answer_state(states, named))
-        logits = linear(answer.float(), named["label_rows"].float(), named["label_bias"].float())
-        return logits.reshape(population, examples, logits.shape[-1])
 
-    def _answer_state(self, states: Tensor, named: Mapping[str, Tensor]) -> Tensor:
+    def _answer_state(self, states: Tensor, named: Mapping[str, Tensor], before: Sequence[KeysValues]) -> Tensor:
         """Return the last hidden states at the answer position: [B, S, H] -> [B, H]."""
         position = named["answer_position"]
         if self.decoder is None:
-            return self.layers.at(position, states, named, alone=self.alone)
+            return self.layers.at(position, states, named, before, alone=self.alone)
         memory = {ENCODER_STATES: self.encoder_head(self.layers(states, named))}
         return self.decoder.at(position, named[DECODER_STATES], {**named, **memory}, alone=self.alone)
 
