@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("export", "engine", "tuner")  # lowest first
-EXTRAS = ("tensorrt", "openvino", "ray", "tensorboard", "wandb", "matplotlib", "tritonclient")
-HEAVY = ("onnxruntime", "datasets", *EXTRAS)
+EXTRAS = ("tensorrt", "openvino", "ray", "tensorboard", "wandb", "tritonclient")
+HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
 
 Modules = dict[str, Path]
 

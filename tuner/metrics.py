@@ -23,4 +23,15 @@ def f1(logits: Tensor, labels: Tensor) -> Tensor:
     return 2.0 * hits.double() / named.clamp(min=1)
 
 
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many examples of each class, a row each, get each class, a column each: [C, C] int64.
+
+    Args:
+        logits: [N, C], of one prompt.
+        labels: [N].
+    """
+    classes = logits.shape[1]
+    return (labels * classes + logits.argmax(dim=1).to(labels.device)).bincount(minlength=classes**2).view(-1, classes)
+
+
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "f1": f1}

@@ -50,6 +50,14 @@ class MetricsLog:
         self._file.close()
 
 
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a log as far as they are whole and in order; none if there is no such file."""
+    try:
+        return _whole_lines(path.read_bytes())
+    except OSError:
+        return []
+
+
 def _whole_lines(content: bytes) -> list[Line]:
     """Return the lines up to the first that is damaged or out of order."""
     lines: list[Line] = []

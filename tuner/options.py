@@ -134,6 +134,8 @@ class Options:
     """Stop the search (of each seed) after this many seconds, and test what there is."""
     target_metric: float | None = None
     """Stop the search once the development metric reaches this, between 0 and 1."""
+    plots: bool = True
+    """Draw the plots of a finished run into its folder."""
     output_dir: str | None = None
     """The run's folder; an unfinished run in it is continued. Without it a new one below ./runs."""
     resume: str | None = None

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..export.errors import ArtifactError
+from .economics import Memory, Queries
 from .files import read_json
 
 RESULT = "result.json"
+MEASURED = ("seconds", "evals_per_s", "optimizer_overhead", "memory")
+"""What differs between two runs of one command; all else in a result is the same to the bit."""
 PACKAGES = ("bbt-fast", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "cma", "numpy")
 
 
@@ -69,6 +72,11 @@ class Result:
     """What ended the search: budget, max_time or target_metric."""
     examples: dict[str, int]
     """How many there were for train, dev and test, and how many of all were truncated."""
+    classes: list[str]
+    confusion: list[list[int]]
+    """Test examples by class, a row each, and by the class that the kept prompt gives them, a column each."""
+    queries: Queries
+    memory: Memory
     parity: dict[str, float]
     versions: dict[str, str]
     output_dir: Path = field(default_factory=Path)
@@ -89,7 +97,9 @@ def read_result(folder: Path) -> Result:
     path = folder / RESULT
     try:
         values = read_json(path)
-        parts = {"zero_shot": ZeroShot, "tuned": Tuned, "seconds": Seconds}
+        parts = {
+            "zero_shot": ZeroShot, "tuned": Tuned, "seconds": Seconds, "queries": Queries, "memory": Memory,
+        }  # fmt: skip
         return Result(**{k: parts[k](**v) if k in parts else v for k, v in values.items()}, output_dir=folder)
     except TypeError as error:
         raise ArtifactError(f"{path} is damaged ({error}).") from error

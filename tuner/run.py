@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..export.errors import ArtifactError
 from .control import Control, RunInterruptedError
+from .economics import Memory, Queries, forget_peak
 from .encoding import Encoded
 from .files import digest, write_json
 from .generation import Array
 from .journal import Journal
 from .losses import LOSSES
-from .metrics import METRICS
+from .metrics import METRICS, confusion
 from .objective import Objective, Score, Yardstick, answer, project_all
 from .options import Options
 from .progress import Progress
@@ -54,20 +55,24 @@ class Parts:
 class Run:
     """A seed's run in a claimed folder."""
 
-    def __init__(self, options: Options, task: str, metric: str, engine: Any, parts: Parts, origins: Tensor) -> None:
+    def __init__(
+        self, options: Options, task: str, classes: Sequence[str], metric: str, engine: Any, parts: Parts,
+        origins: Tensor,
+    ) -> None:  # fmt: skip
         """Bind the parts of a run.
 
         Args:
             options: resolved.
             task: the task's name.
+            classes: the names of its classes.
             metric: a name in ``METRICS``.
             engine: loaded with the cuts that the algorithm needs.
             parts: the seed's data.
             origins: p0, [1 or L, n, H].
         """
         assert options.loss_type is not None
-        self.options, self.task, self.metric, self.engine, self.parts = options, task, metric, engine, parts
-        self.origins = origins
+        self.options, self.task, self.classes, self.metric = options, task, list(classes), metric
+        self.engine, self.parts, self.origins = engine, parts, origins
         self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[metric], engine.precision)
 
     def execute(self, folder: RunFolder, control: Control, progress: Progress) -> Result:
@@ -77,6 +82,7 @@ class Run:
             RunInterruptedError: if a signal or a stop file asked for the end.
             ArtifactError: if the folder's journal belongs to something else.
         """
+        forget_peak()
         session = self.engine.open(self.parts.train.examples)
         projections = self._projections(session)
         dev_session = self.engine.open(self.parts.dev.examples)
@@ -92,9 +98,11 @@ class Run:
             self._check_header(journal)
             replay = Replay(objective, develop, journal)
             found = Search(self.options, folder, objective, replay, save, control, progress).run()
+        matrices = sum(projection.matrix.nbytes for projection in projections)
+        memory = Memory.of(found.held_bytes, matrices, self.engine.device)
         save(found.kept.candidates)
         prompts = project_all(projections, found.kept.candidates)
-        result = self._tested(found, prompts, session, dev_session, folder, control)
+        result = self._tested(found, memory, prompts, session, dev_session, folder, control)
         write_json(folder.result, result.as_dict())
         return result
 
@@ -164,8 +172,9 @@ class Run:
         }
 
     def _tested(
-        self, found: Found, prompts: Tensor, session: Any, dev_session: Any, folder: RunFolder, control: Control
-    ) -> Result:
+        self, found: Found, memory: Memory, prompts: Tensor, session: Any, dev_session: Any, folder: RunFolder,
+        control: Control,
+    ) -> Result:  # fmt: skip
         """Score p0 and the kept prompt on all parts; the test set is seen here for the first and only time."""
         options, engine, parts = self.options, self.engine, self.parts
         began = time.perf_counter()
@@ -180,7 +189,9 @@ class Run:
                     f"stopped by {asked_by} after the search, before the test. The best prompt is {folder.prompt}."
                 )
 
-        _, test = self.yardstick(test_logits(engine, parts.test, sets, options.batch_size, between), parts.test.labels)
+        logits = test_logits(engine, parts.test, sets, options.batch_size, between)
+        _, test = self.yardstick(logits, parts.test.labels)
+        placeholders = engine.n_prompt_tokens if options.cat_or_add == "add" else 0
         return Result(
             model=str(options.model_name),
             task=self.task,
@@ -200,6 +211,12 @@ class Run:
             optimizer_overhead=None if math.isnan(found.overhead) else found.overhead,
             stopped_by=found.stopped_by,
             examples=parts.counts,
+            classes=self.classes,
+            confusion=confusion(logits[1], parts.test.labels).tolist(),
+            queries=Queries.of(
+                found.evaluations, found.scored, parts.train, options.intrinsic_dim, prompts[0], placeholders
+            ),
+            memory=memory,
             parity=dict(engine.parity),
             versions=versions(),
             output_dir=folder.path,

@@ -7,6 +7,7 @@
 | metrics.jsonl | curves to look at |
 | prompt.safetensors | the kept prompt, [1 or L, n, H] |
 | result.json | written last: a folder that has it holds a finished run |
+| plots | drawn after that, and of no consequence |
 | stop | made by the user: end after the current generation |
 """
 
@@ -31,7 +32,7 @@ CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
 )  # fmt: skip
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
-FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size"})
+FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots"})
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
 
 

@@ -14,6 +14,7 @@ from ..export.errors import UsageError
 from .bbt import bbt
 from .bbtv2 import bbtv2
 from .control import Control, RunInterruptedError
+from .economics import held_bytes
 from .evolution import Evolution
 from .generation import Array, Generation, Oracle, Steps
 from .metrics_log import MetricsLog
@@ -49,6 +50,10 @@ class Found:
     replayed."""
     stopped_by: str
     """budget, max_time or target_metric."""
+    scored: int
+    """Prompts scored on the development set."""
+    held_bytes: int
+    """What CMA-ES held in memory."""
 
 
 def better(score: Score, than: Score) -> bool:
@@ -103,6 +108,7 @@ class Search:
         self._kept: Kept | None = None
         self._clock = Clock()
         self._live_seconds = 0.0
+        self._scored = 0
 
     def run(self) -> Found:
         """Search until the budget or a limit ends it.
@@ -133,6 +139,8 @@ class Search:
             seconds=self._clock.seconds,
             overhead=1 - self._objective.engine_seconds / spent if spent else math.nan,
             stopped_by=stopped_by or "budget",
+            scored=self._scored,
+            held_bytes=held_bytes(*evolutions),
         )
 
     def _evolutions(self) -> list[Evolution]:
@@ -187,6 +195,7 @@ class Search:
         """Score the best prompts so far on the development set, and keep them if they beat those kept."""
         replayed = self._replay.replaying
         score = self._replay.develop(generation.best)
+        self._scored += 1
         if self._kept is None or better(score, self._kept.score):
             self._kept = Kept(generation.best, score)
             if not replayed:

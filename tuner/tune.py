@@ -130,9 +130,13 @@ class Command:
         """Run one seed in a folder that was begun."""
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
         task = self._setup.task
-        return Run(options, task.name, task.metric, self._engine, parts, origins).execute(
-            folder, self._control, self._progress
-        )
+        run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins)
+        result = run.execute(folder, self._control, self._progress)
+        if options.plots:
+            from .report.plots import try_plot_run
+
+            try_plot_run(folder.path)
+        return result
 
     def run_seeds(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> SeedsResult:
         """Run every seed in a folder of its own; those that an earlier part of the command finished are taken over."""

@@ -86,7 +86,6 @@ def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callabl
 
 
 def test_the_command_writes_a_record_a_table_and_plots(tmp_path: Path, repo_root: Path) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / "record.json"
     flags = {"model": "toy", "population": 4, "examples": 2, "repeats": 1, "contenders": "original", "threads": 1}
     command = [word for name, value in {**flags, "output": path}.items() for word in (f"--{name}", str(value))]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bbt_fast.tuner.economics import Memory, Queries
 from bbt_fast.tuner.result import Result, Seconds, Tuned, ZeroShot
 from bbt_fast.tuner.seeds import SeedsResult, ensemble_metric
 from bbt_fast.tuner.summary import summary
@@ -16,6 +17,8 @@ RESULT = Result(
     model="m", task="t", engine="ort", algorithm="bbt", mode="add", precision="fp32", device="cpu", seed=8, budget=100,
     evaluations=100, metric="accuracy", zero_shot=ZeroShot(0.5, 0.4), tuned=Tuned(0.9, 0.8, 0.6),
     seconds=Seconds(1.0, 4.0, 2.0), evals_per_s=25.0, optimizer_overhead=0.01, stopped_by="budget", examples={},
+    classes=["a", "b"], confusion=[[3, 1], [2, 4]], queries=Queries(100, 1, 40, 24, 96, 16),
+    memory=Memory(1.0, 2.0, 3.0),
     parity={}, versions={}, output_dir=Path("r"),
 )  # fmt: skip
 

@@ -70,7 +70,10 @@ def start(toy_engine: Callable[..., Any], toy_parts: Callable[..., Parts]) -> Ca
         with folder.claim():
             folder.check(options)
             folder.begin(options)
-            it = Run(options, "toy", "accuracy", engine, parts or toy_parts(), zeros if origins is None else origins)
+            it = Run(
+                options, "toy", ("cold", "warm"), "accuracy", engine, parts or toy_parts(),
+                zeros if origins is None else origins,
+            )  # fmt: skip
             return it.execute(folder, control, Silent())
 
     return run
@@ -104,7 +107,7 @@ def small(
         options = {
             "model_name": model_folder(), "engine": "torch", "precision": "fp32", "device": "cpu", "popsize": 4,
             "budget": 24, "eval_every": 8, "n_prompt_tokens": 5, "intrinsic_dim": 10, "k_shot": 4,
-            "max_test_examples": 12,
+            "max_test_examples": 12, "plots": False,
         }  # fmt: skip
         return options | changes
 

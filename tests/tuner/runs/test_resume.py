@@ -12,6 +12,7 @@ import torch
 from bbt_fast.export.errors import ArtifactError
 from bbt_fast.tuner.control import Control, RunInterruptedError
 from bbt_fast.tuner.prompt_file import read_prompt
+from bbt_fast.tuner.result import MEASURED
 from bbt_fast.tuner.search import Search
 
 ALGORITHMS = ("bbt", "bbtv2")
@@ -35,7 +36,7 @@ def check_same(one, other):
     timeless = []
     for folder in (one, other):
         result = json.loads((folder / "result.json").read_text())
-        for name in ("seconds", "evals_per_s", "optimizer_overhead", "checksum"):
+        for name in (*MEASURED, "checksum"):
             del result[name]
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         timeless.append((result, [{k: v for k, v in line.items() if k not in ("seconds", "train")} for line in lines]))

@@ -122,6 +122,7 @@ def test_the_result_is_written_and_read_back(tmp_path, make_options, start):
     assert set(written["seconds"]) == {"export", "tune", "test"}
     assert written["examples"] == {"train": 16, "dev": 16, "test": 50, "truncated": 0}
     assert 0 < written["optimizer_overhead"] < 1
+    assert written["classes"] == ["cold", "warm"]
     assert read_result(tmp_path / "r") == result
 
 
