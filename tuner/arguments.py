@@ -22,7 +22,7 @@ GROUPS = {
         "loss_type", "seed", "seeds", "ensemble",
     ),
     "engine": ("engine", "inference_framework", "onnx_model_path", "precision", "device", "batch_size", "parallel"),
-    "run": ("eval_every", "print_every", "max_time", "target_metric", "plots", "output_dir", "resume"),
+    "run": ("eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume"),
 }  # fmt: skip
 
 

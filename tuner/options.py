@@ -136,6 +136,8 @@ class Options:
     """Stop the search once the development metric reaches this, between 0 and 1."""
     plots: bool = True
     """Draw the plots of a finished run into its folder."""
+    report_to: str | None = None
+    """Also send the curves to tensorboard (event files in the run's folder), wandb, or both: tensorboard,wandb."""
     output_dir: str | None = None
     """The run's folder; an unfinished run in it is continued. Without it a new one below ./runs."""
     resume: str | None = None

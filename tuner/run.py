@@ -28,6 +28,7 @@ from .progress import Progress
 from .projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
 from .prompt_file import save_prompt
 from .replay import Replay
+from .reporting import Reports, open_reports
 from .result import Result, Seconds, Tuned, ZeroShot, versions
 from .run_folder import RunFolder
 from .search import Found, Search
@@ -81,7 +82,12 @@ class Run:
         Raises:
             RunInterruptedError: if a signal or a stop file asked for the end.
             ArtifactError: if the folder's journal belongs to something else.
+            UsageError: if a report that was asked for cannot be opened.
         """
+        with open_reports(self.options, folder.path) as reports:
+            return self._execute(folder, control, progress, reports)
+
+    def _execute(self, folder: RunFolder, control: Control, progress: Progress, reports: Reports) -> Result:
         forget_peak()
         session = self.engine.open(self.parts.train.examples)
         projections = self._projections(session)
@@ -97,13 +103,14 @@ class Run:
         with closing(Journal(folder.journal)) as journal:
             self._check_header(journal)
             replay = Replay(objective, develop, journal)
-            found = Search(self.options, folder, objective, replay, save, control, progress).run()
+            found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
         matrices = sum(projection.matrix.nbytes for projection in projections)
         memory = Memory.of(found.held_bytes, matrices, self.engine.device)
         save(found.kept.candidates)
         prompts = project_all(projections, found.kept.candidates)
         result = self._tested(found, memory, prompts, session, dev_session, folder, control)
         write_json(folder.result, result.as_dict())
+        reports.result(result)
         return result
 
     def _projections(self, session: Any) -> list[Projection]:

@@ -8,6 +8,7 @@
 | prompt.safetensors | the kept prompt, [1 or L, n, H] |
 | result.json | written last: a folder that has it holds a finished run |
 | plots | drawn after that, and of no consequence |
+| tensorboard, wandb | reports, if --report_to asks for them |
 | stop | made by the user: end after the current generation |
 """
 
@@ -32,7 +33,7 @@ CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
 )  # fmt: skip
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
-FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots"})
+FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to"})
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
 
 

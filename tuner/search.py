@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,7 @@ class Search:
         save: Callable[[Sequence[Array]], None],
         control: Control,
         progress: Progress,
+        report: Callable[[Mapping[str, Any]], None],
     ) -> None:
         """Bind a search to its surroundings.
 
@@ -100,9 +101,10 @@ class Search:
             save: writes the prompt of candidates, [d] per layer, into the folder.
             control: what may end the search early.
             progress: is told how it goes.
+            report: is given every line of metrics.jsonl, from the first on.
         """
         self._options, self._folder, self._objective, self._replay = options, folder, objective, replay
-        self._save, self._control, self._progress = save, control, progress
+        self._save, self._control, self._progress, self._report = save, control, progress, report
         self._layers = len(objective.projections)
         self._generations = n_generations(options, self._layers)
         self._kept: Kept | None = None
@@ -176,7 +178,9 @@ class Search:
         if ended and score is None:
             score = self._develop(generation)
         if known is None:
-            log.append(self._line(generation, evaluations, score))
+            known = self._line(generation, evaluations, score)
+            log.append(known)
+        self._report(known)
         dev = self._kept.score.metric if self._kept else math.nan
         self._progress.update(Standing(evaluations, replayed, generation.best_loss, generation.scores.metric, dev))
         if not self._replay.replaying:

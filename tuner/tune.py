@@ -16,6 +16,7 @@ from .options import Options
 from .presets import resolve
 from .progress import Progress, Silent
 from .prompt_file import read_prompt
+from .reporting import report_names
 from .result import Result, read_result
 from .run import Parts, Run, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed
@@ -94,6 +95,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     Raises:
         BbtFastError: see ``tune``.
     """
+    report_names(options.report_to)
     task = load_task(options.task_name)
     options = resolve(options, task.preset)
     control = control or Control()
