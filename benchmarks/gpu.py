@@ -11,18 +11,18 @@ is not ready in time is left out and said.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import report
 import torch
-from harness.contenders import usual
-from harness.record import device_name
-from harness.workload import Workload
-from speed import RESULTS, compare_speed, say
+
+from bbt_fast.benchmarks import report
+from bbt_fast.benchmarks.harness.contenders import usual
+from bbt_fast.benchmarks.harness.record import RESULTS, device_name, save, say
+from bbt_fast.benchmarks.harness.workload import Workload
+from bbt_fast.benchmarks.speed import compare_speed
 
 MINUTES = 7.5
 SHARES = {"bbt": 0.45, "bbtv2": 0.95}
@@ -69,14 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = share * given.minutes * 60 - (time.monotonic() - began)
         records[algorithm] = compare_speed(workload, names, given.repeats, given.cache, seconds=left)
     path = given.output or RESULTS / f"gpu-{device_name(device).replace(' ', '_')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": "gpu",
         "dry_run": given.dry_run,
         "minutes": (time.monotonic() - began) / 60,
         "speed": records,
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(record, path)
     for made in report.write(path):
         say(str(made))
     print("\n\n".join(report.table(part) for part in records.values()))

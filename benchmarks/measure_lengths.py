@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import transformers
-from harness.lengths import QUANTILES
 
+from bbt_fast.benchmarks.harness.lengths import QUANTILES
 from bbt_fast.tuner.data import load_splits
 from bbt_fast.tuner.encoding import TextEncoder
 from bbt_fast.tuner.task import load_task

@@ -10,7 +10,6 @@ panel per dimension: what lies on the dotted line grows in proportion.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -23,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.record import environment, spread
-from harness.worker import Served
-from harness.workload import Workload
 
-RESULTS = Path(__file__).parent / "results"
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.worker import Served
+from bbt_fast.benchmarks.harness.workload import Workload
+
 VARIED: dict[str, tuple[int, ...]] = {
     "population": (5, 10, 20, 40),
     "n_examples": (8, 16, 32, 64),
@@ -142,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "dimensions": dimensions,
     }
     path = given.output or RESULTS / f"scaling-{given.model}-{given.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(record, path)
     path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
     plot(record, path.with_suffix(".png"))
     print(table(record))

@@ -4,6 +4,7 @@
     python benchmarks/speed.py --model roberta-base --algorithm bbtv2
     python benchmarks/speed.py --model FOLDER --contenders original bbt-fast-ort-fp32
     python benchmarks/speed.py --ablate reuse buckets answer_only label_head
+    python benchmarks/speed.py --model gpt2 --contenders bbt-fast-ort-fp32 bbt-fast-ort-fp32-without-prefix
 
 Every contender runs in a process of its own and takes its turn in alternating order, after it has given the right
 answers and warmed up. The exit status is 1 if one gave wrong answers or failed.
@@ -12,7 +13,6 @@ answers and warmed up. The exit status is 1 if one gave wrong answers or failed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.contenders import usual
-from harness.lengths import CLASSES
-from harness.record import environment, spread
-from harness.worker import REFERENCE, Worker, WorkerError
-from harness.workload import Workload
-from report import table
 
+from bbt_fast.benchmarks.harness.contenders import usual
+from bbt_fast.benchmarks.harness.lengths import CLASSES
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
+from bbt_fast.benchmarks.harness.worker import REFERENCE, Worker, WorkerError
+from bbt_fast.benchmarks.harness.workload import Workload
+from bbt_fast.benchmarks.report import table
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
 
-RESULTS = Path(__file__).parent / "results"
 BUDGET = 8000
 """Evaluations of a full run."""
 
@@ -227,14 +226,13 @@ def failed(record: dict[str, Any]) -> bool:
     return any(figures["status"] in ("wrong", "failed") for figures in record["contenders"].values())
 
 
-def say(text: str) -> None:
-    """Report progress."""
-    print(text, file=sys.stderr, flush=True)
+def run(options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
+    """Run the comparison that the flags ask for, write its record and return it.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison that the command line asks for."""
-    options = _options(arguments)
+    Args:
+        options: the parsed flags.
+        path: the record's file; None for none.
+    """
     workload = Workload(
         options.model,
         options.algorithm,
@@ -248,16 +246,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     names = options.contenders or usual(torch.device(options.device).type, options.ablate, options.ablated)
     record = compare_speed(workload, names, options.repeats, options.cache)
-    path = options.output or RESULTS / f"speed-{Path(options.model).name}-{options.algorithm}-{options.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if path is not None:
+        save(record, path)
+        say(f"record: {path}")
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    options = parser.parse_args(arguments)
+    name = f"speed-{Path(options.model).name}-{options.algorithm}-{options.device}.json"
+    record = run(options, options.output or RESULTS / name)
     print(table(record))
-    say(f"record: {path}")
     return int(failed(record))
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what a comparison can be told."""
     parser.add_argument("--model", default="minilm", help="a shape (toy, minilm, roberta-base, ...), folder or hub id")
     parser.add_argument("--algorithm", default="bbt", choices=["bbt", "bbtv2"])
     parser.add_argument(
@@ -275,7 +282,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cache", help="keep built graphs in this folder; export times are then those of the cache")
     parser.add_argument("--output", type=Path, help="the record's file")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``bbt-fast [tune|export|tasks|doctor] ...``; without a sub-command it tunes."""
+"""The command line: ``bbt-fast [tune|export|tasks|doctor|bench] ...``; without a sub-command it tunes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import signal
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
+from typing import Any
 
 import coloredlogs
 
@@ -22,9 +23,12 @@ COMMANDS = {
     "export": "build and check a model's graphs ahead of a run",
     "tasks": "list the tasks, or show how one is encoded",
     "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
+    "bench": "compare the engines' speed with the PyTorch baselines",
 }
 """What the sub-commands do. The module ``cli_<name>`` of each adds its parser, whose ``text`` turns the parsed
 arguments into what is printed."""
+GROUP = "bbt_fast.commands"
+"""The entry points that name the modules of commands from above this floor."""
 DESCRIPTION = """\
 Tune a soft prompt for a frozen language model without gradients (BBT, BBTv2), as fast as the hardware allows.
 Without a command this is `bbt-fast tune`; without any flag that tunes the embedded demo.
@@ -58,11 +62,18 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
         if name == chosen:
-            command = import_module(f".cli_{name}", __package__).add_parser(subparsers)
+            command = _module(name).add_parser(subparsers)
             command.add_argument("--verbose", action="store_true", help="log more")
         else:
             subparsers.add_parser(name, help=help_text)
     return parser
+
+
+def _module(name: str) -> Any:
+    """Return the module of a command."""
+    for point in entry_points(group=GROUP, name=name):
+        return point.load()
+    return import_module(f".cli_{name}", __package__)
 
 
 def _with_command(arguments: list[str]) -> list[str]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bbt_fast.engine import Savings
 
+from .workload import is_causal
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -19,14 +21,19 @@ class Sizes:
     layers: int
     vocabulary: int
     labels: int
+    causal: bool = False
 
     @classmethod
     def of(cls, config: Any, labels: int) -> Sizes:
         """Read them from a `transformers` configuration."""
-        return cls(config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size, labels)
+        inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+        layers, causal = config.num_hidden_layers, is_causal(config)
+        return cls(config.hidden_size, inner, layers, config.vocab_size, labels, causal)
 
 
-def round_flops(sizes: Sizes, lengths: Tensor, tuned: tuple[int, ...], population: int, savings: Savings) -> float:
+def round_flops(
+    sizes: Sizes, lengths: Tensor, tuned: tuple[int, ...], population: int, savings: Savings, prefix: int = 0
+) -> float:
     """Count a round of one generation per tuned layer; a multiply-add is two.
 
     Counted are matrix products only: projections, attention scores and sums, feed-forward blocks and the head.
@@ -37,33 +44,37 @@ def round_flops(sizes: Sizes, lengths: Tensor, tuned: tuple[int, ...], populatio
         tuned: the layers whose prompts are tuned, one generation each.
         population: P.
         savings: what the contender leaves out.
+        prefix: how many positions up to the prompt's end; a causal model's run once for all texts.
     """
     seen = lengths if savings.buckets else lengths.new_full(lengths.shape, int(lengths.max()))
+    before = prefix if sizes.causal and savings.prefix else 0
     answer = head_flops(sizes, len(lengths), savings.label_head)
-    last = last_layer_flops(sizes, seen) if savings.answer_only else layer_flops(sizes, seen)
+    last = last_layer_flops(sizes, seen, before) if savings.answer_only else layer_flops(sizes, seen, before)
     total = 0.0
     for layer in tuned:
         first = layer if savings.reuse else 0
-        total += population * ((sizes.layers - 1 - first) * layer_flops(sizes, seen) + last + answer)
+        total += population * ((sizes.layers - 1 - first) * layer_flops(sizes, seen, before) + last + answer)
         if savings.reuse and layer:
-            total += layer_flops(sizes, seen)  # the layer below, once, under its new prompt
+            total += layer_flops(sizes, seen, before)  # the layer below, once, under its new prompt
     return total
 
 
-def layer_flops(sizes: Sizes, lengths: Tensor) -> float:
-    """Count one layer on texts of these lengths."""
-    tokens, squares = float(lengths.sum()), float((lengths * lengths).sum())
+def layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
+    """Count one layer on texts of these lengths, of which so many positions before the text are run only once."""
+    tokens = float((lengths - before).sum()) + before
+    squares = float(((lengths - before) * lengths).sum()) + before**2
     per_token = 8 * sizes.hidden**2 + 4 * sizes.hidden * sizes.inner
     return tokens * per_token + squares * 4 * sizes.hidden
 
 
-def last_layer_flops(sizes: Sizes, lengths: Tensor) -> float:
+def last_layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
     """Count the last layer when only the answer position is computed: keys and values for all, the rest for one."""
-    tokens, texts = float(lengths.sum()), len(lengths)
+    seen, texts = float(lengths.sum()), len(lengths)
+    tokens = float((lengths - before).sum()) + before
     return (
         tokens * 4 * sizes.hidden**2
         + texts * (4 * sizes.hidden**2 + 4 * sizes.hidden * sizes.inner)
-        + tokens * 4 * sizes.hidden
+        + seen * 4 * sizes.hidden
     )
 
 

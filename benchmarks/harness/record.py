@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -30,6 +32,8 @@ MEASURED = ("engine", "export", "tuner", "benchmarks/*.py", "benchmarks/harness"
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+"""Where records go that were given no file."""
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -93,3 +97,14 @@ def _run(*command: str) -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    """Write a record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """Report progress."""
+    print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from bbt_fast.export.model import load_model
 from bbt_fast.tuner.demo import MODEL_DIR
@@ -15,7 +23,7 @@ from bbt_fast.tuner.demo import MODEL_DIR
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a masked language model."""
+    """The sizes of a language model."""
 
     layers: int
     hidden: int
@@ -28,9 +36,11 @@ class Shape:
 
 SHAPES: dict[str, Shape] = {
     "toy": Shape(2, 32, 4, 200, 514),
+    "toy-gpt2": Shape(2, 32, 4, 200, 514, GPT2LMHeadModel, GPT2Config),
     "minilm": Shape(12, 384, 12, 30522, 512, BertForMaskedLM, BertConfig),
     "roberta-base": Shape(12, 768, 12, 50265, 514),
     "roberta-large": Shape(24, 1024, 16, 50265, 514),
+    "gpt2": Shape(12, 768, 12, 50257, 1024, GPT2LMHeadModel, GPT2Config),
 }
 
 
@@ -63,6 +73,8 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
         max_position_embeddings=shape.positions,
         initializer_range=WIDTH / shape.hidden**0.5,
         pad_token_id=1 if shape.config_class is RobertaConfig else 0,
+        bos_token_id=0,
+        eos_token_id=2,
     )
     torch.manual_seed(seed)
     model = shape.model_class(config)

@@ -27,7 +27,7 @@ from .matmul import MatmulRate
 from .memory import PeakMemory
 from .rounds import Rounds
 from .shapes import make_model
-from .workload import Workload
+from .workload import PROMPT_START, Workload
 
 REFERENCE = "reference"
 CHECK_SEED = 1234
@@ -119,7 +119,7 @@ class Served:
             self.contender.precision,
             self.contender.device,
             config.hidden_size,
-            config.intermediate_size,
+            Sizes.of(config, 1).inner,
         )
         self.memory.start()
         return {
@@ -170,7 +170,10 @@ class Served:
         config = self.contender.model.config
         sizes = Sizes.of(config, len(self.workload.labels.unique()))
         layers = self.rounds.oracle.layers
-        flops = round_flops(sizes, self.workload.lengths, layers, self.workload.population, self.contender.savings)
+        workload = self.workload
+        prefix = PROMPT_START + workload.n_prompt_tokens
+        savings = self.contender.savings
+        flops = round_flops(sizes, workload.lengths, layers, workload.population, savings, prefix)
         return {
             "generations": len(layers),
             "round_flop": flops,

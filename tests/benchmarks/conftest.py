@@ -1,4 +1,4 @@
-"""The benchmarks are scripts: their folder is not installed, so it is put on the path as Python does for a script.
+"""Fixtures of the benchmarks' tests.
 
 local    runs a contender in this process, in the place of ``harness.worker.Worker``: seconds instead of minutes.
 toy      a workload of a few prompts and texts.
@@ -6,16 +6,12 @@ toy      a workload of a few prompts and texts.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
-
-from harness.worker import Served, WorkerError, obey
-from harness.workload import Workload
+from bbt_fast.benchmarks.harness.worker import Served, WorkerError, obey
+from bbt_fast.benchmarks.harness.workload import Workload
 
 
 class Local:

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
-import speed
 import torch
-from harness import contenders
-from harness.contenders.original import Original
-from harness.flops import Sizes, round_flops
-from harness.lengths import LENGTHS, QUANTILES, draw_lengths
-from harness.shapes import make_model
-from harness.workload import Workload
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bbt_fast.benchmarks import report, speed
+from bbt_fast.benchmarks.harness import contenders
+from bbt_fast.benchmarks.harness.contenders.original import Original
+from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
+from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
+from bbt_fast.benchmarks.harness.shapes import make_model
+from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.engine import Savings
 
 FIGURES = {
@@ -45,6 +44,19 @@ def test_contenders_that_agree_are_timed(algorithm: str, toy: Workload, local: C
     json.dumps(record)
     flops = [record["contenders"][name]["round_flop"] for name in names]
     assert flops[1] == flops[2] < flops[3] < flops[0]
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+def test_a_decoder_runs_with_and_without_a_shared_prefix(
+    algorithm: str, toy: Workload, local: Callable[..., Any]
+) -> None:
+    names = ["original", "bbt-fast-torch-fp32-without-prefix", "bbt-fast-torch-fp32"]
+    workload = replace(toy, model="toy-gpt2", algorithm=algorithm)
+    record = speed.compare_speed(workload, names, repeats=1, start=local)
+    for figures in record["contenders"].values():
+        assert figures["agreement"]["max_logit_difference"] < 1e-5
+    flops = [record["contenders"][name]["round_flop"] for name in names]
+    assert flops[0] > flops[1] > flops[2]
 
 
 def test_a_contender_that_disagrees_is_reported_as_wrong_and_not_timed(

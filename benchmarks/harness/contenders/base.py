@@ -20,7 +20,7 @@ from bbt_fast.tuner.projection import Projection
 
 from ..workload import Workload
 
-PLAIN = Savings(reuse=False, buckets=False, answer_only=False, label_head=False)
+PLAIN = Savings(reuse=False, buckets=False, answer_only=False, label_head=False, prefix=False)
 """What a baseline saves: nothing."""
 
 

@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples
 
-from ..workload import PROMPT_START
+from ..workload import PROMPT_START, is_causal
 
 
 class PromptedEncoder(nn.Module):
-    """RoBERTa or BERT up to its last hidden states; the head stands outside."""
+    """RoBERTa, BERT or GPT-2 up to its last hidden states; the head stands outside."""
 
     def __init__(self, model: PreTrainedModel, deep: bool) -> None:
         """Hook the layers that prompts enter: the first, or all."""
         super().__init__()
         self.base: Any = model.base_model
         self._prompts: Tensor | None = None
-        layers = list(self.base.encoder.layer)
+        layers = list(self.base.h if is_causal(model.config) else self.base.encoder.layer)
         for index, layer in enumerate(layers if deep else layers[:1]):
             layer.register_forward_pre_hook(partial(self._add, index), with_kwargs=True)
 

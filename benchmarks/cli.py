@@ -1,0 +1,34 @@
+"""``bbt-fast bench``: the comparison of ``benchmarks/speed.py``, from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bbt_fast.benchmarks import report, speed
+from bbt_fast.export.errors import BbtFastError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bench",
+        allow_abbrev=False,
+        description="Compare how fast bbt-fast and the PyTorch baselines evaluate a population, answers checked first. "
+        "Without flags: BBT on a small model's shape, with random weights and SST-2's text lengths.",
+    )
+    parser.set_defaults(text=run)
+    speed.add_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run the comparison and return its table.
+
+    Raises:
+        BbtFastError: if a contender gave wrong answers or broke; the message holds the table.
+    """
+    record = speed.run(args, args.output)
+    if speed.failed(record):
+        raise BbtFastError(f"a contender was wrong or failed.\n{report.table(record)}")
+    return report.table(record)
