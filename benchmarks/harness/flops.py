@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bbt_fast.engine import Savings
-
-from .workload import is_causal
+from bbt_fast.export.families import family_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Sizes:
     def of(cls, config: Any, labels: int) -> Sizes:
         """Read them from a `transformers` configuration."""
         inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
-        layers, causal = config.num_hidden_layers, is_causal(config)
+        layers, causal = config.num_hidden_layers, family_of(config).kind == "decoder"
         return cls(config.hidden_size, inner, layers, config.vocab_size, labels, causal)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bbt_fast.export.errors import MissingExtraError, ParityError, UsageError
+from bbt_fast.export.families import family_of
 
 from .contenders import contender
 from .contenders.base import Contender
@@ -27,7 +28,7 @@ from .matmul import MatmulRate
 from .memory import PeakMemory
 from .rounds import Rounds
 from .shapes import make_model
-from .workload import PROMPT_START, Workload
+from .workload import Workload
 
 REFERENCE = "reference"
 CHECK_SEED = 1234
@@ -171,7 +172,7 @@ class Served:
         sizes = Sizes.of(config, len(self.workload.labels.unique()))
         layers = self.rounds.oracle.layers
         workload = self.workload
-        prefix = PROMPT_START + workload.n_prompt_tokens
+        prefix = family_of(config).prompt_start + workload.n_prompt_tokens
         savings = self.contender.savings
         flops = round_flops(sizes, workload.lengths, layers, workload.population, savings, prefix)
         return {

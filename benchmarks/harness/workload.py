@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples
+from bbt_fast.export.families import family_of
 from bbt_fast.tuner.evolution import Evolution
 from bbt_fast.tuner.projection import Projection, draw_projections, normal_scale, spread_of
 
 from .lengths import CLASSES, draw_lengths
 
-PROMPT_START = 1
-AFTER_MASK = {True: 1, False: 3}
-"""How far from a text's end the answer is read: a causal model's at the last token, a masked one's at the mask."""
+ANSWER = {"decoder": 1, "masked": 3}
+"""How far from a text's end the answer is read, by kind of model: at the last token, at the mask."""
 K_SHOT = 16
 DEEP_SPREAD = 1.0
 """Standard deviation of the hidden states between layers, which end in a LayerNorm."""
@@ -76,9 +76,10 @@ class Workload:
         ids = torch.randint(first, config.vocab_size, shape, generator=generator)
         mask = (torch.arange(shape[1]) < self.lengths[:, None]).long()
         ids = ids.where(mask.bool(), torch.tensor(config.pad_token_id))
-        ids[:, : PROMPT_START + self.n_prompt_tokens] = first  # the placeholders, alike in all texts
+        family = family_of(config)
+        ids[:, : family.prompt_start + self.n_prompt_tokens] = first  # the placeholders, alike in all texts
         words = torch.randperm(config.vocab_size - first, generator=generator)[: CLASSES[self.task]] + first
-        return Examples(ids, mask, self.lengths - AFTER_MASK[is_causal(config)], words)
+        return Examples(ids, mask, self.lengths - ANSWER[family.kind], words)
 
     def tuned_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Return the layers whose prompts are tuned in one timed round."""
@@ -104,8 +105,3 @@ class Workload:
             Evolution(self.intrinsic_dim, sigma, self.population, generations, seed=self.seed, layer=layer)
             for layer in self.tuned_layers(model)
         ]
-
-
-def is_causal(config: Any) -> bool:
-    """Tell whether a model's positions see only what stands before them."""
-    return config.model_type == "gpt2"

@@ -11,8 +11,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples
-
-from ..workload import PROMPT_START, is_causal
+from bbt_fast.export.families import family_of
 
 
 class PromptedEncoder(nn.Module):
@@ -23,7 +22,9 @@ class PromptedEncoder(nn.Module):
         super().__init__()
         self.base: Any = model.base_model
         self._prompts: Tensor | None = None
-        layers = list(self.base.h if is_causal(model.config) else self.base.encoder.layer)
+        family = family_of(model.config)
+        self.start = family.prompt_start
+        layers = list(self.base.h if family.kind == "decoder" else self.base.encoder.layer)
         for index, layer in enumerate(layers if deep else layers[:1]):
             layer.register_forward_pre_hook(partial(self._add, index), with_kwargs=True)
 
@@ -31,8 +32,8 @@ class PromptedEncoder(nn.Module):
         del layer
         hidden, prompt = args[0], self._prompts
         assert prompt is not None
-        after = hidden.shape[1] - PROMPT_START - prompt.shape[2]
-        return (hidden + pad(prompt[:, index], (0, 0, PROMPT_START, after)), *args[1:]), kwargs
+        after = hidden.shape[1] - self.start - prompt.shape[2]
+        return (hidden + pad(prompt[:, index], (0, 0, self.start, after)), *args[1:]), kwargs
 
     def forward(self, ids: Tensor, mask: Tensor, prompts: Tensor) -> Tensor:
         """Return the hidden states [B, S, H] for ids and mask [B, S] and prompts [B, L or 1, n, H]."""
