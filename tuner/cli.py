@@ -1,4 +1,4 @@
-"""The command line: ``bbt-fast [tune|export|tasks|doctor|bench] ...``; without a sub-command it tunes."""
+"""The command line: ``bbt-fast [tune|export|report|...] ...``; without a sub-command it tunes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ INTERRUPTED = 128 + signal.SIGINT
 COMMANDS = {
     "tune": "tune and test a prompt (the default)",
     "export": "build and check a model's graphs ahead of a run",
+    "report": "compare runs in a table and on a page",
+    "tokens": "name the tokens that tuned prompts lie near",
     "tasks": "list the tasks, or show how one is encoded",
     "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
     "bench": "compare the engines' speed with the PyTorch baselines",

@@ -26,7 +26,7 @@ def _of_run(result: Result) -> str:
         [
             _title(result) + f", seed {result.seed}",
             "",
-            *_aligned(rows),
+            *aligned(rows),
             "",
             f"{result.evaluations} evaluations in {seconds.tune:.1f} s, {result.evals_per_s:.1f} a second{early}; "
             f"{seconds.export:.1f} s for graphs, {seconds.test:.1f} s for the test",
@@ -40,7 +40,7 @@ def _of_seeds(result: SeedsResult) -> str:
     rows += [[str(one.seed), *(_percent(figure(one)) for figure in FIGURES.values())] for one in result.results]
     spreads = result.spreads.values()
     rows += [["mean", *(_percent(s.mean) for s in spreads)], ["std", *(_percent(s.std) for s in spreads)]]
-    lines = [f"{_title(result.results[0])}, {result.results[0].metric}", "", *_aligned(rows), ""]
+    lines = [f"{_title(result.results[0])}, {result.results[0].metric}", "", *aligned(rows), ""]
     if result.ensemble is not None:
         lines.append(f"ensemble of the {len(result.results)} prompts on test: {_percent(result.ensemble)}")
     return "\n".join([*lines, f"runs: {result.output_dir}"])
@@ -57,7 +57,13 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned_left(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines whose columns stand left-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines whose columns stand right-aligned, but for the first."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

@@ -19,7 +19,9 @@ from bbt_fast.tuner.cli import main
 
 
 def flags(options):
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    switches = [f"--{'' if value else 'no-'}{name}" for name, value in options.items() if isinstance(value, bool)]
+    known = {name: value for name, value in options.items() if not isinstance(value, bool)}
+    return switches + [part for name, value in known.items() for part in (f"--{name}", str(value))]
 
 
 def test_a_run_prints_its_summary_and_nothing_else(small, capsys):
