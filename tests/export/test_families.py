@@ -229,7 +229,7 @@ def test_torch_answers_as_the_stock_model_does(family: Family, model_type: str, 
     ("mode", "cuts"),
     [
         ("add", "layers"),
-        ("cat", "input"),
+        pytest.param("cat", "input", marks=pytest.mark.slow),
         pytest.param("add", "input", marks=pytest.mark.slow),
         pytest.param("cat", "layers", marks=pytest.mark.slow),
     ],
