@@ -106,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Path(given.model_name or "demo").name
     with nullcontext(given.runs) if given.runs else tempfile.TemporaryDirectory() as folder:
         rows = measure(options, given.algorithms, given.engines, Path(folder))
-    record = {"benchmark": "accuracy", "made": time.strftime("%Y-%m-%d"), "environment": environment(given.device, 0)}
+    record: dict[str, Any] = {
+        "benchmark": "accuracy",
+        "made": time.strftime("%Y-%m-%d"),
+        "environment": environment(given.device, 0),
+    }
     record |= {"model": model, "task": Path(given.task_name).stem, "rows": rows}
     path = given.output or RESULTS / f"accuracy-{model}-{record['task']}.json"
     save(record, path)

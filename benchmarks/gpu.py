@@ -21,11 +21,11 @@ import torch
 from bbt_fast.benchmarks import report
 from bbt_fast.benchmarks.harness.contenders import usual
 from bbt_fast.benchmarks.harness.record import RESULTS, device_name, save, say
-from bbt_fast.benchmarks.harness.workload import Workload
+from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.benchmarks.speed import compare_speed
 
 MINUTES = 7.5
-SHARES = {"bbt": 0.45, "bbtv2": 0.95}
+SHARES: dict[Algorithm, float] = {"bbt": 0.45, "bbtv2": 0.95}
 """When each algorithm's comparison has to be over, in parts of the whole time."""
 ABLATED = ("reuse", "buckets", "answer_only")
 """Savings that are switched off one at a time; the head's is too small to see."""

@@ -1,6 +1,7 @@
 """Make a Markdown table and two plots from a record: speed-up bars, and where a generation's time goes.
 
-python benchmarks/report.py benchmarks/results/*.json        writes <record>.md, <record>-speedup.png, ...
+python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
+python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from textwrap import shorten
 from typing import Any
 
 BASELINE = "original"
+BUDGET = 8000
+"""Evaluations of a full run."""
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 PARTS = {"evaluate": "evaluate", "project": "A z", "optimizer": "ask, tell", "loss": "loss", "commit": "commit"}
 HEADINGS = (
     "contender",
@@ -144,13 +148,50 @@ def write(path: Path) -> list[Path]:
     return [text, *(plot for some in drawn for plot in some)]
 
 
+def brief(record: dict[str, Any]) -> str:
+    """Return what a page shows of a record: what was run, and the speed of those that gave the right answers."""
+    rows = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
+    first = next(iter(rows))
+    against = BASELINE if BASELINE in rows else first
+    base = rows[against]["evals_per_s"]
+    lines = [
+        describe(record),
+        "",
+        f"| contender | evaluations per second | times {against} | {BUDGET} evaluations |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        rate = row["evals_per_s"]
+        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {row['full_run_s'] / 60:.0f} min |")
+    return "\n".join(lines)
+
+
+def insert(page: str, tables: Sequence[str]) -> str:
+    """Return a page with the tables between its two marks.
+
+    Raises:
+        ValueError: if the page has no marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"the page has no {BEGIN} ... {END} to put the tables between.")
+    return "".join([before, begin, "\n\n", "\n\n".join(tables), "\n\n", end, after])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the table and the plots beside each record."""
+    """Write the table and the plots beside each record, and short tables into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
-    for path in parser.parse_args(arguments).records:
+    parser.add_argument("--into", type=Path, help=f"a page with the marks {BEGIN} and {END}")
+    given = parser.parse_args(arguments)
+    for path in given.records:
         for made in write(path):
             print(made)
+    if given.into:
+        tables = [brief(json.loads(path.read_text(encoding="utf-8"))) for path in given.records]
+        given.into.write_text(insert(given.into.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        print(given.into)
 
 
 if __name__ == "__main__":

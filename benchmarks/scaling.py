@@ -52,7 +52,8 @@ def varied(workload: Workload, dimension: str, value: int) -> Workload:
     """Return the workload with one dimension changed."""
     if dimension == "layers":
         return replace(workload, model=f"{workload.model}:{value}")
-    return replace(workload, **{dimension: value})
+    change: dict[str, Any] = {dimension: value}
+    return replace(workload, **change)
 
 
 def exponents(points: Sequence[dict[str, Any]]) -> list[float]:

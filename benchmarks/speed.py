@@ -27,12 +27,9 @@ from bbt_fast.benchmarks.harness.lengths import CLASSES
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
 from bbt_fast.benchmarks.harness.worker import REFERENCE, Worker, WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
-from bbt_fast.benchmarks.report import table
+from bbt_fast.benchmarks.report import BUDGET, table
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
-
-BUDGET = 8000
-"""Evaluations of a full run."""
 
 
 @dataclass
@@ -168,7 +165,7 @@ def _repeat(entry: Entry, limit: Limit) -> None:
     """Time a round, and the matrix product beside it."""
     seconds = entry("round", limit) if entry.runs else None
     rate = entry("matmul", limit) if seconds is not None else None
-    if rate is not None:
+    if seconds is not None and rate is not None:
         entry.rounds.append(seconds)
         entry.rates.append(rate)
 

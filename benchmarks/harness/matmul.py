@@ -112,7 +112,8 @@ def _openvino(arrays: list[Any], precision: str, device: torch.device) -> Run:
     core = openvino.Core()
     request = core.compile_model(core.read_model(_graph(arrays, np.float32)), "CPU", options).create_infer_request()
     request.set_tensor("x", openvino.Tensor(arrays[0], shared_memory=True))
-    return request.infer
+    run: Run = request.infer
+    return run
 
 
 LIBRARIES: dict[str, Callable[[list[Any], str, torch.device], Run]] = {

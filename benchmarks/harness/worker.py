@@ -169,7 +169,7 @@ class Served:
     def finish(self) -> dict[str, Any]:
         """Say what is known only at the end."""
         config = self.contender.model.config
-        sizes = Sizes.of(config, len(self.workload.labels.unique()))
+        sizes = Sizes.of(config, len(set(self.workload.labels.tolist())))
         layers = self.rounds.oracle.layers
         workload = self.workload
         prefix = family_of(config).prompt_start + workload.n_prompt_tokens

@@ -25,12 +25,15 @@ DEEP_SPREAD = 1.0
 SIGMA_ALPHA = {"bbt": (1.0, 1.0), "bbtv2": (0.2, 0.2)}
 
 
+Algorithm = Literal["bbt", "bbtv2"]
+
+
 @dataclass(frozen=True)
 class Workload:
     """A model, a task's text lengths and a search, by name and number: small enough to send to another process."""
 
     model: str
-    algorithm: Literal["bbt", "bbtv2"]
+    algorithm: Algorithm
     task: str = "sst2"
     population: int = 20
     n_examples: int = 0

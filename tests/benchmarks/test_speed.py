@@ -144,3 +144,16 @@ def test_the_usual_contenders_exist_on_both_devices() -> None:
     for device in ("cpu", "cuda"):
         for name in contenders.usual(device, ["reuse"], "ort-fp32"):
             contenders.contender(name)
+
+
+def test_the_readme_shows_what_the_records_say(repo_root: Path) -> None:
+    records = sorted((repo_root / "benchmarks" / "results").glob("speed-*.json"))
+    page = (repo_root / "README.md").read_text(encoding="utf-8")
+    tables = [report.brief(json.loads(path.read_text(encoding="utf-8"))) for path in records]
+    assert report.insert(page, tables) == page
+    assert len(tables) > 0
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="benchmarks: begin"):
+        report.insert("nothing", [])

@@ -46,7 +46,7 @@ class OrtRecipe(Contender):
             self.session = ort_session(str(path), self.device)
         self.examples = self.examples.to(self.device)
         self.committed = self.committed.to(self.device, dtype)
-        model.to(self.device, dtype)  # type: ignore[call-overload]
+        model.to(self.device, dtype)  # type: ignore[arg-type]
         self.head = FullHead(model, self.examples)
 
     @property

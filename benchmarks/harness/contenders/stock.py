@@ -20,11 +20,12 @@ class PromptedEncoder(nn.Module):
     def __init__(self, model: PreTrainedModel, deep: bool) -> None:
         """Hook the layers that prompts enter: the first, or all."""
         super().__init__()
-        self.base: Any = model.base_model
+        base: Any = model.base_model
+        self.base = base
         self._prompts: Tensor | None = None
         family = family_of(model.config)
         self.start = family.prompt_start
-        layers = list(self.base.h if family.kind == "decoder" else self.base.encoder.layer)
+        layers = list(base.h if family.kind == "decoder" else base.encoder.layer)
         for index, layer in enumerate(layers if deep else layers[:1]):
             layer.register_forward_pre_hook(partial(self._add, index), with_kwargs=True)
 

@@ -25,7 +25,7 @@ class TorchBest(Contender):
         super().__init__(workload, model)
         self.precision, dtype = precision, DTYPES[precision]
         model.set_attn_implementation("sdpa")
-        model.to(self.device, dtype)  # type: ignore[call-overload]
+        model.to(self.device, dtype)  # type: ignore[arg-type]
         self.examples = workload.examples(model).to(self.device)
         deep = workload.algorithm == "bbtv2"
         self.encoder, self.head = PromptedEncoder(model, deep), FullHead(model, self.examples)
@@ -43,7 +43,7 @@ class TorchBest(Contender):
         """Answer the population in batches of one size; a last one that is smaller is filled up."""
         missing = -len(prompts) % self.batch
         filled = torch.cat([prompts, prompts[:1].expand(missing, -1, -1)]) if missing else prompts
-        answers = torch.cat([self._forward(some, layer) for some in filled.split(self.batch)])
+        answers = torch.cat([self._forward(some, layer) for some in torch.split(filled, self.batch)])
         return answers[: len(prompts)]
 
     def attention_kernel(self) -> str:
