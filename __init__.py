@@ -1,6 +1,7 @@
 """bbt-fast: Black-Box Tuning as fast as the hardware allows.
 
 result = bbt_fast.tune(task_name="sst2", model_name="roberta-large", engine="ort")
+classifier = bbt_fast.load(result.output_dir)
 """
 
 from importlib import import_module
@@ -8,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .export.errors import BbtFastError as BbtFastError
+    from .tuner.classifier import Classifier as Classifier
+    from .tuner.classifier import Evaluation as Evaluation
+    from .tuner.classifier import Prediction as Prediction
+    from .tuner.classifier import load as load
     from .tuner.options import Options as Options
     from .tuner.result import Result as Result
     from .tuner.seeds import SeedsResult as SeedsResult
@@ -16,6 +21,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BbtFastError": ".export.errors",
+    "Classifier": ".tuner.classifier",
+    "Evaluation": ".tuner.classifier",
+    "Prediction": ".tuner.classifier",
+    "load": ".tuner.classifier",
     "Options": ".tuner.options",
     "Result": ".tuner.result",
     "SeedsResult": ".tuner.seeds",
@@ -24,7 +33,10 @@ _HOMES = {
 }
 """Where the public names live; each is imported when it is first asked for, because PyTorch takes seconds."""
 
-__all__ = ["BbtFastError", "Options", "Result", "SeedsResult", "tune", "tune_seeds"]
+__all__ = [
+    "BbtFastError", "Classifier", "Evaluation", "Options", "Prediction", "Result", "SeedsResult", "load", "tune",
+    "tune_seeds",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import ctypes
 import logging
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -89,6 +89,20 @@ def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
     options.optimized_model_filepath = str(target)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     _session(source, device, options)
+
+
+def run_file(path: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Run an ONNX file once on the CPU, as ONNX Runtime does by default, and return its outputs.
+
+    Raises:
+        RuntimeError: if it cannot be run.
+    """
+    try:
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        outputs: list[np.ndarray[Any, Any]] = session.run(None, inputs)
+    except Exception as error:  # ONNX Runtime's types have no base of their own
+        raise RuntimeError(str(error).strip().splitlines()[0]) from error
+    return outputs
 
 
 def missing_library() -> str:

@@ -91,14 +91,16 @@ class Anatomy:
         length = max(2, int(examples.answer_position.max()) + 1)
         return torch.cat([ids, ids[:, -1:]], dim=1)[:, :length]
 
-    def record(self, examples: Examples, before: int) -> Recorded:
+    def record(self, ids: Tensor, mask: Tensor, before: int, decoder_ids: Tensor | None = None) -> Recorded:
         """Run the model on texts and record what its layers are given.
 
         Args:
-            examples: the texts; of an encoder-decoder model with their decoder_input_ids.
+            ids: [N, S], the texts.
+            mask: [N, S], 1 for tokens and 0 for padding.
             before: how many prompt tokens stand before each text.
+            decoder_ids: [N, T], what an encoder-decoder model's decoder reads.
         """
-        ids, mask = examples.input_ids.to(self.device), examples.attention_mask.to(self.device)
+        ids, mask = ids.to(self.device), mask.to(self.device)
         if self.family.kind == "decoder":
             mask = torch.ones_like(mask)  # padding stands behind the text, where no real token looks
         text = self._record_text(ids, mask)
@@ -109,8 +111,8 @@ class Anatomy:
             text = self._record_text(ids, mask, embedded.new_zeros(*ids.shape, embedded.shape[-1]))
         if not self.decoder_layers:
             return Recorded(embedded, text.tensors, text.calls)
-        assert examples.decoder_input_ids is not None
-        decoder = self._record_decoder(examples.decoder_input_ids.to(self.device), text.entered, mask)
+        assert decoder_ids is not None
+        decoder = self._record_decoder(decoder_ids.to(self.device), text.entered, mask)
         tensors = text.tensors | decoder.tensors | {DECODER_STATES: decoder.entered}
         return Recorded(embedded, tensors, text.calls, decoder.calls)
 

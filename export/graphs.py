@@ -128,8 +128,13 @@ def _check_attention(model: ir.Model, source: Source) -> None:
 
 
 def _tidy(model: ir.Model, source: Source) -> None:
-    """Fold what the join repeats, and drop the exporter's notes: stack traces with file names."""
+    """Fold what the join repeats."""
     del source
+    tidy(model)
+
+
+def tidy(model: ir.Model) -> None:
+    """Fold what is computed twice, and drop the exporter's notes: stack traces with file names."""
     for step in (
         common.NameFixPass(),
         common.CommonSubexpressionEliminationPass(),

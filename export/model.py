@@ -74,18 +74,19 @@ class StagedModel:
         self.model = model
         self.mode, self.cuts, self.n_prompt_tokens = mode, cuts, n_prompt_tokens
         self.answer_only = answer_only
-        self._parts = Anatomy(model, at_tokens=cuts == "input")
+        self.parts = Anatomy(model, at_tokens=cuts == "input")
+        """The model's parts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     @property
     def family(self) -> Family:
         """The model's row."""
-        return self._parts.family
+        return self.parts.family
 
     @property
     def n_layers(self) -> int:
         """L: how many layers prompts can enter."""
-        return len(self._parts.layers)
+        return len(self.parts.layers)
 
     @property
     def hidden_size(self) -> int:
@@ -163,30 +164,30 @@ class StagedModel:
             ShapeError: if a text is longer than the model's position embeddings reach, or the model needs
                 decoder_input_ids and has no rule to make them by, or has no decoder to give them to.
         """
-        examples = replace(examples, decoder_input_ids=self._parts.decoder_input_ids(examples))
+        examples = replace(examples, decoder_input_ids=self.parts.decoder_input_ids(examples))
         recorded = self._record(examples)
         signature = tuple(recorded.tensors)
         if signature not in self._plans:
             axes, joins = self._axes(examples, recorded), [self.join(stage) for stage in range(self.n_stages)]
-            self._plans[signature] = Plan(self._parts, recorded, axes, joins, self.answer_only)
+            self._plans[signature] = Plan(self.parts, recorded, axes, joins, self.answer_only)
         plan = self._plans[signature]
-        rows, bias = self._parts.label_rows(examples.label_token_ids)
+        rows, bias = self.parts.label_rows(examples.label_token_ids)
         answer = {"answer_position": examples.answer_position, "label_rows": rows, "label_bias": bias}
         if share_prefix and can_split(plan.axes):
             return self._apart(plan, recorded, answer, examples.lengths)
         if self.family.kind != "seq2seq":
-            answer["answer_position"] = examples.answer_position + self._before
+            answer["answer_position"] = examples.answer_position + self.before
         return Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages, examples.lengths)
 
     def _apart(self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor) -> Encoded:
         """Encode the positions up to the prompt's end and the rest of the texts apart."""
-        embedded = torch.nn.functional.pad(recorded.embedded, (0, 0, self._before, 0))
+        embedded = torch.nn.functional.pad(recorded.embedded, (0, 0, self.before, 0))
         n = self.n_prompt_tokens + (self.family.prompt_start if self.mode == "add" else 0)
-        placed = n - self._before
+        placed = n - self.before
         tensors, text_tensors = split(recorded.tensors, plan.axes, n)
         prefix = embedded[None, :1, :n]
         before, stages = plan.shared(prefix, tensors)
-        texts = embedded if self._parts.entrance is None else self._parts.entrance(embedded)
+        texts = embedded if self.parts.entrance is None else self.parts.entrance(embedded)
         answer = answer | {"answer_position": answer["answer_position"] - placed}
         return Encoded(
             texts[None, :, n:],
@@ -197,13 +198,14 @@ class StagedModel:
         )
 
     @property
-    def _before(self) -> int:
+    def before(self) -> int:
         """How many prompt tokens stand before a text."""
         return self.n_prompt_tokens if self.mode == "cat" else 0
 
     def _record(self, examples: Examples) -> Recorded:
         try:
-            return self._parts.record(examples, self._before)
+            ids, mask = examples.input_ids, examples.attention_mask
+            return self.parts.record(ids, mask, self.before, examples.decoder_input_ids)
         except IndexError as error:
             raise self._too_long(examples) from error
 

@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,7 +22,10 @@ GROUPS = {
         "loss_type", "seed", "seeds", "ensemble",
     ),
     "engine": ("engine", "inference_framework", "onnx_model_path", "precision", "device", "batch_size", "parallel"),
-    "run": ("eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume"),
+    "run": (
+        "eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume",
+        "push_to_hub",
+    ),
 }  # fmt: skip
 
 
@@ -52,12 +55,15 @@ def helps() -> dict[str, str]:
     return texts
 
 
-def add_options(parser: argparse.ArgumentParser, wanted: Collection[str] | None = None) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, wanted: Collection[str] | None = None, meanings: Mapping[str, str] | None = None
+) -> None:
     """Add a flag for every option; those not given stay out of the namespace, so that files and presets can speak.
 
     Args:
         parser: gets the flags.
         wanted: only these options.
+        meanings: help texts for options that mean something else here than in a run.
     """
     known = {field.name: field for field in fields(Options)}
     hints = get_type_hints(Options)
@@ -67,13 +73,13 @@ def add_options(parser: argparse.ArgumentParser, wanted: Collection[str] | None 
             continue
         group = parser.add_argument_group(title)
         for name in names:
-            group.add_argument(*spellings(name), **_argument(known[name], hints[name]))
+            group.add_argument(*spellings(name), **_argument(known[name], hints[name], (meanings or {}).get(name)))
 
 
-def _argument(field: Field[Any], hint: Any) -> dict[str, Any]:
+def _argument(field: Field[Any], hint: Any, meaning: str | None) -> dict[str, Any]:
     known: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
     default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
-    known["help"] = (helps()[field.name] + default).replace("%", "%%")
+    known["help"] = ((meaning or helps()[field.name]) + default).replace("%", "%%")
     if hint is bool:
         return known | {"action": argparse.BooleanOptionalAction}
     return known | {"metavar": _metavar(hint)}

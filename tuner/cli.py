@@ -1,4 +1,4 @@
-"""The command line: ``bbt-fast [tune|export|report|...] ...``; without a sub-command it tunes."""
+"""The command line: ``bbt-fast [COMMAND] ...``; without a command it tunes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
 COMMANDS = {
     "tune": "tune and test a prompt (the default)",
+    "predict": "classify texts with a tuned prompt",
+    "evaluate": "score a tuned prompt on labelled texts",
+    "bake": "make a tuned prompt and its model one ONNX classifier",
+    "push": "put a tuned prompt on the Hugging Face hub",
     "export": "build and check a model's graphs ahead of a run",
     "report": "compare runs in a table and on a page",
     "tokens": "name the tokens that tuned prompts lie near",

@@ -151,9 +151,7 @@ class Columns:
             )
         else:
             text = _checked(_value(record, where), record, where)
-        for old, new in self.task.replace.items():
-            text = text.replace(old, new)
-        return text.strip()
+        return self.task.clean(text)
 
     def _fill(self, record: Record, column: str, spec: str) -> str:
         """Return a column's value as a part of a pattern."""
@@ -164,6 +162,11 @@ class Columns:
         if spec == CHOICES:
             return "".join(f"{label}、{item};" for label, item in zip(self.task.labels, items, strict=False))
         return "".join(items)
+
+
+def cleaned(task: Task, row: Row) -> Row:
+    """Return a row of raw texts as it would be read from data."""
+    return Row(task.clean(row.text_a), None if row.text_b is None else task.clean(row.text_b), row.label)
 
 
 def columns_of(where: str) -> set[str]:

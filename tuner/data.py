@@ -16,7 +16,7 @@ import numpy as np
 from ..export.errors import DataError, UsageError
 from .columns import Row, check_column_mapping, parse_column_mapping
 from .pools import Pool
-from .sources import folder_source, packaged_source
+from .sources import folder_source, packaged_source, test_pool
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,27 @@ def load_splits(
         return Splits(source.train.all(), source.dev.all(), test)
     (train,), (dev,) = (_draw(pool, task, k_shot, seed, parts=1) for pool in (source.train, source.dev))
     return Splits(train, dev, test)
+
+
+def load_test_rows(
+    task: Task,
+    *,
+    data_dir: str | Path | None,
+    k_shot: int,
+    seed: int,
+    column_mapping: Mapping[str, str] | None = None,
+    max_test_examples: int | None = None,
+) -> list[Row]:
+    """Load a task's test examples alone, the same that ``load_splits`` gives for these arguments.
+
+    Raises:
+        UsageError: for a value outside its range, or a task that names no data.
+        DataError: if the data are missing or malformed.
+    """
+    if max_test_examples is not None and max_test_examples < 1:
+        raise UsageError(f"max_test_examples is {max_test_examples}, but must be at least 1.")
+    folder = None if data_dir is None else Path(data_dir)
+    return _test_rows(test_pool(task, folder, k_shot, seed, column_mapping or {}), max_test_examples)
 
 
 def few_shot_indices(labels: list[int], k_shot: int, seed: int, parts: int) -> list[list[int]]:

@@ -29,6 +29,8 @@ FIRST_PLACEHOLDER: Final = 1000
 SENTINEL: Final = "<extra_id_0>"
 """What T5 has in place of a mask token; its decoder answers after it."""
 NO_TOKEN: Final = -1
+SAMPLE: Final = "text"
+"""A text to find the places of texts with."""
 ROWS_AT_ONCE: Final = 1024
 DEFAULT_MAX_LENGTH: Final = 512
 NO_LIMIT: Final = 10**6
@@ -107,15 +109,17 @@ class TextEncoder:
         self.max_text_length = max_length - n_prompt_tokens
         self._template = task.template(kind)
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in special if len(token) > 1) or r"(?!)")
+        self.special_tokens = [token for token in special if len(token) > 1]
+        """What no text may spell, longest first."""
+        self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
     @property
     def uses_sentinel(self) -> bool:
         """Whether the answer comes from a T5-style decoder, after its first sentinel token."""
         return self.mask_token == SENTINEL
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Encode rows; those that had to be cut are counted, and logged.
+    def encode(self, rows: Sequence[Row], *, quiet: bool = False) -> Encoded:
+        """Encode rows; those that had to be cut are counted, and logged unless this is to be quiet.
 
         Raises:
             UsageError: if template and prompt alone are longer than the model takes.
@@ -127,14 +131,14 @@ class TextEncoder:
             one for start in range(0, len(rows), ROWS_AT_ONCE) for one in self._tokens(rows[start:][:ROWS_AT_ONCE])
         ]
         truncated = sum(one.was_cut for one in tokens)
-        if truncated:
+        if truncated and not quiet:
             logger.warning(
                 "%d of %d texts are longer than the %d tokens that fit beside the prompt; their ends were cut off",
                 truncated, len(rows), self.max_text_length,
             )  # fmt: skip
         ids = [torch.tensor(one.ids) for one in tokens]
         examples = Examples(
-            input_ids=pad_sequence(ids, batch_first=True, padding_value=_pad_id(self.tokenizer)),
+            input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id(self.tokenizer)),
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             answer_position=torch.tensor([one.answer_position for one in tokens]),
             label_token_ids=torch.tensor(self.label_token_ids),
@@ -142,34 +146,68 @@ class TextEncoder:
         )
         return Encoded(examples, torch.tensor([row.label for row in rows]), truncated)
 
+    def token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Return the tokens of each row, placeholders among them, without padding."""
+        return [one.ids for one in self._tokens(rows)]
+
+    def frame(self) -> list[list[int] | str]:
+        """Return what stands around the texts: token ids, placeholders among them, and each text's name in its place.
+
+        Raises:
+            UsageError: if the prompt begins within a text.
+        """
+        texts = self.task.texts
+        rendered = self._render(Row(SAMPLE, SAMPLE if len(texts) > 1 else None, 0))
+        ids, offsets = self._plain_tokens([rendered])[0]
+        found: list[list[int] | str] = [[]]
+        for token, offset in zip(ids, offsets, strict=True):
+            name = next((n for n in texts if _inside(rendered.text, offset, rendered.spans[n])), None)
+            last = found[-1]
+            if name is None:
+                found.append([token]) if isinstance(last, str) else last.append(token)
+            elif last != name:
+                found.append(name)
+        first = found[0]
+        if isinstance(first, str) or len(first) < self.prompt_start:
+            raise UsageError(f"the prompt of task {self.task.name!r} begins within a text for this model.")
+        first[self.prompt_start : self.prompt_start] = self.placeholder_ids
+        return found
+
     def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
         """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""
         if not self.uses_sentinel:
             return None
-        start = [_pad_id(self.tokenizer), self.mask_id]
+        start = [pad_id(self.tokenizer), self.mask_id]
         return torch.tensor(start).expand(n_rows, -1).contiguous()
 
     def _tokens(self, rows: Sequence[Row]) -> Iterator[_Tokens]:
         """Yield the tokens of each row."""
         rendered = [self._render(row) for row in rows]
+        for one, (ids, offsets) in zip(rendered, self._plain_tokens(rendered), strict=True):
+            over = len(ids) - self.max_text_length
+            if over > 0:
+                cut = self._cut(one, offsets, over)
+                ids = [token for position, token in enumerate(ids) if position not in cut]
+            ids[self.prompt_start : self.prompt_start] = self.placeholder_ids
+            yield _Tokens(ids, self._answer_position(ids), over > 0)
+
+    def _plain_tokens(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Return, per filled-in template, its tokens and where each begins and ends in it; without the prompt."""
         batch = self.tokenizer(
             [one.text for one in rendered],
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             verbose=False,
         )
-        for i, one in enumerate(rendered):
+        found = []
+        for i in range(len(rendered)):
             ids = list(batch["input_ids"][i])
             if self.kind == "decoder":
                 # A tokenizer that ends every text with a special token would put it between text and answer.
                 while ids and batch["special_tokens_mask"][i][len(ids) - 1]:
                     ids.pop()
-            over = len(ids) - self.max_text_length
-            if over > 0:
-                cut = self._cut(one, batch["offset_mapping"][i][: len(ids)], over)
-                ids = [token for position, token in enumerate(ids) if position not in cut]
-            ids[self.prompt_start : self.prompt_start] = self.placeholder_ids
-            yield _Tokens(ids, self._answer_position(ids), over > 0)
+            found.append((ids, batch["offset_mapping"][i][: len(ids)]))
+        return found
 
     def _render(self, row: Row) -> Rendered:
         """Fill in the template."""
@@ -203,6 +241,8 @@ class TextEncoder:
                 f"the template of task {self.task.name!r} takes more than the {self.max_text_length} tokens that this "
                 "model has room for beside the prompt. Shorten the template or lower --n_prompt_tokens."
             )
+        # Of two that have become equally long, the one that was shorter gives way: tokenizers' own "longest first".
+        texts.sort(key=len)
         cut = set()
         for _ in range(over):
             cut.add(max(texts, key=len).pop())
@@ -247,13 +287,15 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str:
     )
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that fills rows up; without one any does, since it is masked."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def _inside(text: str, offset: tuple[int, int], span: tuple[int, int]) -> bool:
     """Tell whether a token's characters, but for white space around them, all lie within a span."""
+    if offset[0] == offset[1]:  # a lone space before the next token, which byte-level tokenizers trim away
+        return span[0] < offset[0] < span[1]
     token = text[offset[0] : offset[1]]
     start = offset[0] + len(token) - len(token.lstrip())
     end = offset[1] - len(token) + len(token.rstrip())

@@ -142,6 +142,8 @@ class Options:
     """The run's folder; an unfinished run in it is continued. Without it a new one below ./runs."""
     resume: str | None = None
     """Continue the unfinished run in this folder with its own options."""
+    push_to_hub: str | None = None
+    """Put the finished prompt on the Hugging Face hub under this id (user/name)."""
 
     def __post_init__(self) -> None:
         """Turn values from files and flags into their types and refuse what cannot be meant."""
@@ -211,6 +213,11 @@ class Options:
             ),
             (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
             (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
+            (
+                bool(self.seeds and self.push_to_hub),
+                "push_to_hub shares the prompt of one run: leave --seeds out, or share a seed's folder afterwards "
+                "(`bbt-fast push`).",
+            ),
             (not distinct, f"seeds {self.seeds} has the same seed twice."),
             (
                 self.init_text is not None and self.cat_or_add == "add",

@@ -151,7 +151,7 @@ class Run:
             "engine": engine.name,
             "precision": engine.precision,
             "device": engine.device.type,
-            "embeddings": digest(_bytes(engine.word_embeddings)),
+            "embeddings": embeddings_digest(engine),
             "train": _digest(self.parts.train),
             "dev": _digest(self.parts.dev),
             "origins": digest(_bytes(self.origins)),
@@ -246,6 +246,11 @@ def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, be
         between()
         logits[:, rows] = answer(engine.open(part.examples.select(rows)), prompts).float().cpu()
     return logits
+
+
+def embeddings_digest(engine: Any) -> str:
+    """Return a digest of a model's word embeddings."""
+    return digest(_bytes(engine.word_embeddings))
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -6,9 +6,11 @@
 | journal.jsonl | every generation's fitness and every development score; what a run is resumed from |
 | metrics.jsonl | curves to look at |
 | prompt.safetensors | the kept prompt, [1 or L, n, H] |
+| bbt_config.json | what the prompt belongs to: model, task, mode; with it the prompt can be used |
 | result.json | written last: a folder that has it holds a finished run |
 | plots | drawn after that, and of no consequence |
 | tensorboard, wandb | reports, if --report_to asks for them |
+| README.md | a model card, made from what stands above |
 | stop | made by the user: end after the current generation |
 """
 
@@ -26,6 +28,7 @@ from ..export.errors import ArtifactError, BbtFastError, UsageError
 from .files import read_json, unwritable, write_json
 from .journal import first_record
 from .options import Options
+from .prompt_config import PROMPT_CONFIG
 from .result import RESULT
 
 CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
@@ -33,7 +36,9 @@ CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
 )  # fmt: skip
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
-FREE = frozenset({"output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to"})
+FREE = frozenset({
+    "output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to", "push_to_hub",
+})  # fmt: skip
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
 
 
@@ -76,8 +81,9 @@ class RunFolder:
         try:
             yield
         except BbtFastError:
-            if began and self._names() <= {CONFIG}:
-                self.config.unlink(missing_ok=True)
+            if began and self._names() <= {CONFIG, PROMPT_CONFIG}:
+                for name in self._names():
+                    (self.path / name).unlink(missing_ok=True)
             raise
         finally:
             lock.release()

@@ -17,6 +17,7 @@ from .demo import MODEL_DIR
 from .encoding import Encoded, TextEncoder, longest_sequence
 from .options import Options
 from .presets import DEMO
+from .prompt_config import PromptConfig
 from .run import Parts
 from .task import Task
 
@@ -133,6 +134,26 @@ class Setup:
             precision=asked["precision"],
             device=asked["device"],
             **graph,
+        )
+
+    def prompt_config(self, options: Options, embeddings: str) -> PromptConfig:
+        """Return what the prompt of a run with these options belongs to.
+
+        Args:
+            options: of one seed.
+            embeddings: the digest of the model's word embeddings.
+        """
+        return PromptConfig(
+            base_model=str(options.model_name),
+            base_model_revision=getattr(self.config, "_commit_hash", None),
+            embeddings=embeddings,
+            algorithm=options.algorithm,
+            cat_or_add=options.cat_or_add,
+            n_prompt_tokens=options.n_prompt_tokens,
+            k_shot=options.k_shot,
+            seed=options.seed,
+            kind=family_of(self.config).kind,
+            task=self.task,
         )
 
     @property

@@ -45,14 +45,32 @@ def packaged_source(task: Task, mapping: Mapping[str, str]) -> Source:
         UsageError: if the task has no data of its own.
         DataError: if the hub does not give them.
     """
+    train, test = (_packaged_pool(task, split, mapping) for split in ("train", "test"))
+    return Source(train, test)
+
+
+def test_pool(task: Task, folder: Path | None, k_shot: int, seed: int, mapping: Mapping[str, str]) -> Pool:
+    """Find a task's test rows alone, where ``packaged_source`` (without a folder) or ``folder_source`` finds them.
+
+    Raises:
+        UsageError: if the task has no data of its own.
+        DataError: if they are missing or malformed.
+    """
+    if folder is None:
+        return _packaged_pool(task, "test", mapping)
+    drawn = folder / f"{k_shot}-{seed}"
+    return _file_pool(task, _existing(drawn if drawn.is_dir() else folder, "test"), mapping)
+
+
+def _packaged_pool(task: Task, split: str, mapping: Mapping[str, str]) -> Pool:
     if task.name in BUILT_IN and task.path is not None and task.path.parent == TASKS_DIR:
-        return Source(_built_in_pool(task, "train", mapping), _built_in_pool(task, "test", mapping))
+        return _built_in_pool(task, split, mapping)
     if task.hub is None:
         raise UsageError(
             f"task {task.name!r} names no data set on the hub: give the folder of its data with --data_dir, or add "
             "`hub` to its file (docs/tasks.md)."
         )
-    return Source(hub_pool(task, task.hub, task.hub.train, mapping), hub_pool(task, task.hub, task.hub.test, mapping))
+    return hub_pool(task, task.hub, {"train": task.hub.train, "test": task.hub.test}[split], mapping)
 
 
 def _built_in_pool(task: Task, split: str, mapping: Mapping[str, str]) -> Pool:

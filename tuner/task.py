@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from ..export.errors import UsageError
 from ..export.families import Kind
@@ -83,6 +83,27 @@ class Task:
         """Names of the task's text columns: ``text``, or ``text_a`` and ``text_b``."""
         return text_names(next(iter(self.templates.values())))
 
+    def clean(self, text: str) -> str:
+        """Return a text as the model is given it: with what the data spell otherwise replaced, and stripped."""
+        for old, new in self.replace.items():
+            text = text.replace(old, new)
+        return text.strip()
+
+    def as_dict(self, kind: Kind) -> dict[str, Any]:
+        """Return what a task file says of the task, for one model kind; ``task_of`` reads it."""
+        hub = None if self.hub is None else {k: v for k, v in asdict(self.hub).items() if v}
+        fields = {
+            "name": self.name,
+            "labels": list(self.labels),
+            "templates": {kind: self.template(kind)},
+            "label_words": {kind: [list(words) for words in self.words(kind)]},
+            "metric": self.metric,
+            "columns": dict(self.columns),
+            "replace": dict(self.replace),
+            "hub": hub,
+        }
+        return {name: value for name, value in fields.items() if value}
+
     def template(self, kind: Kind) -> str:
         """Return the template for a model kind.
 
@@ -150,7 +171,16 @@ def read_task(path: Path) -> Task:
     Raises:
         DataError: if it is not a valid task; the message names the line.
     """
-    parts = read_yaml(path).fields(FIELDS, required=("labels", "templates", "label_words"))
+    return task_of(read_yaml(path), path)
+
+
+def task_of(value: Value, path: Path) -> Task:
+    """Read a task from the contents of a file.
+
+    Raises:
+        DataError: if it is not a valid task.
+    """
+    parts = value.fields(FIELDS, required=("labels", "templates", "label_words"))
     labels = parts["labels"].texts()
     if len(labels) < 2:
         raise parts["labels"].error("needs at least two classes.")

@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from ..export.errors import UsageError
+from ..export.errors import BbtFastError, UsageError
 from .control import Control, RunInterruptedError
 from .files import write_json
 from .initial_prompt import initial_prompts
+from .model_card import write_card
 from .options import Options
 from .presets import resolve
 from .progress import Progress, Silent
 from .prompt_file import read_prompt
 from .reporting import report_names
+from .push import check_base_model, push
 from .result import Result, read_result
-from .run import Parts, Run, test_logits
+from .run import Parts, Run, embeddings_digest, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed
 from .search import n_generations
 from .seeds import SeedsResult, child_name, ensemble_metric
@@ -102,6 +104,8 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     control.max_time, control.target_metric = options.max_time, options.target_metric
     setup = Setup(options, task)
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
+    if options.push_to_hub:
+        check_base_model(str(options.model_name))
     if options.init_from is not None:
         read_prompt(Path(options.init_from))
     n_generations(options, int(setup.config.num_hidden_layers) if options.algorithm == "bbtv2" else 1)
@@ -114,11 +118,22 @@ def execute(options: Options, control: Control | None = None, progress: Progress
         control.stop_files.append(folder.stop)
         control.patient = True
         try:
-            if not options.seeds:
-                return command.run(options, parts[options.seed], folder)
-            return command.run_seeds(options, parts, folder)
+            if options.seeds:
+                return command.run_seeds(options, parts, folder)
+            result = command.run(options, parts[options.seed], folder)
         except RunInterruptedError as error:
             raise RunInterruptedError(f"{error} Go on with: bbt-fast tune --resume {folder.path}") from None
+    if options.push_to_hub:
+        _share(folder.path, options.push_to_hub)
+    return result
+
+
+def _share(folder: Path, repository: str) -> None:
+    """Put a finished run's prompt on the hub; that the hub refuses does not undo the run."""
+    try:
+        logger.info("the prompt is at %s", push(folder, repository))
+    except BbtFastError as error:
+        logger.warning("the run is finished, but %s", error)
 
 
 class Command:
@@ -133,7 +148,9 @@ class Command:
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
         task = self._setup.task
         run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins)
+        self._setup.prompt_config(options, embeddings_digest(self._engine)).write(folder.path)
         result = run.execute(folder, self._control, self._progress)
+        write_card(folder.path)
         if options.plots:
             from .report.plots import try_plot_run
 

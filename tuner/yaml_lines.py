@@ -6,9 +6,11 @@ which YAML 1.1 turns into booleans, stay the words they are.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -148,6 +150,12 @@ class Value:
 
 
 DOCUMENT = "the file"
+
+
+def value_of(content: Any, path: Path, what: str) -> Value:
+    """Return a part of a JSON file as if it were YAML, with what to call it in messages."""
+    node: Any = yaml.compose(json.dumps(content, ensure_ascii=False), Loader=yaml.SafeLoader)
+    return Value(node, path, what)
 
 
 def read_yaml(path: Path) -> Value:

@@ -1,0 +1,114 @@
+"""A tuned prompt and its model as one graph: ``input_ids, attention_mask -> logits`` over the classes.
+
+The stages are those that a search runs (``stages.py``), with the prompts as constants. What they are given besides,
+masks and embedded texts, a search records once per data set; here the stock model makes it inside the graph, from the
+graph's own inputs, so that any batch of any length will do.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .graphs import OPSET, save_graph, tidy
+from .model import StagedModel
+from .parity import probe
+
+INPUTS = ("input_ids", "attention_mask")
+"""The graph's inputs, each [batch, sequence] int64."""
+OUTPUT = "logits"
+"""The graph's output, [batch, C] float32."""
+AXES = ("batch", "sequence")
+MOST = 1 << 20
+"""More rows or tokens than a graph is ever given; PyTorch's exporter asks for a limit."""
+
+
+class Classifier(nn.Module):
+    """A frozen model with its prompts, label words and answer position folded in.
+
+    Args:
+        staged: the model, cut where the prompts enter.
+        prompts: [1 or L, n, H], one for each stage.
+        label_token_ids: [C], the vocabulary row of each class.
+        mask_id: the token whose position is the answer's; None for the last real token.
+        dtype: what to compute in; the label words' logits stay in float32.
+
+    Raises:
+        UsageError: if the model has a decoder that reads the text again, as BART's and T5's do.
+    """
+
+    def __init__(
+        self, staged: StagedModel, prompts: Tensor, label_token_ids: Tensor, mask_id: int | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        if staged.family.kind == "seq2seq":
+            raise UsageError(
+                f"{staged.family.name} cannot be baked: its answer comes from a decoder, and one graph from token ids "
+                "to class logits is made of encoders (RoBERTa, BERT, ...) and decoder-only models. Use `bbt-fast "
+                "predict`."
+            )
+        rows, bias = staged.parts.label_rows(label_token_ids)
+        if dtype is not torch.float32:
+            model: Any = copy.deepcopy(staged.model)
+            model = model.to(dtype)
+            staged = StagedModel(model, staged.mode, staged.n_prompt_tokens, staged.cuts)
+        self.mask_id, self._parts, self._before = mask_id, staged.parts, staged.before
+        self.model = staged.model
+        self.stages = nn.ModuleList(staged.encode(probe(staged)[0]).stages)
+        self.label_rows, self.label_bias = nn.Buffer(rows.float().clone()), nn.Buffer(bias.float().clone())
+        self.prompts = nn.Buffer(prompts.to(dtype))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the classes' logits [N, C] for right-padded texts [N, S]."""
+        if self.mask_id is None:
+            position = attention_mask.sum(dim=1) - 1
+        else:
+            position = (input_ids == self.mask_id).long().argmax(dim=1)
+        recorded = self._parts.record(input_ids, attention_mask, self._before)
+        tensors = recorded.tensors | {
+            "answer_position": position + self._before,
+            "label_rows": self.label_rows,
+            "label_bias": self.label_bias,
+        }
+        hidden = recorded.embedded[None]
+        for stage, prompt in zip(self.stages, self.prompts, strict=True):
+            hidden = stage(*stage.join(hidden, prompt[None]), *(tensors[name] for name in stage.names))  # type: ignore[operator, union-attr]
+        return hidden[0]
+
+
+def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) -> ir.Model:
+    """Return the graph of a classifier, for any batch and for texts of ``shortest`` to ``longest`` tokens."""
+    ids = torch.ones(2, max(shortest + 2, 4), dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    batch, sequence = (
+        torch.export.Dim(name, min=low, max=high)
+        for name, low, high in zip(AXES, (1, shortest), (MOST, longest), strict=True)
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            classifier,
+            (ids, mask),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes={name: {0: batch, 1: sequence} for name in INPUTS},
+            verbose=False,
+        )
+    assert program is not None
+    tidy(program.model)
+    return program.model
+
+
+def write_classifier(classifier: Classifier, path: Path, shortest: int, longest: int) -> None:
+    """Write the graph of a classifier, its weights in ``<name>.data`` beside it if they are large."""
+    save_graph(onnx_from_classifier(classifier, shortest, longest), path)

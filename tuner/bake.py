@@ -1,0 +1,174 @@
+"""A tuned prompt and its model as one folder that needs neither PyTorch nor `transformers` to run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from ..engine.ort import run_file
+from ..export.classifier import Classifier as Graph
+from ..export.classifier import write_classifier
+from ..export.errors import ParityError, UsageError
+from ..export.precision import precision_of
+from .baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows, probe_rows
+from .classifier import Classifier
+from .encoding import NO_TOKEN, pad_id
+from .files import unwritable
+from .model_card import baked_card, base_title
+from .triton import write_repository
+
+GRAPH = "model.onnx"
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.05}
+"""How far a logit may be from PyTorch's in fp32, in units of the largest."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What was made."""
+
+    folder: Path
+    difference: float
+    """Largest difference of a logit from PyTorch's in fp32, over the texts it was compared on."""
+    texts: int
+    """How many these were."""
+    prefixes: tuple[str, ...]
+    """What a caller must put before each text; almost always nothing."""
+
+
+def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: bool = False) -> Baked:
+    """Write a classifier as one ONNX file with its tokenizer and configuration, and compare its answers.
+
+    Args:
+        classifier: loaded on the engine "torch" in fp32 on the CPU, which the file is compared with.
+        out: a new or empty folder.
+        precision: fp32 or fp16.
+        triton: also write a Triton model repository, in the folder "triton".
+
+    Raises:
+        UsageError: if the model, the task's template or the precision cannot be baked, or the folder is not empty.
+        ParityError: if the file does not answer as PyTorch does.
+        ArtifactError: if the folder cannot be written.
+    """
+    if precision not in TOLERANCE:
+        raise UsageError(f"precision is {precision!r}, but a baked file is in one of {', '.join(TOLERANCE)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty: choose another --out.")
+    encoder = classifier.encoder
+    tokenizer = bake_tokenizer(encoder)
+    mask_id = None if encoder.mask_id == NO_TOKEN else encoder.mask_id
+    label_ids = torch.tensor(encoder.label_token_ids)
+    graph = Graph(classifier.engine.staged, classifier.prompts, label_ids, mask_id, precision_of(precision).dtype)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
+            whole = Path(made) / out.name
+            whole.mkdir()
+            write_classifier(graph, whole / GRAPH, tokenizer.shortest, tokenizer.longest)
+            difference, texts = _checked(classifier, tokenizer, whole / GRAPH, precision)
+            _write_rest(classifier, tokenizer, whole, precision)
+            if triton:
+                write_repository(whole / GRAPH, whole / "triton", _name(classifier), classifier.labels)
+            if out.exists():
+                out.rmdir()
+            os.replace(whole, out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    return Baked(out, difference, texts, tokenizer.prefixes)
+
+
+def _checked(classifier: Classifier, tokenizer: BakedTokenizer, path: Path, precision: str) -> tuple[float, int]:
+    """Compare the file's answers with PyTorch's, all texts at once and then one alone.
+
+    Raises:
+        ParityError: if they differ, or the file cannot be run.
+    """
+    rows = probe_rows(classifier.encoder)
+    expected = classifier.logits(classifier.encoder.encode(rows, quiet=True))
+    try:
+        found = answer(path, tokenizer, rows)
+        alone = answer(path, tokenizer, rows[:1])
+    except RuntimeError as error:
+        raise ParityError(
+            f"ONNX Runtime cannot run this model as one graph: {error}. Use `bbt-fast predict`."
+        ) from error
+    difference = max(float((found - expected).abs().max()), float((alone - expected[:1]).abs().max()))
+    limit = TOLERANCE[precision] * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:
+        raise ParityError(
+            f"the baked file disagrees with PyTorch in fp32: a logit differs by {difference:.2e} (at most {limit:.2e} "
+            f"for {precision}). It is not kept. Try --precision fp32, or use `bbt-fast predict`."
+        )
+    logger.info("the file agrees with PyTorch fp32 on %d texts: largest logit difference %.1e", len(rows), difference)
+    return difference, len(rows)
+
+
+def answer(path: Path, tokenizer: BakedTokenizer, rows: list[Any]) -> Tensor:
+    """Return a baked file's logits [N, C] for rows of raw texts."""
+    encodings = encode_rows(tokenizer, rows, padded=True)
+    inputs = {
+        "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
+        "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
+    }
+    return torch.from_numpy(run_file(path, inputs)[0])
+
+
+def _write_rest(classifier: Classifier, tokenizer: BakedTokenizer, folder: Path, precision: str) -> None:
+    """Write the tokenizer, the configuration and a README beside the graph."""
+    known = classifier.encoder.tokenizer
+    tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": tokenizer.longest,
+            "pad_token": known.convert_ids_to_tokens(pad_id(known)),
+            "padding_side": "right",
+            "truncation_side": "right",
+        },
+    )
+    _write_json(folder / "config.json", _config(classifier, tokenizer, precision))
+    (folder / "README.md").write_text(baked_card(classifier.config, tokenizer.prefixes), encoding="utf-8")
+
+
+def _config(classifier: Classifier, tokenizer: BakedTokenizer, precision: str) -> dict[str, Any]:
+    """Return the configuration of a sequence classifier: the base model's, with classes."""
+    base = classifier.engine.staged.model.config
+    prompt = classifier.config
+    architecture: str | None = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(base.model_type)
+    return {
+        **{name: value for name, value in base.to_dict().items() if name != "_name_or_path"},
+        "architectures": [architecture] if architecture else [],
+        "id2label": {str(i): label for i, label in enumerate(classifier.labels)},
+        "label2id": {label: i for i, label in enumerate(classifier.labels)},
+        "problem_type": "single_label_classification",
+        "bbt_fast": {
+            "base_model": base_title(prompt),
+            "task": prompt.task.name,
+            "template": prompt.task.template(prompt.kind),
+            "algorithm": prompt.algorithm,
+            "cat_or_add": prompt.cat_or_add,
+            "precision": precision,
+            "text_prefixes": list(tokenizer.prefixes),
+        },
+    }
+
+
+def _name(classifier: Classifier) -> str:
+    return f"{classifier.config.task.name}-{classifier.config.algorithm}"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,241 @@
+"""A tuned prompt as a classifier: ``load(run)(texts) -> labels and scores``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from torch import Tensor
+
+from ..export.errors import ArtifactError, UsageError
+from .columns import Row, cleaned, parse_column_mapping
+from .data import load_test_rows
+from .encoding import Encoded, TextEncoder
+from .losses import LOSSES
+from .metrics import METRICS
+from .objective import Yardstick
+from .options import Options
+from .prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
+from .prompt_file import read_prompt
+from .run import embeddings_digest, test_logits
+from .run_folder import CONFIG, PROMPT, read_config
+from .setup import Setup
+
+SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
+"""The files that a prompt is used with and shared by."""
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Prediction(TypedDict):
+    """What a classifier says of one text, in the shape of `transformers`' text-classification pipeline."""
+
+    label: str
+    score: float
+    """The label's probability among the classes."""
+    scores: dict[str, float]
+    """The probability of every class, in the task's order."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a classifier is on labelled texts."""
+
+    metric: str
+    value: float
+    loss: float
+    """Mean cross entropy, in nats."""
+    examples: int
+    truncated: int
+    """How many of them had to be cut to fit."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        return asdict(self)
+
+
+class Classifier:
+    """A frozen model with a tuned prompt; ``load`` makes it."""
+
+    def __init__(
+        self, config: PromptConfig, encoder: TextEncoder, engine: Any, prompts: Tensor, folder: Path, batch_size: int
+    ) -> None:
+        """Bind the parts; ``prompts`` is [1 or L, n, H]."""
+        self.config, self.encoder, self.engine, self.prompts = config, encoder, engine, prompts
+        self.folder, self.batch_size = folder, batch_size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of the logits."""
+        return self.config.task.labels
+
+    def __call__(self, texts: Any) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: one text or a list of them; for a task about pairs one tuple (first, second) or a list of such. As in
+                `transformers`, {"text": first, "text_pair": second} will do for a text or a pair.
+
+        Returns:
+            One prediction per text, in order.
+
+        Raises:
+            UsageError: if these are not the texts that the task is about.
+        """
+        task = self.config.task
+        rows = [cleaned(task, row) for row in rows_of(task.texts, texts)]
+        if not rows:
+            return []
+        probabilities = self.logits(self.encoder.encode(rows)).softmax(dim=1).tolist()
+        found = []
+        for row in probabilities:
+            best = max(range(len(row)), key=row.__getitem__)
+            scores = dict(zip(self.labels, row, strict=True))
+            found.append(Prediction(label=self.labels[best], score=row[best], scores=scores))
+        return found
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """Return the label words' logits [N, C] of encoded texts."""
+        return test_logits(self.engine, encoded, self.prompts[None], self.batch_size, lambda: None)[0]
+
+    def evaluate(
+        self,
+        data_dir: str | Path | None = None,
+        *,
+        column_mapping: str | None = None,
+        max_test_examples: int | None = None,
+    ) -> Evaluation:
+        """Score the classifier on the test data of its task, as the end of a run does.
+
+        Args:
+            data_dir: folder with a test file; None for the data that the run was tested on, else the task's own.
+            column_mapping: columns of your file that go by other names, such as text=sentence,label=class.
+            max_test_examples: use this many examples at most.
+
+        Raises:
+            UsageError: if there are no data.
+            DataError: if they are malformed.
+        """
+        task, given = self.config.task, {"data_dir": data_dir, "column_mapping": column_mapping}
+        if data_dir is None and (self.folder / CONFIG).exists():
+            own = read_config(self.folder)
+            given = {name: value or getattr(own, name) for name, value in given.items()}
+            max_test_examples = max_test_examples or own.max_test_examples
+        mapping, where = given["column_mapping"], given["data_dir"]
+        rows = load_test_rows(
+            task,
+            data_dir=where,
+            k_shot=self.config.k_shot,
+            seed=self.config.seed,
+            column_mapping=parse_column_mapping(str(mapping)) if mapping else None,
+            max_test_examples=max_test_examples,
+        )
+        encoded = self.encoder.encode(rows)
+        yardstick = Yardstick(LOSSES["ce"], METRICS[task.metric], self.engine.precision)
+        loss, metric = yardstick(self.logits(encoded)[None], encoded.labels)
+        return Evaluation(task.metric, float(metric[0]), float(loss[0]), len(rows), encoded.truncated)
+
+
+def load(
+    source: str | Path,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    model_name: str | None = None,
+    batch_size: int = 512,
+) -> Classifier:
+    """Load the tuned prompt of a run, and the model that it belongs to.
+
+    Args:
+        source: a run's folder, or the hub id of a shared prompt.
+        engine: who answers: torch, ort, ..., or auto.
+        precision: fp32, bf16, fp16, or auto.
+        device: cpu, cuda, cuda:1, or auto.
+        model_name: where the base model is, if not where the run found it.
+        batch_size: texts that are answered at once; they are sorted by length first.
+
+    Raises:
+        UsageError: if there is no tuned prompt, or an argument is unknown.
+        ArtifactError: if a file is damaged, or the base model is not the one that the prompt was tuned on.
+        BbtFastError: if the engine or the model cannot be loaded.
+    """
+    folder = local_folder(source)
+    config = read_prompt_config(folder)
+    prompts, _ = read_prompt(folder)
+    options = Options.of(
+        task_name=config.task.name,
+        model_name=model_name or config.base_model,
+        algorithm=config.algorithm,
+        cat_or_add=config.cat_or_add,
+        n_prompt_tokens=config.n_prompt_tokens,
+        engine=engine,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+    )
+    setup = Setup(options, config.task)
+    encoder = setup.encoder
+    loaded = setup.load_engine({})
+    if embeddings_digest(loaded) != config.embeddings:
+        revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
+        raise ArtifactError(
+            f"the prompt in {folder} was tuned on {config.base_model}{revision}, and {options.model_name} is another "
+            "model: its word embeddings differ. Give the right one with --model_name."
+        )
+    shape = (loaded.n_layers if config.algorithm == "bbtv2" else 1, loaded.n_prompt_tokens, loaded.hidden_size)
+    if prompts.shape != shape:
+        raise ArtifactError(f"{folder / PROMPT} is {list(prompts.shape)}, but the model takes {list(shape)}.")
+    return Classifier(config, encoder, loaded, prompts.to(loaded.device), folder, batch_size)
+
+
+def local_folder(source: str | Path) -> Path:
+    """Return a folder, or where a shared prompt was downloaded to.
+
+    Raises:
+        UsageError: if there is no such folder, or the hub gives none of that name.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if not _REPOSITORY.fullmatch(str(source)):
+        raise UsageError(f"there is no folder {source}: give that of a run, or the hub id (user/name) of a prompt.")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(SHARED)))
+    except Exception as error:
+        # The hub's client raises dozens of types, from a missing network to a repository that is private.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"{source} is neither a folder nor a prompt on the hub that can be reached ({type(error).__name__}: "
+            f"{reason[0]}). Check the name, the network, and `hf auth login` for a private one."
+        ) from error
+
+
+def rows_of(names: Sequence[str], texts: Any) -> list[Row]:
+    """Return texts, or pairs of them, as rows.
+
+    Args:
+        names: of the task's texts, one or two.
+        texts: as ``Classifier.__call__`` takes them.
+
+    Raises:
+        UsageError: if these are not the texts that the task is about.
+    """
+    if isinstance(texts, (str, Mapping, tuple)):
+        texts = [texts]
+    return [_row(names, item) for item in texts]
+
+
+def _row(names: Sequence[str], item: Any) -> Row:
+    if isinstance(item, Mapping):
+        keys = ("text", "text_pair")[: len(names)]
+        item = tuple(item[key] for key in keys) if set(item) == set(keys) else item
+    parts = (item,) if isinstance(item, str) else item
+    if not isinstance(parts, (tuple, list)) or len(parts) != len(names) or not all(isinstance(p, str) for p in parts):
+        wanted = "one text" if len(names) == 1 else "a pair of texts, (first, second)"
+        raise UsageError(f"the task classifies {wanted}, but was given {item!r:.80}.")
+    return Row(parts[0], parts[1] if len(parts) > 1 else None, 0)

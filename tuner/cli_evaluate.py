@@ -1,0 +1,44 @@
+"""``bbt-fast evaluate``: score a tuned prompt on labelled texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .arguments import add_options
+from .cli_predict import add_run_options, loaded
+
+DATA = ("data_dir", "column_mapping", "max_test_examples")
+MEANINGS = {"data_dir": "Folder with a test file (jsonl, csv, tsv or parquet); without it what the run was tested on."}
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "evaluate",
+        allow_abbrev=False,
+        description="Score a tuned prompt on the test file of a folder; without one, on what its run was tested on.",
+    )
+    parser.set_defaults(text=run)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    add_run_options(parser)
+    add_options(parser, DATA, MEANINGS)
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Return the metric, the loss, and on how many texts.
+
+    Raises:
+        BbtFastError: if the prompt or the data cannot be loaded.
+    """
+    from .options import Options
+
+    checked = Options.of(**{name: value for name, value in vars(args).items() if name in DATA})
+    data_dir, column_mapping, most = (getattr(checked, name) for name in DATA)
+    found = loaded(args).evaluate(data_dir, column_mapping=column_mapping, max_test_examples=most)
+    if args.json:
+        return json.dumps(found.as_dict())
+    cut = f", {found.truncated} of them cut to fit" if found.truncated else ""
+    return f"{found.metric} {found.value:.4f}, loss {found.loss:.4f} on {found.examples} examples{cut}"

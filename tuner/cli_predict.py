@@ -1,0 +1,111 @@
+"""``bbt-fast predict``: classify texts with a tuned prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..export.errors import DataError, UsageError
+from .arguments import add_options
+
+OPTIONS = ("model_name", "engine", "precision", "device", "batch_size")
+"""The options of a run that the use of its prompt may change."""
+MEANINGS = {
+    "model_name": "Where the base model is, if not where the run found it.",
+    "batch_size": "Texts that are answered at once.",
+}
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "predict",
+        allow_abbrev=False,
+        description="Classify texts: those given here, those of a file, or those of the standard input.",
+    )
+    parser.set_defaults(text=run)
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; for a task about pairs, two for each pair")
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        help="one text per line, those of a pair with a tab between; - for standard input",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object per text, with the score of every class"
+    )
+    add_run_options(parser)
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which prompt to use, and how."""
+    parser.add_argument("--run", required=True, metavar="DIR", help="a run's folder, or the hub id of a shared prompt")
+    add_options(parser, OPTIONS, MEANINGS)
+
+
+def loaded(args: argparse.Namespace) -> Any:
+    """Load the classifier that the flags ask for.
+
+    Raises:
+        BbtFastError: see ``classifier.load``.
+    """
+    # Here, so that --help and mistakes in flags do not wait for PyTorch.
+    from transformers.utils import logging as transformers_logging
+
+    from .classifier import load
+    from .options import Options
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    given = {name: value for name, value in vars(args).items() if name in OPTIONS}
+    options = Options.of(**given)
+    return load(args.run, **{name: getattr(options, name) for name in given})
+
+
+def run(args: argparse.Namespace) -> str:
+    """Return a line per text: its class, the class's probability, and the text itself.
+
+    Raises:
+        BbtFastError: if the prompt cannot be loaded, or the texts are not such as its task classifies.
+    """
+    if args.texts and args.file:
+        raise UsageError("give texts, or --file, not both.")
+    classifier = loaded(args)
+    size = len(classifier.config.task.texts)
+    texts = _grouped(args.texts, size) if args.texts else _read(args.file or "-", size)
+    answers = classifier(texts)
+    if args.json:
+        return "\n".join(
+            json.dumps({"text" if size == 1 else "texts": t, **answer}, ensure_ascii=False)
+            for t, answer in zip(texts, answers, strict=True)
+        )
+    shown = (text if isinstance(text, str) else "\t".join(text) for text in texts)
+    return "\n".join(f"{a['label']}\t{a['score']:.4f}\t{text}" for a, text in zip(answers, shown, strict=True))
+
+
+def _grouped(words: Sequence[str], size: int) -> list[Any]:
+    """Return the texts, or every two of them as a pair."""
+    if len(words) % size:
+        raise UsageError(f"the task classifies pairs, but was given {len(words)} texts: give two for each pair.")
+    return list(words) if size == 1 else list(zip(words[::2], words[1::2], strict=True))
+
+
+def _read(name: str, size: int) -> list[Any]:
+    """Return the lines of a file, or of the standard input; those of pairs in two."""
+    try:
+        content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}.") from None
+    lines = content.removesuffix("\n").split("\n") if content else []
+    if not lines:
+        raise DataError(f"there are no texts in {'the standard input' if name == '-' else name}.")
+    if size == 1:
+        return [line.removesuffix("\r") for line in lines]
+    pairs = [tuple(line.removesuffix("\r").split("\t")) for line in lines]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != size:
+            raise DataError(f"{name}, line {number}: a pair is two texts with one tab between them, not {len(pair)}.")
+    return pairs

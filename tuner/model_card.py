@@ -1,0 +1,154 @@
+"""README.md of a run's folder: the model card that a shared prompt is read by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .files import write_whole
+from .presets import DEMO
+from .prompt_config import PromptConfig, read_prompt_config
+from .result import RESULT, Result, read_result
+
+CARD = "README.md"
+ALGORITHMS = {"bbt": "BBT (Sun et al., ICML 2022)", "bbtv2": "BBTv2 (Sun et al., EMNLP 2022)"}
+
+
+def write_card(folder: Path) -> None:
+    """Write the card of the prompt in a folder, with the metrics of its run if that is finished.
+
+    Raises:
+        UsageError: if there is no prompt.
+        ArtifactError: if a file is damaged, or the folder cannot be written.
+    """
+    result = read_result(folder) if (folder / RESULT).exists() else None
+    write_whole(folder / CARD, card(read_prompt_config(folder), result, str(folder)).encode())
+
+
+def card(config: PromptConfig, result: Result | None, place: str) -> str:
+    """Return the text of a card.
+
+    Args:
+        config: what the prompt belongs to.
+        result: its run's.
+        place: the folder or hub id to load it from.
+    """
+    task = config.task
+    base = base_title(config) + (f" at revision {config.base_model_revision}" if config.base_model_revision else "")
+    words = "; ".join(
+        f"{label}: {' or '.join(candidates)}"
+        for label, candidates in zip(task.labels, task.words(config.kind), strict=True)
+    )
+    facts = {
+        "base model": base,
+        "task": task.name,
+        "template": f"`{task.template(config.kind)}`",
+        "label words": words,
+        "algorithm": ALGORITHMS[config.algorithm],
+        "prompt": f"{config.n_prompt_tokens} tokens, {config.cat_or_add} mode",
+        "examples": f"{config.k_shot} per class for training, as many for development",
+        "seed": str(config.seed),
+    } | _figures(result)
+    table = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in facts.items())
+    sample = '"a text to classify"' if len(task.texts) == 1 else '("a text", "another to compare it with")'
+    return f"""{_front_matter(config)}
+# A soft prompt for {task.name}
+
+It makes a classifier of {len(task.labels)} classes ({", ".join(task.labels)}) of a frozen language model. It was tuned
+without gradients by bbt-fast; the model's weights are as they were.
+
+| | |
+|---|---|
+{table}
+
+```python
+import bbt_fast
+
+classifier = bbt_fast.load({json.dumps(place, ensure_ascii=False)})
+print(classifier([{sample}]))
+```
+"""
+
+
+def baked_card(config: PromptConfig, prefixes: Sequence[str]) -> str:
+    """Return the README of a baked folder: what it is, and code that runs it.
+
+    Args:
+        config: what the prompt belongs to.
+        prefixes: what the caller puts before each text.
+    """
+    task = config.task
+    single = len(task.texts) == 1
+    texts = '["a text to classify", "another one"]' if single else '[("a text", "another to compare it with")]'
+    spaced = ""
+    if any(prefixes):
+        texts = f"[tuple(p + t.strip() for p, t in zip({list(prefixes)!r}, pair)) for pair in {texts}]"
+        spaced = "This vocabulary spells the start of a word with a space, so the texts get theirs first. "
+    return f"""# A text classifier for {task.name}
+
+Base model: {base_title(config)}, with a soft prompt of {config.n_prompt_tokens} tokens. It is one ONNX file: token ids
+and attention mask in, the logits of {len(task.labels)} classes out ({", ".join(task.labels)}).
+The template, the prompt and the label words are inside; tokenizer.json takes raw texts. {spaced}
+It needs onnxruntime, tokenizers and numpy:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+session = onnxruntime.InferenceSession("model.onnx")
+names = json.load(open("config.json", encoding="utf-8"))["id2label"]
+
+encoded = tokenizer.encode_batch({texts})
+inputs = {{
+    "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),
+    "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
+}}
+(logits,) = session.run(["logits"], inputs)
+print([names[str(row.argmax())] for row in logits])
+```
+"""
+
+
+def _figures(result: Result | None) -> dict[str, str]:
+    """Return the rows of the table that a finished run adds."""
+    if result is None:
+        return {}
+    return {
+        f"{result.metric}, test": f"{result.tuned.test:.4f} (before tuning {result.zero_shot.test:.4f})",
+        f"{result.metric}, development": f"{result.tuned.dev:.4f} (before tuning {result.zero_shot.dev:.4f})",
+        f"{result.metric}, training": f"{result.tuned.train:.4f}",
+        "test examples": str(result.examples["test"]),
+        "evaluations": str(result.evaluations),
+        "engine": f"{result.engine} in {result.precision} on {result.device}",
+    }
+
+
+def _front_matter(config: PromptConfig) -> str:
+    """Return the lines that the hub reads."""
+    facts = {
+        "library_name": "bbt-fast",
+        "pipeline_tag": "text-classification",
+        "tags": ["bbt-fast", "black-box-tuning", "soft-prompt", config.algorithm],
+    }
+    if is_shareable(config.base_model) and config.base_model != DEMO:
+        facts["base_model"] = config.base_model
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---"
+
+
+def base_title(config: PromptConfig) -> str:
+    """Return what to call the base model in a file that others read: its hub id, or its folder's own name."""
+    if config.base_model == DEMO:
+        return "the demo model of bbt-fast"
+    return config.base_model if is_shareable(config.base_model) else Path(config.base_model).name
+
+
+def is_shareable(base_model: str) -> bool:
+    """Tell whether others have a base model too: the packaged one, or one that is no folder of this machine."""
+    return base_model == DEMO or not (Path(base_model).is_absolute() or Path(base_model).exists())

@@ -1,0 +1,77 @@
+"""bbt_config.json: what a tuned prompt belongs to, so that it can be used anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..export.errors import ArtifactError, BbtFastError, UsageError
+from ..export.families import Kind
+from .files import read_json, write_json
+from .task import Task, load_task, task_names, task_of
+from .yaml_lines import value_of
+
+PROMPT_CONFIG = "bbt_config.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt was tuned for, and on."""
+
+    base_model: str
+    """Hub id or folder of the frozen model, or "demo" for the packaged one."""
+    base_model_revision: str | None
+    """The hub's commit that it was loaded from."""
+    embeddings: str
+    """A digest of its word embeddings, by which another model of the same name is told apart."""
+    algorithm: str
+    cat_or_add: str
+    n_prompt_tokens: int
+    k_shot: int
+    seed: int
+    kind: Kind
+    """What the model was trained to do, hence which of the task's templates holds."""
+    task: Task
+
+    def write(self, folder: Path) -> None:
+        """Write it into a run's folder.
+
+        Raises:
+            ArtifactError: if the folder cannot be written.
+        """
+        content = {**vars(self), "task": self.task.as_dict(self.kind)}
+        write_json(folder / PROMPT_CONFIG, {"format": FORMAT, **content})
+
+
+def read_prompt_config(folder: Path) -> PromptConfig:
+    """Return what the prompt in a folder belongs to.
+
+    Raises:
+        UsageError: if there is none, or it was written by a later version.
+        ArtifactError: if the file is damaged.
+    """
+    path = folder / PROMPT_CONFIG
+    if not path.exists():
+        seeds = sorted(child.parent.name for child in folder.glob(f"*/{PROMPT_CONFIG}"))
+        way_out = f"give one of its seeds, such as {folder / seeds[0]}" if seeds else "give the folder of a run"
+        raise UsageError(f"{folder} holds no tuned prompt: it has no {PROMPT_CONFIG}; {way_out}.")
+    values = read_json(path)
+    version = values.pop("format", None)
+    if version != FORMAT:
+        raise UsageError(f"{path} has format {version}, but this version of bbt-fast reads {FORMAT}: update bbt-fast.")
+    try:
+        task = task_of(value_of(values.pop("task"), path, "task"), path)
+        return PromptConfig(**values, task=_packaged(task, values["kind"]))
+    except (BbtFastError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}).") from error
+
+
+def _packaged(task: Task, kind: Kind) -> Task:
+    """Return the packaged task that a saved one is, if it is: some bring data of their own."""
+    if task.name not in task_names():
+        return task
+    known = load_task(task.name)
+    same: Any = kind in known.templates and known.as_dict(kind) == task.as_dict(kind)
+    return known if same else task
