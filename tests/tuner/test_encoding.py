@@ -251,8 +251,9 @@ def test_of_two_texts_the_longer_is_cut_first(
     cut, whole, own = cut_and_whole(make_encoder, family, MRPC, (texts[0].strip(), texts[1].strip()), room)
     over = len(whole) - len(cut)
     kept = [positions[:] for positions in own]
+    short_first = sorted(kept, key=len)
     for _ in range(over):
-        kept[0 if len(kept[0]) >= len(kept[1]) else 1].pop()
+        max(short_first, key=len).pop()
     dropped = {*own[0], *own[1]} - {*kept[0], *kept[1]}
     assert cut == [token for i, token in enumerate(whole) if i not in dropped]
     if over:

@@ -3,6 +3,7 @@
 - make_options: function(algorithm="bbt", **changes) -> resolved Options of a small run
 - start: function(folder, options, engine=None, control=None, parts=None, origins=None) -> Result
 - model_folder: function(kind="roberta") -> folder of a tiny model with its tokenizer
+- tuned: function(algorithm="bbt", kind="roberta", **changes) -> folder of a finished run of a second, made once
 - small: function(**changes) -> options of a run on it, for an empty current folder
 """
 
@@ -25,6 +26,7 @@ from bbt_fast.tuner.run import Parts, Run
 from bbt_fast.tuner.run_folder import RunFolder
 from bbt_fast.tuner.setup import CUTS
 from bbt_fast.tuner.task import Preset
+from bbt_fast.tuner.tune import tune
 
 LAYERS = 3
 
@@ -92,6 +94,26 @@ def model_folder(
             make_model(kind, vocab_size=len(tokenizer)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tuned(model_folder: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that tunes a prompt for a tiny model, once for the same arguments; do not change the folder."""
+    folders: dict[str, Path] = {}
+
+    def make(algorithm: str = "bbt", kind: str = "roberta", **changes: Any) -> Path:
+        options = {
+            "model_name": model_folder(kind), "algorithm": algorithm, "engine": "torch", "precision": "fp32",
+            "device": "cpu", "popsize": 4, "budget": 24, "eval_every": 8, "n_prompt_tokens": 5, "intrinsic_dim": 10,
+            "k_shot": 4, "max_test_examples": 30,
+        }  # fmt: skip
+        key = f"{algorithm}-{kind}-{sorted(changes.items())}"
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("tuned") / "run"
+            tune(**(options | changes), output_dir=str(folders[key]))
+        return folders[key]
 
     return make
 

@@ -1,0 +1,265 @@
+"""A tuned prompt, loaded and used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import bbt_fast
+from bbt_fast.export.errors import ArtifactError, UsageError
+from bbt_fast.tuner import cli
+from bbt_fast.tuner.classifier import rows_of
+from bbt_fast.tuner.columns import Row
+from bbt_fast.tuner.demo import rows
+from bbt_fast.tuner.prompt_config import PROMPT_CONFIG, read_prompt_config
+from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
+from bbt_fast.tuner.push import push
+from bbt_fast.tuner.result import read_result
+from bbt_fast.tuner.tune import tune, tune_seeds
+
+TEXTS = [str(row["text"]) for row in rows("test")[:12]]
+
+
+def loaded(folder: Path, **changes: str) -> bbt_fast.Classifier:
+    return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("bbt", "roberta"), ("bbtv2", "bert")])
+def test_evaluate_gives_the_run_s_own_test_metric(algorithm, kind, tuned):
+    result = read_result(tuned(algorithm, kind))
+    found = loaded(tuned(algorithm, kind)).evaluate()
+    assert (found.metric, found.value) == (result.metric, result.tuned.test)
+    assert (found.examples, found.truncated) == (30, result.examples["truncated"])
+
+
+def test_predictions_have_the_pipeline_s_shape_and_keep_the_order(tuned):
+    classifier = loaded(tuned())
+    classifier.batch_size = 5
+    answers = classifier(TEXTS)
+    assert len(answers) == len(TEXTS)
+    assert len({round(answer["score"], 6) for answer in answers}) > 1
+    for text, answer in zip(TEXTS, answers, strict=True):
+        assert set(answer) == {"label", "score", "scores"}
+        assert list(answer["scores"]) == list(classifier.labels)
+        assert sum(answer["scores"].values()) == pytest.approx(1)
+        assert answer["score"] == answer["scores"][answer["label"]] == max(answer["scores"].values())
+        (alone,) = classifier(f"  {text} ")
+        assert alone["scores"] == pytest.approx(answer["scores"], abs=1e-5)
+    assert classifier([]) == []
+
+
+def test_another_engine_answers_alike(tuned):
+    expected = loaded(tuned())(TEXTS)
+    found = loaded(tuned(), engine="ort")(TEXTS)
+    for a, b in zip(expected, found, strict=True):
+        assert a["scores"] == pytest.approx(b["scores"], abs=1e-4)
+
+
+def test_texts_and_pairs_come_in_the_shapes_that_transformers_takes():
+    assert rows_of(["text"], "a") == rows_of(["text"], {"text": "a"}) == rows_of(["text"], ["a"]) == [Row("a", None, 0)]
+    pair = [Row("a", "b", 0)]
+    names = ["text_a", "text_b"]
+    assert rows_of(names, ("a", "b")) == rows_of(names, [("a", "b")]) == rows_of(names, [["a", "b"]]) == pair
+    assert rows_of(names, {"text": "a", "text_pair": "b"}) == pair
+
+
+@pytest.mark.parametrize("item", ["a", 3, {"text": "a"}, ("a", "b", "c"), ("a", None)])
+def test_what_is_no_pair_is_refused(item):
+    with pytest.raises(UsageError, match=r"classifies a pair of texts, \(first, second\), but was given"):
+        rows_of(["text_a", "text_b"], [item])
+
+
+def test_a_prompt_is_used_with_its_own_model_only(tuned, model_folder, make_model, make_tokenizer, tmp_path):
+    other = tmp_path / "other"
+    tokenizer = make_tokenizer("bpe")
+    make_model("roberta", seed=1, vocab_size=len(tokenizer)).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    assert loaded(tuned(), model_name=model_folder())
+    with pytest.raises(
+        ArtifactError, match=r"was tuned on .*, and .*other is another model: its word embeddings differ"
+    ):
+        loaded(tuned(), model_name=str(other))
+
+
+def test_a_prompt_of_another_shape_is_refused(tuned, tmp_path):
+    copy = shutil.copytree(tuned(), tmp_path / "copy")
+    prompts, about = read_prompt(copy)
+    save_prompt(copy / "prompt.safetensors", prompts[:, :3], about)
+    with pytest.raises(ArtifactError, match=r"is \[1, 3, 32\], but the model takes \[1, 5, 32\]"):
+        loaded(copy)
+
+
+def test_a_folder_without_a_prompt_or_a_damaged_one_is_refused(tuned, tmp_path):
+    with pytest.raises(UsageError, match="holds no tuned prompt: it has no bbt_config.json; give the folder of a run"):
+        loaded(tmp_path)
+    with pytest.raises(UsageError, match=r"there is no folder .*none"):
+        loaded(tmp_path / "none")
+    copy = shutil.copytree(tuned(), tmp_path / "copy")
+    (copy / PROMPT_CONFIG).write_text((copy / PROMPT_CONFIG).read_text().replace("great", "bad"))
+    with pytest.raises(ArtifactError, match="is missing or damaged: it is not as it was written"):
+        loaded(copy)
+
+
+def test_the_folder_of_several_seeds_names_one_to_take(small, tmp_path):
+    tune_seeds(**small(seeds=(8, 13), budget=4), output_dir="both")
+    with pytest.raises(UsageError, match=r"give one of its seeds, such as .*both.*seed-13"):
+        loaded(Path("both"))
+    assert loaded(Path("both/seed-8"))("a film")
+
+
+def test_a_task_of_one_s_own_travels_with_its_prompt(small, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "name: own\nlabels: [bad one, good one]\ntemplates: '{text} It was {mask} .'\nlabel_words: [bad, great]\n"
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split)[:100]))
+    result = tune(**small(task_name=str(own), data_dir=str(data), budget=4), output_dir="run")
+    own.unlink()
+    classifier = loaded(Path("run"))
+    assert classifier.config.task.labels == ("bad one", "good one")
+    assert classifier(TEXTS[0])[0]["label"] in classifier.labels
+    assert classifier.evaluate().value == result.tuned.test
+    (data / "train.jsonl").unlink()  # a test file is enough
+    assert classifier.evaluate(data).examples == 100
+
+
+class Hub:
+    """A folder in the place of the hub."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.private[repo_id] = private
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> huggingface_hub.CommitInfo:
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+        address = f"https://huggingface.co/{repo_id}/commit/1"
+        return huggingface_hub.CommitInfo(address, commit_message, "", oid="1")
+
+    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+        if not (self.folder / repo_id).exists():
+            raise OSError("no such repository")
+        return str(self.folder / repo_id)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub that is a folder, in the place of the real one."""
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_a_pushed_prompt_is_loaded_by_its_hub_id(hub, tuned, model_folder):
+    where = push(tuned(), "somebody/prompt", base_model="somebody/roberta", private=True)
+    assert where == "https://huggingface.co/somebody/prompt/commit/1"
+    assert hub.private == {"somebody/prompt": True}
+    shared = hub.folder / "somebody/prompt"
+    assert sorted(path.name for path in shared.iterdir()) == ["README.md", PROMPT_CONFIG, "prompt.safetensors"]
+    assert str(model_folder()) not in "".join(path.read_text(errors="ignore") for path in shared.iterdir())
+    assert read_prompt_config(shared).base_model == "somebody/roberta"
+    classifier = loaded("somebody/prompt", model_name=model_folder())  # type: ignore[arg-type]
+    assert classifier(TEXTS) == loaded(tuned())(TEXTS)
+    with pytest.raises(UsageError, match="somebody/else is neither a folder nor a prompt on the hub"):
+        loaded("somebody/else")  # type: ignore[arg-type]
+
+
+def test_a_prompt_for_a_model_that_nobody_else_has_is_not_pushed(hub, tuned, small):
+    with pytest.raises(UsageError, match="is a folder of this machine, which nobody else has"):
+        push(tuned(), "somebody/prompt")
+    with pytest.raises(UsageError, match="is a folder of this machine, which nobody else has"):
+        tune(**small(push_to_hub="somebody/prompt"))
+
+
+def test_tune_pushes_at_its_end_and_a_hub_that_refuses_undoes_nothing(hub, small, monkeypatch, caplog):
+    options = small(model_name="demo", budget=4, push_to_hub="somebody/demo")
+    tune(**options, output_dir="first")
+    assert (hub.folder / "somebody/demo/prompt.safetensors").exists()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(hub, "create_repo", refuse)
+    result = tune(**options, output_dir="second")
+    assert read_result(Path("second")).tuned == result.tuned
+    assert "bbt-fast push --run second somebody/demo" in caplog.text
+
+
+def test_the_card_says_what_the_prompt_is(tuned):
+    text = (tuned("bbtv2") / "README.md").read_text()
+    head = ModelCard(text).data.to_dict()
+    assert head["pipeline_tag"] == "text-classification"
+    result = read_result(tuned("bbtv2"))
+    for fact in (
+        "BBTv2",
+        "| seed | 42 |",
+        "`{text} . It was {mask} .`",
+        "negative: bad",
+        f"{result.tuned.test:.4f}",
+        "bbt_fast.load(",
+    ):
+        assert fact in text
+    assert "base_model" not in head  # a folder is no address
+
+
+@pytest.fixture
+def lines(capsys, monkeypatch):
+    def run(*words: str) -> list[str]:
+        assert cli.main(list(words)) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_predict_and_evaluate_on_the_command_line(tuned, lines, tmp_path, monkeypatch):
+    on = ["--run", str(tuned()), "--engine", "torch", "--precision", "fp32", "--device", "cpu"]
+    expected = loaded(tuned())(TEXTS)
+    assert lines("predict", *on, *TEXTS) == [
+        f"{answer['label']}\t{answer['score']:.4f}\t{text}" for text, answer in zip(TEXTS, expected, strict=True)
+    ]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS) + "\n")
+    found = [json.loads(line) for line in lines("predict", *on, "--file", str(file), "--json")]
+    assert found == [{"text": text, **answer} for text, answer in zip(TEXTS, expected, strict=True)]
+    value = read_result(tuned()).tuned.test
+    assert json.loads(lines("evaluate", *on, "--json")[0])["value"] == value
+    assert lines("evaluate", *on)[0].startswith(f"accuracy {value:.4f}, loss ")
+
+
+def test_mistakes_on_the_command_line_are_sentences(tuned, tmp_path, capsys):
+    run = ["predict", "--run", str(tuned()), "--engine", "torch", "--device", "cpu"]
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for words, message in (
+        ([*run, "a", "--file", "b"], "give texts, or --file, not both"),
+        ([*run, "--file", str(tmp_path / "none")], "cannot read"),
+        ([*run, "--file", str(empty)], "there are no texts in"),
+        (["predict", "a"], "the following arguments are required: --run"),
+        (["push", "--run", str(tmp_path), "a/b"], "holds no tuned prompt"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_prompts_of_all_layers_are_used(tuned, tmp_path):
+    copy = shutil.copytree(tuned("bbtv2"), tmp_path / "copy")
+    prompts, about = read_prompt(copy)
+    prompts[-1] += 1
+    save_prompt(copy / "prompt.safetensors", prompts, about)
+    change = torch.tensor(
+        [a["score"] - b["score"] for a, b in zip(loaded(copy)(TEXTS), loaded(tuned("bbtv2"))(TEXTS), strict=True)]
+    )
+    assert float(change.abs().max()) > 1e-4
