@@ -10,6 +10,7 @@ from ..export.errors import DeviceError, UsageError
 from .files import write_whole
 from .model_card import CARD, card, is_shareable
 from .prompt_config import read_prompt_config
+from .prompt_file import read_prompt, save_prompt
 from .result import RESULT, read_result
 from .run_folder import PROMPT
 
@@ -50,11 +51,11 @@ def push(folder: Path, repository: str, *, base_model: str | None = None, privat
     config = replace(config, base_model=base_model or config.base_model)
     check_base_model(config.base_model)
     result = read_result(folder) if (folder / RESULT).exists() else None
-    prompt = (folder / PROMPT).read_bytes()
+    prompts, about = read_prompt(folder)
     with tempfile.TemporaryDirectory() as made:
         whole = Path(made)
         config.write(whole)
-        write_whole(whole / PROMPT, prompt)
+        save_prompt(whole / PROMPT, prompts, about | {"model": config.base_model})
         write_whole(whole / CARD, card(config, result, repository).encode())
         api = huggingface_hub.HfApi()
         try:

@@ -96,7 +96,7 @@ def test_a_prompt_of_another_shape_is_refused(tuned, tmp_path):
 
 
 def test_a_folder_without_a_prompt_or_a_damaged_one_is_refused(tuned, tmp_path):
-    with pytest.raises(UsageError, match="holds no tuned prompt: it has no bbt_config.json; give the folder of a run"):
+    with pytest.raises(UsageError, match=r"holds no tuned prompt: it has no bbt_config.json; give the folder of a run"):
         loaded(tmp_path)
     with pytest.raises(UsageError, match=r"there is no folder .*none"):
         loaded(tmp_path / "none")
