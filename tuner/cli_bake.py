@@ -34,9 +34,12 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the prompt cannot be loaded or baked.
     """
+    from transformers.utils import logging as transformers_logging
+
     from .bake import bake
     from .classifier import load
 
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     classifier = load(args.run, engine="torch", precision="fp32", device="cpu", model_name=args.model_name)
     made = bake(classifier, Path(args.out), precision=args.precision, triton=args.triton)
     lines = [

@@ -96,6 +96,7 @@ It needs onnxruntime, tokenizers and numpy:
 
 ```python
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -103,7 +104,7 @@ from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
 session = onnxruntime.InferenceSession("model.onnx")
-names = json.load(open("config.json", encoding="utf-8"))["id2label"]
+names = json.loads(Path("config.json").read_text(encoding="utf-8"))["id2label"]
 
 encoded = tokenizer.encode_batch({texts})
 inputs = {{

@@ -17,8 +17,8 @@ from .options import Options
 from .presets import resolve
 from .progress import Progress, Silent
 from .prompt_file import read_prompt
-from .reporting import report_names
 from .push import check_base_model, push
+from .reporting import report_names
 from .result import Result, read_result
 from .run import Parts, Run, embeddings_digest, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed

@@ -107,7 +107,7 @@ def tuned(model_folder: Callable[..., str], tmp_path_factory: pytest.TempPathFac
         options = {
             "model_name": model_folder(kind), "algorithm": algorithm, "engine": "torch", "precision": "fp32",
             "device": "cpu", "popsize": 4, "budget": 24, "eval_every": 8, "n_prompt_tokens": 5, "intrinsic_dim": 10,
-            "k_shot": 4, "max_test_examples": 30,
+            "k_shot": 4, "max_test_examples": 30, "plots": False,
         }  # fmt: skip
         key = f"{algorithm}-{kind}-{sorted(changes.items())}"
         if key not in folders:
