@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -204,6 +206,45 @@ def test_the_table_of_engines_is_the_code_s() -> None:
     }
     assert {row for row in written if row[0] in installed} == actual
     assert {engine for engine, _, _ in written} == set(ENGINES)
+
+
+def test_the_table_of_models_is_the_code_s() -> None:
+    places = {"masked": "the mask", "seq2seq": "decoder", "decoder": "the last token"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("### Models\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| ([^`|]+) \| ([^|]+) \| (.+) \|$", table, re.M)
+    rows = [row for row in rows if not row[0].startswith(("family", "-"))]
+    assert [(name, tuple(re.findall(r"`(.+?)`", types))) for name, types, _ in rows] == [
+        (family.name, family.model_types) for family in families.FAMILIES
+    ]
+    assert all(places[family.kind] in row[2] for family, row in zip(families.FAMILIES, rows, strict=True))
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=str)
+def test_json_block_is_a_row_of_jsonl_per_line(block: Block) -> None:
+    assert all(isinstance(json.loads(line), dict) for line in block.body.splitlines())
+
+
+def test_every_picture_is_used_and_small() -> None:
+    pictures = set((ROOT / "docs" / "images").iterdir())
+    linked = [
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", without_code(page))
+        if not link.startswith("https://")
+    ]
+    assert pictures
+    assert pictures <= set(linked)
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
+def test_the_picture_of_a_run_shows_its_command_and_asks_for_nothing() -> None:
+    text = (ROOT / "docs" / "images" / "demo.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    words = " ".join("".join(element.itertext()) for element in root.iter())
+    for expected in ("bbt-fast --engine ort", "zero-shot", "evaluations in", "1000/1000"):
+        assert expected in words
+    assert set(re.findall(r"https?://[^\s\"']+", text)) == {"http://www.w3.org/2000/svg"}
 
 
 def test_ci_runs_the_readme_s_own_test_command() -> None:
