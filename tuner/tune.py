@@ -152,7 +152,7 @@ class Command:
         result = run.execute(folder, self._control, self._progress)
         write_card(folder.path)
         if options.plots:
-            from .report.plots import try_plot_run
+            from .report.drawing import try_plot_run
 
             try_plot_run(folder.path)
         return result

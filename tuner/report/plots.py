@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from io import BytesIO
 from itertools import pairwise
@@ -14,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...export.errors import BbtFastError
 from ..files import write_whole
 from .curves import Points, RunView, read_run
 
@@ -34,7 +32,6 @@ WIDTH, HEIGHT = 8.0, 3.2
 """Of a panel, in inches."""
 MANY_CLASSES = 20
 """From here on a confusion matrix has no room for its numbers."""
-logger = logging.getLogger(__name__)
 
 
 def plot_run(folder: Path) -> list[Path]:
@@ -57,18 +54,6 @@ def plot_run(folder: Path) -> list[Path]:
             write_whole(path, content.getvalue())
             paths.append(path)
     return paths
-
-
-def try_plot_run(folder: Path) -> None:
-    """Draw a finished run's plots; it has lost nothing if that fails, so a failure is only said."""
-    try:
-        plot_run(folder)
-    except (BbtFastError, OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
-        logger.warning(
-            "the plots of %s could not be drawn (%s). The run is whole; try again with: bbt-fast report %s --plots",
-            folder, error, folder,
-        )  # fmt: skip
-        logger.debug("plotting failed", exc_info=True)
 
 
 def search_plot(run: RunView) -> Figure | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from io import BytesIO
 
 import pytest
@@ -11,8 +12,9 @@ from matplotlib import image
 
 from bbt_fast import tune
 from bbt_fast.export.errors import UsageError
-from bbt_fast.tuner.report import plots
-from bbt_fast.tuner.report.plots import plot_run, try_plot_run
+from bbt_fast.tuner.report import drawing, plots
+from bbt_fast.tuner.report.drawing import try_plot_run
+from bbt_fast.tuner.report.plots import plot_run
 
 EXPECTED = {"bbt": {"search", "evolution", "confusion"}, "bbtv2": {"search", "evolution", "layers", "confusion"}}
 
@@ -52,7 +54,7 @@ def test_the_gains_of_the_layers_add_up_to_what_the_search_gained(tmp_path, make
     assert sum(plots._gains(run).values()) == pytest.approx(losses[0] - min(losses))
 
 
-@pytest.mark.parametrize("error", [ValueError("no font"), OSError(28, "no space"), UsageError("no run")])
+@pytest.mark.parametrize("error", [AttributeError("no font"), OSError(28, "no space"), UsageError("no run")])
 def test_a_plot_that_fails_is_a_warning_and_the_run_is_whole(error, small, monkeypatch, caplog):
     def fail(run):
         raise error
@@ -65,9 +67,17 @@ def test_a_plot_that_fails_is_a_warning_and_the_run_is_whole(error, small, monke
     assert not list(result.output_dir.glob("plots/*.png"))
 
 
+def test_a_matplotlib_that_does_not_load_is_a_warning_too(small, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "bbt_fast.tuner.report.plots", None)
+    with caplog.at_level(logging.WARNING):
+        result = tune(**small(plots=True), output_dir="r")
+    assert "could not be drawn" in caplog.text
+    assert (result.output_dir / "result.json").exists()
+
+
 def test_a_run_draws_its_plots_unless_told_otherwise(small, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "try_plot_run", drawn.append)
+    monkeypatch.setattr(drawing, "try_plot_run", drawn.append)
     one = tune(**small(plots=True), output_dir="a")
     tune(**small(plots=False), output_dir="b")
     assert drawn == [one.output_dir]
