@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..export.cache import read_json, write_json
+from ..export.cache import read_record, write_record
 from ..export.examples import Examples
 from ..export.families import Family
 from ..export.graphs import cast_tensor
@@ -195,13 +195,13 @@ class Engine(ABC):
         """Load a runner and compare it with PyTorch fp32, unless its files have been compared here before."""
         runner = self._load(encoded)
         record = self._parity_record(runner)
-        parity = None if record is None else Parity.from_dict(read_json(record))
+        parity = None if record is None else Parity.from_dict(read_record(record))
         if parity is None:
             parity = self._measure(runner, encoded)
             logger.info("parity of %s %s with PyTorch fp32: %s", self.name, self.precision, parity)
         parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}")
         if record is not None:
-            write_json(record, parity.as_dict())
+            write_record(record, parity.as_dict())
         self.parity = parity.as_dict()
         return runner
 

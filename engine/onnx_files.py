@@ -17,6 +17,7 @@ from ..export.cache import entry
 from ..export.errors import ArtifactError
 from ..export.graphs import OPSET, Source, onnx_from_stage, save_graph
 from ..export.model import Encoded, StagedModel
+from ..export.weights import check_weights
 
 SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 """The packages whose version shapes a graph."""
@@ -92,8 +93,10 @@ def _given_paths(given: Path, staged: StagedModel, key: dict[str, Any]) -> tuple
                 f"`python scripts/export_and_optimize.py{'' if staged.cuts == 'input' else ' --deep'}`."
             )
         try:
-            made_for = json.loads(ir.load(path).metadata_props[METADATA])
-        except (OSError, KeyError, ValueError, DecodeError) as error:
+            graph = ir.load(path)
+            made_for = dict(json.loads(graph.metadata_props[METADATA]))
+            check_weights(graph, path)
+        except (OSError, KeyError, ValueError, TypeError, RecursionError, DecodeError) as error:
             raise ArtifactError(
                 f"{path} is not a graph that scripts/export_and_optimize.py wrote ({type(error).__name__})."
             ) from error

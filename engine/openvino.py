@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..export.errors import ArtifactError
 from ..export.model import Encoded, StagedModel
 from .base import Engine
 from .cpu import computes_bf16, cpu_kind
+from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
 from .session import Runner
@@ -68,7 +70,13 @@ def _request(path: Path, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
         "ENABLE_CPU_PINNING": "NO",
     }
-    return _core().compile_model(str(path), "CPU", options).create_infer_request()
+    try:
+        return _core().compile_model(str(path), "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is gone, run the "
+            "command again: it is built anew. Else update openvino, or use another --engine."
+        ) from error
 
 
 @cache

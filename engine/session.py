@@ -11,8 +11,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..export.errors import DeviceError, NumericsError, ShapeError
+from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
+from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
 from .savings import Savings
 
@@ -122,25 +123,13 @@ class Session:
 
         Raises:
             ShapeError: if the prompts do not fit the graph or there is no such layer.
-            NumericsError: if a logit is NaN or infinite.
-            DeviceError: if the device has not enough memory for one candidate.
+            NumericsError: if a logit is NaN or infinite, also in smaller chunks.
+            DeviceError: if the engine fails, also in smaller chunks, or has not enough memory for one candidate.
         """
         self._check(prompts, layer, 3, "[P, n, H]")
         prompts = self._cast(prompts)
-        logits: Tensor | None = None
-        with torch.inference_mode():
-            entering = self._entering(prompts, layer)
-            for bucket in self._buckets:
-                answers = self._chunked(entering, len(prompts), bucket, layer)
-                if logits is None:
-                    logits = answers.new_empty(prompts.shape[0], len(self), answers.shape[2])
-                logits[:, bucket.rows] = answers
-        assert logits is not None
-        if not bool(torch.isfinite(logits).all()):
-            raise NumericsError(
-                f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
-                f"{'bf16 or fp32' if self.engine.precision == 'fp16' else 'fp32'}, or a smaller --sigma."
-            )
+        tokens = len(prompts) * max(self._tokens(bucket) for bucket in self._buckets)
+        logits = persist(self.engine, lambda: self._logits(prompts, layer), tokens)
         return logits if self._columns is None else logits[..., self._columns]
 
     def commit(self, prompt: Tensor, layer: int = 0) -> None:
@@ -171,6 +160,10 @@ class Session:
             ShapeError: if there is no such layer.
         """
         self._check_layer(layer)
+        return persist(self.engine, lambda: self._entered(layer), max(map(self._tokens, self._buckets)))
+
+    def _entered(self, layer: int) -> Tensor:
+        """Return what enters a layer for all real tokens: [T, H] float32."""
         states = []
         with torch.inference_mode():
             for bucket in self._buckets:
@@ -182,6 +175,38 @@ class Session:
                 real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
                 states.append(hidden[real].float())
         return torch.cat(states)
+
+    def _logits(self, prompts: Tensor, layer: int) -> Tensor:
+        """Answer a population on all examples, [P, N, C], and make sure that the answers are numbers.
+
+        Activations that led to a failure are forgotten: it may have been made there.
+        """
+        logits: Tensor | None = None
+        try:
+            with torch.inference_mode():
+                entering = self._entering(prompts, layer)
+                for bucket in self._buckets:
+                    answers = self._chunked(entering, len(prompts), bucket, layer)
+                    if logits is None:
+                        logits = answers.new_empty(prompts.shape[0], len(self), answers.shape[2])
+                    logits[:, bucket.rows] = answers
+            assert logits is not None
+            if not bool(torch.isfinite(logits).all()):
+                raise NumericsError(
+                    f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
+                    f"{'bf16 or fp32' if self.engine.precision == 'fp16' else 'fp32'}, or a smaller --sigma."
+                )
+        except (RuntimeError, MemoryError):
+            if self._prefix is not None:
+                self._prefix.forget(0)
+            for bucket in self._buckets:
+                bucket.rewind()
+            raise
+        return logits
+
+    def _tokens(self, bucket: Bucket) -> int:
+        """Return how many tokens a candidate has on a bucket's examples."""
+        return bucket.encoded.hidden.shape[1] * bucket.encoded.joined_length
 
     def _below(self, bucket: Bucket, layer: int) -> Tensor:
         """Return the activations [1, M, S, H] that enter a layer, running only the layers that are missing."""
@@ -206,7 +231,7 @@ class Session:
 
     def _chunked(self, entering: Sequence[Tensor], population: int, bucket: Bucket, layer: int) -> Tensor:
         """Answer the population in chunks that fit, smaller ones after the device ran out of memory: [P, M, C]."""
-        tokens = bucket.encoded.hidden.shape[1] * bucket.encoded.joined_length
+        tokens = self._tokens(bucket)
         answers: list[Tensor] = []
         done = 0
         while done < population:
@@ -215,18 +240,18 @@ class Session:
                 some = [tensor if len(tensor) == 1 else tensor[done : done + size] for tensor in entering]
                 answers.append(self._answer(some, min(size, population - done), bucket, layer))
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 size = min(size, population - done)
                 if size == 1:
-                    raise DeviceError(
+                    raise MemoryShortError(
                         f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
                         f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
                         "--precision fp16."
                     ) from error
                 self.engine.tokens_per_call = tokens * (size // 2)
                 logger.warning("out of memory: going on with %d candidates at a time", size // 2)
-                _release_memory()
+                release_memory()
                 continue
             done += size
         return torch.cat(answers)
@@ -276,14 +301,3 @@ class Session:
                 "" if self.engine.staged.cuts == "layers" else ' Load the engine with cuts="layers" for deep prompts.'
             )
             raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.{way_out}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    signs = ("out of memory", "failed to allocate", "bad_alloc", "can't allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in signs)
-
-
-def _release_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..export.cache import digest, file_digest, read_json, write_json
+from ..export.cache import digest, file_digest, read_record, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.model import Encoded, StagedModel
 from ..export.parity import Parity
@@ -84,7 +84,7 @@ class TensorRtRunner(OnnxRunner):
         logger.warning("attention by lengths fails on %s: going by masks (%s)", self._engine.queue.gpu, error)
         self._engine.masked.add(self._stages)
         if self.files.kept:
-            write_json(self._refusal, {"error": str(error)})
+            write_record(self._refusal, {"error": str(error)})
         return True
 
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
@@ -113,11 +113,11 @@ class TensorRtRunner(OnnxRunner):
             return True
         try:
             record = self._load(stage, inputs).path.with_name("parity.json")
-            parity = Parity.from_dict(read_json(record))
+            parity = Parity.from_dict(read_record(record))
             if parity is None:
                 parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
             self._engine.accept(parity, f"stage {stage} for shapes {list(hidden.shape)} and {list(prompt.shape)}")
-            write_json(record, parity.as_dict())
+            write_record(record, parity.as_dict())
         except (ParityError, DeviceError) as error:
             self._plans.pop(key, None)
             if not self.refuse_lengths(error):

@@ -23,6 +23,7 @@ import platformdirs
 from .errors import ArtifactError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "checksum"
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,17 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         ArtifactError: if the cache folder cannot be written.
     """
     folder = cache_folder() / digest(key)
-    with _writing(folder.parent), filelock.FileLock(folder.with_suffix(".lock")):
+    with _writing(folder.parent), _locked(folder):
+        for scratch in folder.parent.glob(f"{folder.name}.*/"):
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: this one has the lock
         if folder.exists():
             fault = _fault(folder, key)
             if fault is None:
                 return folder
             logger.warning("the cached graphs in %s are damaged (%s): building them again", folder, fault)
             shutil.rmtree(folder)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-            made = Path(scratch) / "entry"
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as place:
+            made = Path(place) / "entry"
             made.mkdir()
             build(made)
             files = {path.name: file_digest(path) for path in sorted(made.iterdir())}
@@ -79,19 +82,42 @@ def write_json(path: Path, value: Any) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and on the disk before it has its name."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds, or None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Keep a measurement beside an entry's files, with a digest of itself; where that fails, it is made again."""
+    try:
+        write_json(path, {**values, CHECKSUM: digest(values)})
+    except OSError as error:
+        logger.warning("cannot keep %s (%s): it will be measured again", path, error.strerror or error)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what write_record() kept, or None if there is nothing or it is damaged."""
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if isinstance(found, dict) and found.pop(CHECKSUM, None) == digest(found):
+        return found
+    logger.warning("%s is damaged: measuring again", path)
+    return None
 
 
 def _fault(folder: Path, key: Mapping[str, Any]) -> str | None:
@@ -108,6 +134,21 @@ def _fault(folder: Path, key: Mapping[str, Any]) -> str | None:
         if file_digest(path) != expected:
             return f"{name} has changed"
     return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from building an entry until the end of the block, or of this process."""
+    lock = filelock.FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info("waiting for another process that has the graphs in %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -53,12 +53,13 @@ AutoConfig.register(CPT, CptConfig)
 AutoModelForMaskedLM.register(CptConfig, CptForMaskedLM)
 
 
-def load_cpt(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_cpt(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a CPT checkpoint's encoder; the other weights are left out.
 
     Args:
         source: a hub id or folder.
         config: the BART configuration it comes with.
+        how: what else ``from_pretrained`` is told.
 
     Returns:
         The model and what `transformers` says about loading it.
@@ -75,13 +76,7 @@ def load_cpt(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]
     auto: Any = BertModel
     while True:
         bert, info = auto.from_pretrained(
-            source,
-            config=encoder,
-            add_pooling_layer=False,
-            key_mapping={ENCODER: ""},
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            source, config=encoder, add_pooling_layer=False, key_mapping={ENCODER: ""}, **how
         )
         longest = {key: shape[0] for key, shape, _ in info["mismatched_keys"] if "position_embeddings" in key}
         if not longest:

@@ -29,7 +29,7 @@ from .parts import (
 )
 
 Kind = Literal["masked", "seq2seq", "decoder"]
-Loader = Callable[[Any, Any], tuple[PreTrainedModel, dict[str, Any]]]
+Loader = Callable[[Any, Any, dict[str, Any]], tuple[PreTrainedModel, dict[str, Any]]]
 
 
 @dataclass(frozen=True)

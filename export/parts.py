@@ -57,13 +57,11 @@ def deberta_head(model: Any) -> tuple[str, ...]:
     return tuple(f"lm_predictions.lm_head.{part}" for part in ("dense", "transform_act_fn", "LayerNorm"))
 
 
-def load_deberta_v3(source: Any, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_deberta_v3(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a DeBERTa with the head of its authors' checkpoints, whose configuration does not name it."""
     config.legacy = False
     auto: Any = transformers.AutoModelForMaskedLM
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(source, config=config, **how)
     return loaded
 
 

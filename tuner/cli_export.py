@@ -9,8 +9,8 @@ from .arguments import add_options
 from .options import Options
 
 OPTIONS = (
-    "model_name", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine", "inference_framework",
-    "precision", "device",
+    "model_name", "allow_pickle", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine",
+    "inference_framework", "precision", "device",
 )  # fmt: skip
 """The options that shape a graph; the task only chooses the demo's model."""
 

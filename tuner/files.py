@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from ..export.errors import ArtifactError
 
 CHECKSUM = "checksum"
 DIGEST_LENGTH = 16
+UNFINISHED = ".tmp"
+"""How the names of files end that are being written; they begin with a dot."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -23,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -35,6 +40,36 @@ def write_whole(path: Path, content: bytes) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise unwritable(path, error) from error
+
+
+def append_line(file: FileIO, path: Path, line: bytes, *, lasting: bool = True) -> None:
+    """Add a line to an open file; where that fails, no torn line stays behind.
+
+    Args:
+        file: unbuffered, opened for appending.
+        path: its name, for the message.
+        line: with its line feed.
+        lasting: see it onto the disk, so that it lasts through a power cut.
+
+    Raises:
+        ArtifactError: if the disk is full or cannot be written.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if lasting:
+            os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise unwritable(path, error) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that no other process writes."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

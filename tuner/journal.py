@@ -7,16 +7,14 @@ kept elsewhere (metrics.jsonl), so two runs of one command have the same journal
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from ..export.errors import ArtifactError
-from .files import digest, unwritable, write_whole
+from .files import append_line, digest, unwritable, write_whole
 
 Record = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -57,15 +55,7 @@ class Journal:
         assert self._file is not None
         body = _dump(record)
         checksum = digest(self._sum.encode(), body.encode())
-        line = _dump({**record, "sum": checksum}).encode() + b"\n"
-        size = self.path.stat().st_size
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            os.truncate(self.path, size)
-            raise unwritable(self.path, error) from error
+        append_line(self._file, self.path, _dump({**record, "sum": checksum}).encode() + b"\n")
         self._sum = checksum
 
     def close(self) -> None:

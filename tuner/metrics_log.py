@@ -1,16 +1,22 @@
-"""metrics.jsonl: a run's curves, one line per generation; nothing is resumed from it but the clock."""
+"""metrics.jsonl: a run's curves, one line per generation; nothing is resumed from it but the clock.
+
+Every line ends with a digest of itself, so that a damaged figure is never shown as a measured one.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .files import unwritable, write_whole
+from .files import append_line, digest, unwritable, write_whole
 
 Line = dict[str, Any]
+SUM = "sum"
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -25,29 +31,42 @@ class MetricsLog:
         self.path = path
         try:
             self._known = _whole_lines(path.read_bytes() if path.exists() else b"")
-            write_whole(path, b"".join(_dump(line) for line in self._known))
-            self._file: FileIO = path.open("ab", buffering=0)
         except OSError as error:
             raise unwritable(path, error) from error
+        self._file = self._rewritten()
 
     def known(self, generation: int) -> Line | None:
         """Return the line that an earlier part of the run wrote for a generation."""
         return self._known[generation] if generation < len(self._known) else None
 
     def append(self, line: Line) -> None:
-        """Write a generation's line.
+        """Write a generation's line; those that stood from there on are dropped.
 
         Raises:
             ArtifactError: if the file cannot be written.
         """
-        try:
-            self._file.write(_dump({name: _finite(value) for name, value in line.items()}))
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        if line["generation"] < len(self._known):
+            logger.warning(
+                "%s tells of generations that the journal has lost: from %d on they are done again.",
+                self.path, line["generation"],
+            )  # fmt: skip
+            self._known = self._known[: line["generation"]]
+            self.close()
+            self._file = self._rewritten()
+        finite = {name: _finite(value) for name, value in line.items()}
+        append_line(self._file, self.path, _dump(finite), lasting=False)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _rewritten(self) -> FileIO:
+        """Write the known lines as a new file, and open it for more."""
+        write_whole(self.path, b"".join(map(_dump, self._known)))
+        try:
+            return self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -64,18 +83,21 @@ def _whole_lines(content: bytes) -> list[Line]:
     for text in content.splitlines():
         try:
             line = json.loads(text)
-            seconds = float(line["seconds"])
-            if line["generation"] != len(lines) or not math.isfinite(seconds):
+            known = line.pop(SUM) == _sum(line) and line["generation"] == len(lines)
+            if not (known and math.isfinite(float(line["seconds"]))):
                 break
-            _dump(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             break
         lines.append(line)
     return lines
 
 
 def _dump(line: Line) -> bytes:
-    return json.dumps(line, allow_nan=False).encode() + b"\n"
+    return json.dumps({**line, SUM: _sum(line)}).encode() + b"\n"
+
+
+def _sum(line: Line) -> str:
+    return digest(json.dumps(line, allow_nan=False).encode())
 
 
 def _finite(value: Any) -> Any:

@@ -75,6 +75,8 @@ class Options:
 
     model_name: str | None = None
     """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
+    allow_pickle: bool = False
+    """Also load weights from pickle files (pytorch_model.bin) where a model has no safetensors."""
     cat_or_add: Literal["add", "cat"] = "add"
     """add: the prompt is added to n placeholder tokens; cat: it is concatenated before the text."""
     n_prompt_tokens: int = 50

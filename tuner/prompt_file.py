@@ -16,6 +16,9 @@ from .files import CHECKSUM, digest, write_whole
 
 KEY = "prompt"
 METADATA = "bbt_fast"
+SHAPES = "[n, H] or [L, n, H]"
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""The safetensors format's names of what a prompt may be stored in."""
 
 
 def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
@@ -26,7 +29,7 @@ def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
     """
     prompts = prompts.detach().cpu().float().contiguous()
     # One entry: safetensors does not keep the order of several.
-    header = {METADATA: json.dumps({**about, CHECKSUM: _digest(prompts)}, sort_keys=True)}
+    header = {METADATA: json.dumps({**about, CHECKSUM: _digest(prompts, about)}, sort_keys=True)}
     write_whole(path, save({KEY: prompts}, metadata=header))
 
 
@@ -45,22 +48,37 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
         raise DataError(f"there is no prompt in {path}: give the folder of a run or a safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            name = KEY if KEY in names else names[0] if len(names) == 1 else None
-            prompts = None if name is None else file.get_tensor(name)
+            name = _only_prompt(path, file)
+            prompts = file.get_tensor(name).float()
             about = dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}.") from error
-    if prompts is None or prompts.ndim not in (2, 3) or not prompts.is_floating_point():
-        found = f"tensors {', '.join(names)}" if prompts is None else f"a {prompts.dtype} tensor {list(prompts.shape)}"
-        raise DataError(f"{path} holds {found}, but a prompt is one float tensor [n, H] or [L, n, H].")
-    prompts = prompts.float()
-    if about and about.pop(CHECKSUM, None) != _digest(prompts):
-        raise ArtifactError(f"{path} is damaged: its values are not those that were written.")
+    if about and about.pop(CHECKSUM, None) != _digest(prompts, about):
+        raise ArtifactError(f"{path} is damaged: its contents are not those that were written.")
     if not bool(torch.isfinite(prompts).all()):
         raise DataError(f"{path} holds NaN or infinite values.")
     return prompts.reshape(-1, *prompts.shape[-2:]), about
 
 
-def _digest(prompts: Tensor) -> str:
-    return digest(prompts.contiguous().numpy().tobytes())
+def _only_prompt(path: Path, file: Any) -> str:
+    """Return the name of a file's prompt, by what its header says: nothing is loaded before that fits.
+
+    Raises:
+        DataError: if there is no tensor that can be a prompt.
+    """
+    names = list(file.keys())
+    name = KEY if KEY in names else names[0] if len(names) == 1 else None
+    if name is None:
+        raise DataError(f"{path} holds tensors {', '.join(names)}, but a prompt is one float tensor {SHAPES}.")
+    part = file.get_slice(name)
+    shape, kind = list(part.get_shape()), part.get_dtype()
+    if len(shape) not in (2, 3) or 0 in shape or kind not in FLOATS:
+        raise DataError(f"{path} holds a {kind} tensor {shape}, but a prompt is one float tensor {SHAPES}.")
+    return name
+
+
+def _digest(prompts: Tensor, about: dict[str, Any]) -> str:
+    values = prompts.contiguous().numpy().tobytes()
+    return digest(values, json.dumps([list(prompts.shape), about], sort_keys=True).encode())

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +26,11 @@ from typing import Any
 import filelock
 
 from ..export.errors import ArtifactError, BbtFastError, UsageError
-from .files import read_json, unwritable, write_json
+from .files import read_json, sweep, unwritable, write_json
 from .journal import first_record
 from .options import Options
 from .prompt_config import PROMPT_CONFIG
+from .prompt_file import read_prompt
 from .result import RESULT
 
 CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
@@ -40,6 +42,7 @@ FREE = frozenset({
     "output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to", "push_to_hub",
 })  # fmt: skip
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -54,8 +57,15 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds a finished run."""
-        return self.result.exists()
+        """Whether it holds a finished run; one whose result is damaged can be finished again from its journal."""
+        if not self.result.exists():
+            return False
+        try:
+            read_json(self.result)
+        except ArtifactError as error:
+            logger.warning("%s It is made again from the journal.", error)
+            return False
+        return True
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -71,6 +81,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / LOCK, timeout=0)
             lock.acquire()
+            sweep(self.path)
         except filelock.Timeout:
             raise ArtifactError(
                 f"another process is running in {self.path}. Wait for it, or choose another --output_dir."
@@ -106,6 +117,11 @@ class RunFolder:
                 f"{self.path} already holds a finished run (see its {RESULT}): choose another --output_dir."
             )
         if not self.config.exists():
+            if self.journal.exists():
+                raise ArtifactError(
+                    f"{self.path} holds a run, but its {CONFIG} is missing, so its options are not known: choose "
+                    "another --output_dir."
+                )
             if others := sorted(self._names() - {STOP}):
                 raise ArtifactError(
                     f"{self.path} holds {others[0]!r}, but no run of bbt-fast: choose an empty or a new --output_dir."
@@ -121,16 +137,34 @@ class RunFolder:
             )
 
     def begin(self, options: Options) -> None:
-        """Write the configuration of a new run; an old one stays.
+        """Write the configuration of a new run; an old one stays, and what it has lost is said.
 
         Raises:
             ArtifactError: if the folder cannot be written.
         """
-        self.stop.unlink(missing_ok=True)
-        if not self.config.exists():
+        try:
+            self.stop.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.stop, error) from error
+        if self.config.exists():
+            self._say_losses()
+        else:
             write_json(self.config, identity(options))
 
+    def _say_losses(self) -> None:
+        """Warn of files that an interrupted run had and that must be made again."""
+        journal = self.journal.is_file() and self.journal.stat().st_size > 0
+        if not journal and (self.metrics.exists() or self.prompt.exists()):
+            logger.warning("%s is missing or empty: the run begins again.", self.journal)
+        try:
+            if self.prompt.exists() and not read_prompt(self.prompt)[1]:
+                raise ArtifactError(f"{self.prompt} is damaged: it does not say what it belongs to.")
+        except BbtFastError as error:
+            logger.warning("%s It is written again.", error)
+
     def _names(self) -> set[str]:
+        if not self.path.is_dir():
+            return set()
         return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
 
 
@@ -182,8 +216,8 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
 def recorded_engine(folder: Path) -> dict[str, str]:
     """Return the engine, precision and device that the run in a folder, or one of its seeds', was begun with."""
     for path in sorted([folder / JOURNAL, *folder.glob(f"*/{JOURNAL}")]):
-        header = first_record(path)
-        if header is not None:
+        header = first_record(path) or {}
+        if all(isinstance(header.get(name), str) for name in ("engine", "precision", "device")):
             return {"name": header["engine"], "precision": header["precision"], "device": header["device"]}
     return {}
 

@@ -111,6 +111,8 @@ class Search:
         self._clock = Clock()
         self._live_seconds = 0.0
         self._scored = 0
+        self._said = False
+        """Whether lost curves have been said."""
 
     def run(self) -> Found:
         """Search until the budget or a limit ends it.
@@ -177,7 +179,9 @@ class Search:
         ended = self._limit(score)
         if ended and score is None:
             score = self._develop(generation)
-        if known is None:
+        if replayed:
+            self._restore(generation, known is not None)
+        if known is None or not replayed:
             known = self._line(generation, evaluations, score)
             log.append(known)
         self._report(known)
@@ -186,6 +190,21 @@ class Search:
         if not self._replay.replaying:
             self._end_if_asked(generation, evaluations)
         return ended
+
+    def _restore(self, generation: Generation, known: bool) -> None:
+        """Say which curves are lost, and have the prompt file as it was when the run was interrupted."""
+        if not known and self._replay.replaying and not self._said:
+            self._said = True
+            logger.warning(
+                "%s is missing or damaged from generation %d on: what can be computed again is, but not the times and "
+                "the training metric.",
+                self._folder.metrics,
+                generation.index,
+            )
+        if self._kept is not None and not self._replay.replaying:
+            if not self._folder.prompt.exists():
+                logger.warning("%s is missing: it is written again.", self._folder.prompt)
+            self._save(self._kept.candidates)
 
     def _limit(self, score: Score | None) -> str | None:
         """Return the option whose limit is reached; the clock counts only once the journal is used up."""

@@ -11,6 +11,7 @@ import transformers
 from ..engine import load_engine
 from ..export.errors import UsageError
 from ..export.families import family_of
+from ..export.loading import NO_CODE, reason
 from ..export.model import Cuts, load_config, load_model
 from .data import Row, Splits, load_splits, parse_column_mapping
 from .demo import MODEL_DIR
@@ -66,7 +67,7 @@ class Setup:
         Raises:
             UsageError: if there is none of that name.
         """
-        return load_model(self._source)
+        return load_model(self._source, self.options.allow_pickle)
 
     @cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
@@ -76,11 +77,13 @@ class Setup:
             UsageError: if it has none.
         """
         try:
-            found: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._source)
-        except (OSError, ValueError) as error:
+            found: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                self._source, **NO_CODE
+            )
+        except Exception as error:  # the tokenizers' library raises plain exceptions over damaged files
             raise UsageError(
-                f"the model {self._source!r} has no tokenizer that can be loaded ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). Put its tokenizer files beside its config.json."
+                f"the model {self._source!r} has no tokenizer that can be loaded ({reason(error)}). Put its tokenizer "
+                "files beside its config.json."
             ) from error
         return found
 

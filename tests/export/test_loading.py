@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,56 @@ def test_a_loaded_cpt_can_be_saved_and_loaded_again(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "again")
     assert "lm_head.weight" not in load_file(tmp_path / "again" / "model.safetensors")
     torch.testing.assert_close(logits_of(load_model(tmp_path / "again")), logits_of(model))
+
+
+def test_pickled_weights_are_loaded_only_where_the_user_says_so(tmp_path: Path) -> None:
+    model = BertForMaskedLM(BertConfig(**SIZES)).eval()
+    model.save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"weights of .* cannot be loaded .*--allow_pickle also takes"):
+        load_model(tmp_path)
+    torch.testing.assert_close(logits_of(load_model(tmp_path, allow_pickle=True)), logits_of(model))
+
+
+class Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_cannot_run_code_even_where_it_is_allowed(tmp_path: Path) -> None:
+    BertConfig(**SIZES).save_pretrained(tmp_path)
+    torch.save({"x": Trap(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"weights of .* cannot be loaded \(UnpicklingError"):
+        load_model(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_code_beside_a_model_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}')
+    with pytest.raises(UsageError, match=r"no model .* contains custom code"):
+        load_model(tmp_path)
+    assert not (tmp_path / "trace").exists()
+
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "nonsense": lambda content: b"\x00\xff" * 40,
+    "huge": lambda content: (1 << 60).to_bytes(8, "little") + content[8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_model_is_refused_by_its_name(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        load_model(tmp_path)

@@ -119,7 +119,7 @@ def test_lines_of_others_are_not_taken(line, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    from bbt_fast.tuner import journal as module
+    from bbt_fast.tuner import files as module
 
     before = write(tmp_path / "j")
 

@@ -44,8 +44,8 @@ def test_a_file_made_elsewhere_may_hold_one_tensor(name, shape, tmp_path):
     ("tensors", "message"),
     [
         ({"a": torch.zeros(3, 8), "b": torch.zeros(3, 8)}, "holds tensors a, b, but a prompt is one float tensor"),
-        ({"a": torch.zeros(8)}, r"holds a torch.float32 tensor \[8\], but a prompt"),
-        ({"a": torch.zeros(3, 8, dtype=torch.int64)}, r"holds a torch.int64 tensor \[3, 8\], but a prompt"),
+        ({"a": torch.zeros(8)}, r"holds a F32 tensor \[8\], but a prompt"),
+        ({"a": torch.zeros(3, 8, dtype=torch.int64)}, r"holds a I64 tensor \[3, 8\], but a prompt"),
         ({"a": torch.full((3, 8), float("nan"))}, "holds NaN or infinite values"),
     ],
 )

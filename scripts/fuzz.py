@@ -1,0 +1,292 @@
+"""Feeds broken files to everything that reads files of a user's or of an earlier run.
+
+    python scripts/fuzz.py --inputs 10000
+
+Whatever the bytes, only ``BbtFastError`` may come out: a message, never a traceback. Inputs are valid files with parts
+cut, flipped, repeated, or replaced by what such files hold elsewhere, and bytes of no meaning. The first input that
+breaks a reader ends the script, shrunk to its smallest form. tests/tuner/test_fuzz.py runs a few of each target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bbt_fast.export.cache import MANIFEST, entry, read_record, write_record
+from bbt_fast.export.errors import BbtFastError
+from bbt_fast.tuner.cli_tune import read_config_file
+from bbt_fast.tuner.data import load_splits
+from bbt_fast.tuner.files import write_json
+from bbt_fast.tuner.journal import Journal
+from bbt_fast.tuner.metrics_log import MetricsLog
+from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
+from bbt_fast.tuner.result import read_result
+from bbt_fast.tuner.run_folder import read_config, recorded_engine
+from bbt_fast.tuner.task import TASKS_DIR, Task, load_task
+
+Read = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file, and who reads it."""
+
+    name: str
+    """The file's name in a folder of its own."""
+    read: Read
+    """Given the folder."""
+    valid: Callable[[Path], None]
+    """Writes a whole file to a path."""
+    pieces: tuple[str, ...] = ()
+    """What is put in the place of other parts."""
+
+    @cache  # noqa: B019 - as many as there are targets
+    def whole(self) -> bytes:
+        """Return the bytes of a whole file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / self.name
+            self.valid(path)
+            return path.read_bytes()
+
+
+JSON = ("null", "[]", "{}", "-1", "1e999", "NaN", '"\\ud800"', "9" * 400, "[" * 3000, "true", '""', ",", "\n", "\0")
+YAML = (
+    "[",
+    "{",
+    "&a",
+    "*a",
+    "!!python/name:os.system ",
+    "- ",
+    ": ",
+    "\n",
+    "'",
+    "{mask}",
+    "\t",
+    "<<: ",
+    "|",
+    "0x1F",
+    "~",
+)
+TABLE = ('"', ",", "\t", "\n", "\r", "\0", "\ufeff", "label", "text", "-1", "1e9", "é")
+ROWS = [{"text": f"a sentence about {i}", "label": i % 2} for i in range(6)]
+RECORD = {"kind": "start", "engine": "torch", "precision": "fp32", "device": "cpu"}
+
+
+def two_classes() -> Task:
+    """Return a task of two classes."""
+    return load_task("demo")
+
+
+def read_data(folder: Path) -> object:
+    """Read a folder's data as a run does; the same file serves as both splits."""
+    (path,) = folder.iterdir()
+    (folder / f"test{path.suffix}").write_bytes(path.read_bytes())
+    return load_splits(two_classes(), data_dir=folder, k_shot=1, seed=1)
+
+
+def write_rows(path: Path) -> None:
+    """Write rows in the form that a path's suffix names."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+        return
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["text", "label"], delimiter="\t" if path.suffix == ".tsv" else ",")
+    writer.writeheader()
+    writer.writerows(ROWS)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read_journal(folder: Path) -> None:
+    """Read a journal and go on with it, as a resumed run does."""
+    recorded_engine(folder)
+    with closing(Journal(folder / "journal.jsonl")) as journal:
+        journal.append(RECORD)
+
+
+def write_journal(path: Path) -> None:
+    """Write a short journal."""
+    with closing(Journal(path)) as journal:
+        for record in (RECORD, {"kind": "generation", "layer": 0, "candidates": "0", "fitness": [0.5, 1e-310, -0.0]}):
+            journal.append(record)
+
+
+def read_metrics(folder: Path) -> None:
+    """Read curves and add to them."""
+    with closing(MetricsLog(folder / "metrics.jsonl")) as log:
+        log.known(0)
+        log.append({"generation": 0, "seconds": 1.0})
+
+
+def write_metrics(path: Path) -> None:
+    """Write short curves."""
+    with closing(MetricsLog(path)) as log:
+        for generation in range(3):
+            log.append({"generation": generation, "loss": 0.5, "seconds": 0.1})
+
+
+def read_manifest(folder: Path) -> Path:
+    """Ask for a cache entry whose manifest is this one; what is not whole is built again."""
+    os.environ["BBT_FAST_CACHE"] = str(folder / "cache")
+    key = {"model": "fuzz"}
+    found = entry(key, build)
+    (found / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    found = entry(key, build)
+    if (found / "graph").read_bytes() != b"graph":
+        raise AssertionError("a damaged entry was handed out")
+    return found
+
+
+def build(folder: Path) -> None:
+    """Write a cache entry's only file."""
+    (folder / "graph").write_bytes(b"graph")
+
+
+def write_manifest(path: Path) -> None:
+    """Write the manifest of that entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["BBT_FAST_CACHE"] = folder
+        path.write_bytes((entry({"model": "fuzz"}, build) / MANIFEST).read_bytes())
+
+
+def write_prompt(path: Path) -> None:
+    """Write a prompt."""
+    save_prompt(path, torch.arange(12.0).reshape(2, 3, 2), {"model": "m", "seed": 42})
+
+
+TARGETS: Mapping[str, Target] = {
+    "task": Target(
+        "task.yaml",
+        lambda folder: load_task(folder / "task.yaml"),
+        lambda path: path.write_bytes((TASKS_DIR / "sst2.yaml").read_bytes()) and None,
+        YAML,
+    ),
+    "options": Target(
+        "options.yaml",
+        lambda folder: Options.of(**read_config_file(folder / "options.yaml")),
+        lambda path: path.write_text("task_name: demo\nbudget: 200\nseeds: [1, 2]\nsigma: 0.5\n") and None,
+        (*YAML, "budget", "1e400", "-0", "yes", "seeds"),
+    ),
+    **{suffix: Target(f"train.{suffix}", read_data, write_rows, TABLE) for suffix in ("csv", "tsv", "parquet")},
+    "jsonl": Target("train.jsonl", read_data, write_rows, (*JSON, "text", "label", '"text": 3')),
+    "journal": Target("journal.jsonl", read_journal, write_journal, JSON),
+    "metrics": Target("metrics.jsonl", read_metrics, write_metrics, JSON),
+    "config": Target("config.json", read_config, lambda path: write_json(path, Options().as_dict()), JSON),
+    "result": Target("result.json", read_result, lambda path: write_json(path, {"model": "m", "seconds": {}}), JSON),
+    "prompt": Target("prompt.safetensors", read_prompt, write_prompt, (*JSON, "F64", "BF16", '"shape":[9,9]')),
+    "manifest": Target(MANIFEST, read_manifest, write_manifest, (*JSON, "../x", '"files": {"..": "0"}')),
+    "parity": Target(
+        "parity.json",
+        lambda folder: read_record(folder / "parity.json"),
+        lambda path: write_record(path, {"spearman": 1.0}),
+        JSON,
+    ),
+}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, target: Target) -> bytes:
+    """Draw a file: a whole one with one to four changes, or bytes of no meaning."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.binary(max_size=300))
+    content = bytearray(target.whole())
+    for _ in range(draw(st.integers(1, 4))):
+        begin = draw(st.integers(0, len(content)))
+        end = min(len(content), begin + draw(st.sampled_from((0, 1, 2, 5, 20, 200))))
+        new = draw(
+            st.one_of(
+                st.sampled_from(("", *target.pieces)).map(lambda text: text.encode("utf-8", "surrogatepass")),
+                st.binary(max_size=8),
+                st.just(bytes(content[begin:end]) * 2),
+                st.sampled_from([bytes(byte ^ 1 << bit for byte in content[begin : begin + 1]) for bit in range(8)]),
+            )
+        )
+        content[begin:end] = new
+    return bytes(content)
+
+
+def feed(target: Target, content: bytes) -> bool:
+    """Let a target read a file; return whether it was refused, and let any error but ours through."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / target.name).write_bytes(content)
+        try:
+            target.read(Path(folder))
+        except BbtFastError as error:
+            if not str(error).strip():
+                raise AssertionError("an error that says nothing") from error
+            return True
+    return False
+
+
+def run(name: str, inputs: int, *, seed: int | None = None) -> tuple[int, int]:
+    """Feed a target this many inputs, the same ones for every run without a seed.
+
+    Returns:
+        How many were read, and how many refused.
+    """
+    target, counts = TARGETS[name], [0, 0]
+
+    @settings(
+        max_examples=inputs,
+        derandomize=seed is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(content=damaged(target))
+    def read_or_refuse(content: bytes) -> None:
+        counts[feed(target, content)] += 1
+
+    if seed is not None:
+        from hypothesis import seed as seeded
+
+        read_or_refuse = seeded(seed)(read_or_refuse)
+    read_or_refuse()
+    return counts[0], counts[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all targets, and say how many inputs each read and refused."""
+    parser = argparse.ArgumentParser(description="Feed broken files to everything that reads files.")
+    parser.add_argument("--inputs", type=int, default=10_000, help="in all, shared between the targets")
+    parser.add_argument("--seed", type=int, default=0, help="other inputs with another one")
+    parser.add_argument("--only", choices=TARGETS, help="one target")
+    options = parser.parse_args(argv)
+    logging.disable()  # thousands of warnings that a file is damaged
+    names = [options.only] if options.only else list(TARGETS)
+    each, total = -(-options.inputs // len(names)), 0
+    for name in names:
+        began = time.perf_counter()
+        read, refused = run(name, each, seed=options.seed)
+        total += read + refused
+        print(f"{name:10} {read:6} read  {refused:6} refused  {time.perf_counter() - began:6.1f} s", flush=True)
+    print(f"{total} inputs, and nothing but BbtFastError came out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

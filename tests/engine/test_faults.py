@@ -1,0 +1,175 @@
+"""An engine that fails in the middle: once more in smaller chunks, then an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Engine, Examples, load_engine
+from bbt_fast.engine.session import Session
+from bbt_fast.export.errors import ArtifactError, DeviceError, NumericsError, ParityError
+
+N_PROMPT_TOKENS = 5
+CUDA = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+FULL = ort_errors.RuntimeException("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9")
+
+
+@pytest.fixture
+def engine(roberta: PreTrainedModel) -> Engine:
+    return load_engine("torch", roberta, n_prompt_tokens=N_PROMPT_TOKENS, cuts="layers", precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def session(engine: Engine, roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Session:
+    return engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=3, min_length=9, max_length=9))
+
+
+@pytest.fixture
+def prompts(roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]) -> Tensor:
+    return make_prompts(roberta, 6, N_PROMPT_TOKENS)
+
+
+Answer = Callable[[Tensor], Tensor]
+
+
+def spoil(session: Session, monkeypatch: pytest.MonkeyPatch, faults: Iterator[Answer]) -> list[int]:
+    """Let one fault after the other happen in calls of a session's runner; return the sizes it is called with."""
+    sizes: list[int] = []
+    for bucket in session._buckets:
+        run = bucket.run
+
+        def faulty(
+            stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor], run: Callable[..., Tensor] = run
+        ) -> Tensor:
+            sizes.append(max(hidden.shape[0], prompt.shape[0]))
+            answer = run(stage, hidden, prompt, tensors)
+            fault = next(faults, None)
+            return answer if fault is None else fault(answer)
+
+        monkeypatch.setattr(bucket, "run", faulty)
+    return sizes
+
+
+def nan(answer: Tensor) -> Tensor:
+    return answer * float("nan")
+
+
+def failing(error: Exception) -> Answer:
+    def fail(answer: Tensor) -> Tensor:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("fault", [nan, failing(CUDA), failing(DeviceError("TensorRT could not run"))])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_single_fault_costs_one_more_try_in_smaller_chunks(
+    fault: Answer,
+    layer: int,
+    session: Session,
+    prompts: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = session.evaluate(prompts, layer)
+    session.commit(prompts[0], layer=0)
+    session.commit(torch.zeros_like(prompts[0]), layer=0)  # so that what lies below must be computed again
+    sizes = spoil(session, monkeypatch, iter([fault]))
+    torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=1e-5, rtol=0)
+    assert "torch failed: trying once more with fewer candidates at a time (" in caplog.text
+    assert sizes[-2:] == [3, 3]
+    torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=1e-5, rtol=0)
+
+
+def test_nan_again_is_an_error_that_names_a_precision(
+    session: Session, engine: Engine, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = engine.tokens_per_call
+    spoil(session, monkeypatch, iter([nan] * 1000))
+    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinite logits\. Try --precision fp32"):
+        session.evaluate(prompts)
+    assert engine.tokens_per_call == usual
+
+
+@pytest.mark.parametrize("ask", [lambda s, p: s.evaluate(p), lambda s, p: s.hidden_states(2)])
+def test_a_device_that_fails_again_is_an_error_that_says_what_to_do(
+    ask: Callable[[Session, Tensor], Tensor], session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(session, monkeypatch, iter([failing(CUDA)] * 1000))
+    message = (
+        r"torch in fp32 failed on cpu, and again with fewer candidates at a time: CUDA error: an illegal memory access "
+        r"was encountered\. A run keeps every generation that it finished: the same command, started again, goes on"
+    )
+    with pytest.raises(DeviceError, match=message) as caught:
+        ask(session, prompts)
+    assert caught.value.__cause__ is CUDA
+
+
+@pytest.mark.parametrize("error", [ArtifactError("gone"), ParityError("wrong")])
+def test_what_smaller_chunks_cannot_mend_is_said_at_once(
+    error: Exception, session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = spoil(session, monkeypatch, iter([failing(error)] * 1000))
+    with pytest.raises(type(error), match=r"^(gone|wrong)$"):
+        session.evaluate(prompts)
+    assert len(sizes) == 1
+
+
+def test_a_candidate_that_does_not_fit_is_said_without_another_round(
+    session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = spoil(session, monkeypatch, iter([failing(MemoryError())] * 1000))
+    with pytest.raises(DeviceError, match="cpu has not enough memory for one candidate on 3 texts"):
+        session.evaluate(prompts)
+    assert sizes == [6, 3, 1]
+
+
+def test_onnx_runtime_out_of_memory_means_smaller_chunks(
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    prompts: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = load_engine("ort", roberta, n_prompt_tokens=N_PROMPT_TOKENS, precision="fp32", device="cpu")
+    session = engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=1))
+    expected = session.evaluate(prompts)
+    runner = session._buckets[0].run
+    (loaded,) = runner._sessions
+    faults = iter([FULL])
+
+    class Scarce:
+        def run_with_iobinding(self, *arguments: object) -> None:
+            for fault in faults:
+                raise fault
+            loaded.run_with_iobinding(*arguments)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(loaded, name)
+
+    monkeypatch.setattr(runner, "_sessions", [Scarce()])
+    torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
+    assert "out of memory: going on with 3 candidates at a time" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_a_graph_that_is_gone_when_it_is_loaded_is_an_error_that_names_it(
+    name: str, roberta: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(name, name))
+    from bbt_fast.engine import onnx_files as module
+
+    whole = module.entry
+
+    def emptied(*arguments: object) -> object:
+        folder = whole(*arguments)
+        return folder.with_name("removed")
+
+    monkeypatch.setattr(module, "entry", emptied)
+    with pytest.raises(ArtifactError, match=r"cannot load .*removed/stage_00\.onnx: .*run the command again"):
+        load_engine(name, roberta, n_prompt_tokens=N_PROMPT_TOKENS, precision="fp32", device="cpu")

@@ -1,0 +1,50 @@
+"""The seed fixes everything: the same command twice writes the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbt_fast.tuner.cli import main
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize("engine", ["torch", "ort"])
+def test_the_same_command_twice_writes_the_same_journal(
+    algorithm: str, engine: str, options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    command = flags(options(algorithm=algorithm, engine=engine))
+    for name in ("a", "b"):
+        assert main([*command, "--output_dir", str(tmp_path / name)]) == 0
+    assert figures(tmp_path / "a") == figures(tmp_path / "b")
+
+
+def test_another_seed_writes_another_journal(options: Callable[..., Any], tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        assert main([*flags(options()), "--seed", seed, "--output_dir", str(tmp_path / seed)]) == 0
+    fitness = [
+        [json.loads(line).get("fitness") for line in (tmp_path / seed / "journal.jsonl").read_text().splitlines()]
+        for seed in ("1", "2")
+    ]
+    assert fitness[0] != fitness[1]
+
+
+def test_the_order_of_hashes_and_a_fresh_process_change_nothing(
+    options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "bbt_fast.tuner.cli", *flags(options(algorithm="bbtv2"))]
+    for name in ("0", "1"):
+        environment = os.environ | {"PYTHONHASHSEED": name, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--output_dir", str(tmp_path / name)], check=True, env=environment)
+    assert figures(tmp_path / "0") == figures(tmp_path / "1")
