@@ -76,6 +76,28 @@ def test_a_manifest_of_another_model_is_not_trusted() -> None:
     assert build.calls == 2
 
 
+def test_a_measurement_comes_back_as_it_was_kept_or_not_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "parity.json"
+    assert cache.read_record(path) is None
+    assert caplog.text == ""
+    cache.write_record(path, {"spearman": 0.99, "error": 1e-310})
+    assert cache.read_record(path) == {"spearman": 0.99, "error": 1e-310}
+    for damaged in (b"", path.read_bytes()[:-3], path.read_bytes().replace(b"0.99", b"0.98"), b"[]", b"{}"):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert cache.read_record(path) is None
+        assert f"{path} is damaged: measuring again" in caplog.text
+
+
+def test_what_a_killed_build_left_is_removed(folder: Path) -> None:
+    left = folder / f"{cache.digest(KEY)}.killed" / "entry"
+    left.mkdir(parents=True)
+    cache.entry(KEY, Builder())
+    assert not left.parent.exists()
+
+
 def test_a_failed_build_leaves_nothing_behind(folder: Path) -> None:
     def fail(scratch: Path) -> None:
         (scratch / "half.onnx").write_bytes(b"half")

@@ -103,7 +103,7 @@ def test_a_damaged_file_of_an_interrupted_run_is_repaired_or_refused(
     shutil.copytree(whole, interrupted)
     (interrupted / RESULT).unlink()
     found = {}
-    for copy, name, damage in cases(interrupted, tmp_path / "copies", damages(12)):
+    for copy, name, damage in cases(interrupted, tmp_path / "copies", damages(6)):
         found[name, damage] = check(whole, copy, name, lambda copy: start(copy, options), figures, caplog)
     assert {outcome for (name, _), outcome in found.items() if name == CONFIG} <= {"refused", "harmless"}
     assert {outcome for (name, _), outcome in found.items() if name != CONFIG} <= {"repaired", "harmless"}
@@ -122,7 +122,7 @@ def test_a_damaged_file_of_a_finished_run_is_repaired_or_refused(
     options, whole = make_options(), tmp_path / "whole"
     start(whole, options)
 
-    for copy, name, damage in cases(whole, tmp_path / "copies", damages(12)):
+    for copy, name, damage in cases(whole, tmp_path / "copies", damages(6)):
         if name == RESULT:  # which makes it unfinished
             caplog.clear()
             start(copy, options)
@@ -179,6 +179,7 @@ def test_a_damaged_cache_entry_is_built_again_and_answers_the_same(
         assert damage == "removed" or f"{Path(name).name}" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_parity_gate_s_figures_are_measured_again_if_their_file_is_damaged(
     tmp_path: Path,
     roberta: Any,

@@ -19,8 +19,10 @@ def flags(options: dict[str, Any]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
-@pytest.mark.parametrize("engine", ["torch", "ort"])
+@pytest.mark.parametrize(
+    ("engine", "algorithm"),
+    [("torch", "bbt"), ("torch", "bbtv2"), ("ort", "bbt"), pytest.param("ort", "bbtv2", marks=pytest.mark.slow)],
+)
 def test_the_same_command_twice_writes_the_same_journal(
     algorithm: str, engine: str, options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -40,6 +42,7 @@ def test_another_seed_writes_another_journal(options: Callable[..., Any], tmp_pa
     assert fitness[0] != fitness[1]
 
 
+@pytest.mark.slow
 def test_the_order_of_hashes_and_a_fresh_process_change_nothing(
     options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_run_that_fills_the_disk_stops_whole_and_goes_on_when_there_is_room(
     assert figures(tmp_path / "full") == figures(whole)
 
 
+@pytest.mark.slow
 def test_an_export_that_fills_the_disk_leaves_no_entry(
     options: Options, nursery: Callable[..., Any], tmp_path: Path
 ) -> None:
