@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from bbt_fast.tuner.journal import Journal
 from bbt_fast.tuner.metrics_log import MetricsLog
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
-from bbt_fast.tuner.result import read_result
+from bbt_fast.tuner.result import Result, read_result
 from bbt_fast.tuner.run_folder import read_config, recorded_engine
 from bbt_fast.tuner.task import TASKS_DIR, Task, load_task
 
@@ -58,6 +58,10 @@ class Target:
     """Writes a whole file to a path."""
     pieces: tuple[str, ...] = ()
     """What is put in the place of other parts."""
+    sign: Callable[[Path, dict[str, object]], None] | None = None
+    """Writes any values as a file whose sums are right, so that what reads them is reached."""
+    names: tuple[str, ...] = ()
+    """The names that such values go by."""
 
     @cache  # noqa: B019 - as many as there are targets
     def whole(self) -> bytes:
@@ -89,6 +93,14 @@ YAML = (
 TABLE = ('"', ",", "\t", "\n", "\r", "\0", "\ufeff", "label", "text", "-1", "1e9", "é")
 ROWS = [{"text": f"a sentence about {i}", "label": i % 2} for i in range(6)]
 RECORD = {"kind": "start", "engine": "torch", "precision": "fp32", "device": "cpu"}
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=6,
+)
+"""What JSON can hold."""
 
 
 def two_classes() -> Task:
@@ -149,6 +161,18 @@ def write_metrics(path: Path) -> None:
             log.append({"generation": generation, "loss": 0.5, "seconds": 0.1})
 
 
+def sign_journal(path: Path, values: dict[str, object]) -> None:
+    """Write a journal of one record."""
+    with closing(Journal(path)) as journal:
+        journal.append(values)
+
+
+def sign_metrics(path: Path, values: dict[str, object]) -> None:
+    """Write curves of one line."""
+    with closing(MetricsLog(path)) as log:
+        log.append({"generation": 0, **values})
+
+
 def read_manifest(folder: Path) -> Path:
     """Ask for a cache entry whose manifest is this one; what is not whole is built again."""
     os.environ["BBT_FAST_CACHE"] = str(folder / "cache")
@@ -193,11 +217,32 @@ TARGETS: Mapping[str, Target] = {
     ),
     **{suffix: Target(f"train.{suffix}", read_data, write_rows, TABLE) for suffix in ("csv", "tsv", "parquet")},
     "jsonl": Target("train.jsonl", read_data, write_rows, (*JSON, "text", "label", '"text": 3')),
-    "journal": Target("journal.jsonl", read_journal, write_journal, JSON),
-    "metrics": Target("metrics.jsonl", read_metrics, write_metrics, JSON),
-    "config": Target("config.json", read_config, lambda path: write_json(path, Options().as_dict()), JSON),
-    "result": Target("result.json", read_result, lambda path: write_json(path, {"model": "m", "seconds": {}}), JSON),
-    "prompt": Target("prompt.safetensors", read_prompt, write_prompt, (*JSON, "F64", "BF16", '"shape":[9,9]')),
+    "journal": Target("journal.jsonl", read_journal, write_journal, JSON, sign_journal, tuple(RECORD)),
+    "metrics": Target("metrics.jsonl", read_metrics, write_metrics, JSON, sign_metrics, ("loss", "seconds")),
+    "config": Target(
+        "config.json",
+        read_config,
+        lambda path: write_json(path, Options().as_dict()),
+        JSON,
+        write_json,
+        tuple(field.name for field in fields(Options)),
+    ),
+    "result": Target(
+        "result.json",
+        read_result,
+        lambda path: write_json(path, {"model": "m", "seconds": {}}),
+        JSON,
+        write_json,
+        tuple(field.name for field in fields(Result)),
+    ),
+    "prompt": Target(
+        "prompt.safetensors",
+        read_prompt,
+        write_prompt,
+        (*JSON, "F64", "BF16", '"shape":[9,9]'),
+        lambda path, values: save_prompt(path, torch.ones(2, 2), values),
+        ("model", "seed"),
+    ),
     "manifest": Target(MANIFEST, read_manifest, write_manifest, (*JSON, "../x", '"files": {"..": "0"}')),
     "parity": Target(
         "parity.json",
@@ -208,11 +253,22 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
+def signed(target: Target, values: dict[str, object]) -> bytes:
+    """Return a file of these values whose sums are right."""
+    assert target.sign is not None
+    with tempfile.TemporaryDirectory() as folder:
+        target.sign(Path(folder) / target.name, values)
+        return (Path(folder) / target.name).read_bytes()
+
+
 @st.composite
 def damaged(draw: st.DrawFn, target: Target) -> bytes:
-    """Draw a file: a whole one with one to four changes, or bytes of no meaning."""
-    if draw(st.integers(0, 9)) == 0:
+    """Draw a file: a whole one with one to four changes, one of other values, or bytes of no meaning."""
+    kind = draw(st.integers(0, 9))
+    if kind == 0:
         return draw(st.binary(max_size=300))
+    if kind < 4 and target.sign is not None:
+        return signed(target, draw(st.dictionaries(st.sampled_from((*target.names, "x")), VALUES, max_size=6)))
     content = bytearray(target.whole())
     for _ in range(draw(st.integers(1, 4))):
         begin = draw(st.integers(0, len(content)))

@@ -72,9 +72,13 @@ class MetricsLog:
 def read_lines(path: Path) -> list[Line]:
     """Return the lines of a log as far as they are whole and in order; none if there is no such file."""
     try:
-        return _whole_lines(path.read_bytes())
+        content = path.read_bytes()
     except OSError:
         return []
+    lines = _whole_lines(content)
+    if len(lines) < content.count(b"\n"):
+        logger.warning("%s is damaged from line %d on: the curves end there.", path, len(lines) + 1)
+    return lines
 
 
 def _whole_lines(content: bytes) -> list[Line]:

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-TIMES = ("seconds", "evals_per_s", "optimizer_overhead", "checksum")
-"""What differs between two runs of one command in result.json."""
+from bbt_fast.tuner.files import CHECKSUM
+from bbt_fast.tuner.result import MEASURED
+
 NURSERY = Path(__file__).with_name("nursery.py")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -126,7 +127,7 @@ def figures() -> Callable[[Path], tuple[Any, ...]]:
 
     def read(folder: Path) -> tuple[Any, ...]:
         result = json.loads((folder / "result.json").read_text())
-        kept = {name: value for name, value in result.items() if name not in TIMES}
+        kept = {name: value for name, value in result.items() if name not in (*MEASURED, CHECKSUM)}
         return kept, (folder / "prompt.safetensors").read_bytes(), (folder / "journal.jsonl").read_bytes()
 
     return read
