@@ -1,0 +1,75 @@
+"""An engine that fails in the middle of a run leaves the journal whole, and the run goes on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bbt_fast import tune
+from bbt_fast.engine.session import Session
+from bbt_fast.export.errors import DeviceError, NumericsError
+
+FAULTY = 7
+"""The population whose evaluation fails."""
+POPSIZE = 4
+
+
+def nan(self: Session, prompts: Tensor, layer: int, original: Callable[..., Tensor]) -> Tensor:
+    return original(self, torch.full_like(prompts, float("nan")), layer)
+
+
+def broken(self: Session, prompts: Tensor, layer: int, original: Callable[..., Tensor]) -> Tensor:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (nan, NumericsError, "returned NaN or infinite logits. Try --precision"),
+        (broken, DeviceError, r"illegal memory access.*the same command, started again, goes on from there"),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_fault_costs_a_try_or_the_generation_and_nothing_else(
+    algorithm: str,
+    fault: Callable[..., Tensor],
+    error: type[Exception],
+    message: str,
+    times: int,
+    options: Callable[..., dict[str, Any]],
+    figures: Callable[[Path], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = options(algorithm=algorithm)
+    tune(**asked, output_dir=str(tmp_path / "whole"))
+    original, calls, left = Session._logits, [0], [times]
+
+    def faulty(self: Session, prompts: Tensor, layer: int) -> Tensor:
+        calls[0] += len(prompts) == POPSIZE
+        if calls[0] >= FAULTY and left[0]:
+            left[0] -= 1
+            return fault(self, prompts, layer, original)
+        return original(self, prompts, layer)
+
+    monkeypatch.setattr(Session, "_logits", faulty)
+    if times == 2:
+        with pytest.raises(error, match=message):
+            tune(**asked, output_dir=str(tmp_path / "run"))
+        records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+        assert sum(record["kind"] == "generation" for record in records) == FAULTY - 1
+        tune(resume=str(tmp_path / "run"))
+    else:
+        tune(**asked, output_dir=str(tmp_path / "run"))
+        assert "trying once more with fewer candidates at a time" in caplog.text
+    assert figures(tmp_path / "run")[0]["tuned"] == figures(tmp_path / "whole")[0]["tuned"]
+    if times == 2:  # with smaller chunks the last digits of a loss may differ
+        assert figures(tmp_path / "run") == figures(tmp_path / "whole")
