@@ -152,7 +152,8 @@ def check_python(words: list[str]) -> None:
     """The script exists, and takes the flags; or it is the standard library's venv."""
     if words[0] != "-m":
         text = (ROOT / words[0]).read_text(encoding="utf-8")
-        assert not [word for word in words[1:] if word.startswith("--") and word.replace("-", "_") not in text]
+        flags = [word.removeprefix("--").replace("-", "_") for word in words[1:] if word.startswith("--")]
+        assert not [flag for flag in flags if flag not in text]
     else:
         assert words[1] == "venv"
 
