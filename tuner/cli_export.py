@@ -31,11 +31,14 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the model or the engine cannot be used, or the graphs are not faithful.
     """
+    from transformers.utils import logging as transformers_logging
+
     from ..export.cache import cache_folder
     from .presets import resolve
     from .setup import Setup
     from .task import load_task
 
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}
     options = Options.of(**given)
     task = load_task(options.task_name)
