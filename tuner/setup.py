@@ -16,6 +16,7 @@ from ..export.model import Cuts, load_config, load_model
 from .data import Row, Splits, load_splits, parse_column_mapping
 from .demo import MODEL_DIR
 from .encoding import Encoded, TextEncoder, longest_sequence
+from .files import digest
 from .options import Options
 from .presets import DEMO
 from .prompt_config import PromptConfig
@@ -85,7 +86,7 @@ class Setup:
                 f"the model {self._source!r} has no tokenizer that can be loaded ({reason(error)}). Put its tokenizer "
                 "files beside its config.json."
             ) from error
-        return found
+        return _shared(found)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -163,3 +164,21 @@ class Setup:
     def _source(self) -> str:
         name = str(self.options.model_name)
         return str(MODEL_DIR) if name == DEMO else name
+
+
+_tokenizers: dict[str, transformers.PreTrainedTokenizerBase] = {}
+_TOKENIZERS = 4
+
+
+def _shared(fresh: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedTokenizerBase:
+    """Return an earlier tokenizer with the same content, if this process has one.
+
+    A tokenizer that has encoded texts is not freed whole (tokenizers 0.23 keeps what a BPE model remembers of words),
+    so a process that runs many times would grow by a third of a megabyte each time.
+    """
+    if not fresh.is_fast:
+        return fresh
+    content = digest(fresh.backend_tokenizer.to_str().encode(), repr(fresh.init_kwargs).encode())
+    if content not in _tokenizers and len(_tokenizers) >= _TOKENIZERS:
+        del _tokenizers[next(iter(_tokenizers))]
+    return _tokenizers.setdefault(content, fresh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 
 from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.presets import resolve
+from bbt_fast.tuner.setup import Setup
+from bbt_fast.tuner.task import load_task
 
 
 def flags(options: dict[str, Any]) -> list[str]:
@@ -30,6 +35,23 @@ def test_the_same_command_twice_writes_the_same_journal(
     for name in ("a", "b"):
         assert main([*command, "--output_dir", str(tmp_path / name)]) == 0
     assert figures(tmp_path / "a") == figures(tmp_path / "b")
+
+
+def test_runs_of_one_process_share_a_tokenizer_of_the_same_content(
+    model: str, options: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    task = load_task("demo")
+
+    def tokenizer() -> object:
+        return Setup(resolve(Options(**options(model_name=str(folder))), task.preset), task).tokenizer
+
+    first = tokenizer()
+    assert tokenizer() is first
+    words = folder / "tokenizer.json"
+    words.write_text(words.read_text().replace("<mask>", "<gap>"))
+    assert tokenizer() is not first
 
 
 def test_another_seed_writes_another_journal(options: Callable[..., Any], tmp_path: Path) -> None:
