@@ -15,6 +15,9 @@ from bbt_fast.engine import Engine, Examples, load_engine
 N_PROMPT_TOKENS = 7
 TOLERANCE = {"electra": 2e-4}
 
+ENGINES = ["torch", pytest.param("ort", marks=pytest.mark.slow)]
+"""RoBERTa and BERT pass theirs through ONNX Runtime in test_contract.py, among the fast tests."""
+
 
 def load(engine: str, folder: Path, cuts: str) -> Engine:
     return load_engine(engine, folder, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision="fp32", device="cpu")
@@ -34,7 +37,7 @@ def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
     return torch.stack([torch.from_numpy(data[f"{what}_add_{k}"]).float() for k in range(3)])
 
 
-@pytest.mark.parametrize("engine", ["torch", "ort"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family", ["electra", "bart", "t5", "gpt2"])
 def test_a_prompt_at_the_input_answers_as_the_original_does(
     engine: str, family: str, shared_file: Callable[..., Path]
@@ -45,7 +48,7 @@ def test_a_prompt_at_the_input_answers_as_the_original_does(
     torch.testing.assert_close(logits, stacked(data, "logits"), atol=TOLERANCE.get(family, 2e-5), rtol=0)
 
 
-@pytest.mark.parametrize("engine", ["torch", "ort"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family", ["bart", "t5", "gpt2"])
 def test_a_prompt_at_any_layer_answers_as_the_original_does(
     engine: str, family: str, shared_file: Callable[..., Path]
