@@ -77,7 +77,7 @@ def options(model: str) -> Callable[..., dict[str, Any]]:
         return {
             "task_name": "demo", "model_name": model, "engine": "torch", "precision": "fp32", "device": "cpu",
             "popsize": 4, "budget": 48, "eval_every": 8, "n_prompt_tokens": 3, "intrinsic_dim": 10, "k_shot": 4,
-            "max_test_examples": 12,
+            "max_test_examples": 12, "plots": False,
         } | changes  # fmt: skip
 
     return make

@@ -21,7 +21,8 @@ from bbt_fast.tuner.task import load_task
 
 
 def flags(options: dict[str, Any]) -> list[str]:
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    del options["plots"]
+    return ["--no-plots", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 
 
 @pytest.mark.parametrize(
