@@ -33,7 +33,7 @@ test:
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow"
 
 test-slow:
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest $(PYTEST_ARGS) -m slow
 
 # The fast tests with the oldest versions that setup.cfg allows, in an environment of their own.
 check-oldest: build/oldest
