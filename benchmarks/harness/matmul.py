@@ -111,8 +111,12 @@ def _openvino(arrays: list[Any], precision: str, device: torch.device) -> Run:
     }
     core = openvino.Core()
     request = core.compile_model(core.read_model(_graph(arrays, np.float32)), "CPU", options).create_infer_request()
-    request.set_tensor("x", openvino.Tensor(arrays[0], shared_memory=True))
-    run: Run = request.infer
+    x = openvino.Tensor(arrays[0], shared_memory=True)
+    request.set_tensor("x", x)
+
+    def run() -> Any:
+        return x, request.infer()  # OpenVINO does not keep the memory that it reads: this does
+
     return run
 
 
