@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cpu import computes_bf16
+from .cpu import bf16_fault
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,4 @@ FASTEST: dict[str, tuple[Choice, ...]] = {
 
 def hardware_fault(choice: Choice, device_type: str) -> str | None:
     """Say why a choice is not worth taking on this hardware, or None."""
-    if device_type == "cpu" and choice.precision == "bf16" and not computes_bf16():
-        return "this CPU does not multiply bf16 and would emulate it slowly"
-    return None
+    return bf16_fault() if device_type == "cpu" and choice.precision == "bf16" else None

@@ -39,7 +39,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     precisions: ClassVar[dict[str, tuple[str, ...]]]
-    """What it can compute in, by device type; the first is what "auto" takes."""
+    """What it can compute in, by device type; the first that suits the hardware is what "auto" takes."""
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {}
     """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}

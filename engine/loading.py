@@ -126,7 +126,8 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
     kind = engine_class(name)
     place = _device(name, device)
     if precision == "auto":
-        precision = kind.precisions[place.type][0]
+        offered = kind.precisions[place.type]
+        precision = next((one for one in offered if not hardware_fault(Choice(name, one), place.type)), offered[0])
     precision_of(precision)
     if precision not in kind.precisions[place.type]:
         raise UsageError(

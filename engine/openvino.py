@@ -13,7 +13,7 @@ from torch import Tensor
 from ..export.errors import ArtifactError
 from ..export.model import Encoded, StagedModel
 from .base import Engine
-from .cpu import computes_bf16, cpu_kind
+from .cpu import cpu_kind
 from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
@@ -44,9 +44,7 @@ class OpenvinoEngine(Engine):
 
     name = "openvino"
     shares_prefix = True
-    precisions: ClassVar[dict[str, tuple[str, ...]]] = {
-        "cpu": ("bf16", "fp32") if computes_bf16() else ("fp32", "bf16")
-    }
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("bf16", "fp32")}
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {"bf16": torch.float32}
 
     def _load(self, encoded: Encoded) -> OpenvinoRunner:

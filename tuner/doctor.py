@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..engine.cpu import instruction_sets
+from ..engine.cpu import bf16_speedup, instruction_sets
 from ..engine.loading import ENGINES, engine_class, prospects
 from ..export.cache import cache_folder
 from ..export.errors import BbtFastError
@@ -45,6 +45,7 @@ def _hardware() -> Section:
         "system": platform.platform(),
         "CPU": f"{platform.machine()}, {torch.get_num_threads()} threads for PyTorch",
         "instruction sets": ", ".join(instruction_sets()) or "none that matter here",
+        "bf16": f"{bf16_speedup():.1f} times fp32's rate of matrix products",
     }
     if not torch.cuda.is_available():
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
@@ -59,7 +60,7 @@ def _hardware() -> Section:
 
 
 def _engines() -> Section:
-    """Say of every engine whether it is installed, and what it computes in; --precision auto takes the first."""
+    """Say of every engine whether it is installed, and in what; --precision auto takes the first that pays."""
     facts = {}
     for name in ENGINES:
         try:

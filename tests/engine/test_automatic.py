@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import ENGINES, automatic, load_engine, loading
+from bbt_fast.engine import ENGINES, automatic, cpu, load_engine, loading
 from bbt_fast.engine.base import Engine
 from bbt_fast.engine.loading import prospects
 from bbt_fast.export.errors import ParityError, UsageError
@@ -17,17 +17,17 @@ pytest.importorskip("openvino")
 
 
 @pytest.fixture
-def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "computes_bf16", lambda: True)
+def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 1.9)
 
 
 @pytest.fixture
-def emulated_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "computes_bf16", lambda: False)
+def slow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 0.54)
 
 
-@pytest.mark.usefixtures("native_bf16")
-def test_auto_takes_openvino_in_bf16_where_the_cpu_multiplies_bf16(
+@pytest.mark.usefixtures("fast_bf16")
+def test_auto_takes_openvino_in_bf16_where_that_is_faster(
     roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "bbt_fast"):
@@ -36,27 +36,34 @@ def test_auto_takes_openvino_in_bf16_where_the_cpu_multiplies_bf16(
     assert "engine auto is openvino in bf16: the fastest here that passes the parity gate" in caplog.messages
 
 
-@pytest.mark.usefixtures("emulated_bf16")
-def test_auto_leaves_bf16_alone_where_it_is_emulated(
+@pytest.mark.usefixtures("slow_bf16")
+def test_auto_leaves_bf16_alone_where_it_is_no_faster(
     roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "bbt_fast"):
         engine = load_engine("auto", roberta, n_prompt_tokens=5, device="cpu")
     assert (engine.name, engine.precision) == ("openvino", "fp32")
-    assert any("engine auto is not openvino in bf16: this CPU does not multiply bf16" in m for m in caplog.messages)
+    said = "engine auto is not openvino in bf16: this CPU multiplies matrices in bf16 at 0.5 times its rate in fp32, "
+    assert said + "so it gains nothing" in caplog.messages
 
 
-@pytest.mark.usefixtures("emulated_bf16")
-def test_bf16_that_is_asked_for_and_emulated_is_said_to_be_slow(
+@pytest.mark.usefixtures("slow_bf16")
+def test_bf16_that_is_asked_for_where_it_is_slow_is_said_to_be(
     roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     load_engine("torch", roberta, n_prompt_tokens=5, device="cpu", precision="bf16")
-    assert any(
-        "torch in bf16: this CPU does not multiply bf16 and would emulate it slowly" in m for m in caplog.messages
-    )
+    assert any("torch in bf16: this CPU multiplies matrices in bf16 at 0.5 times" in m for m in caplog.messages)
 
 
-@pytest.mark.usefixtures("native_bf16")
+@pytest.mark.parametrize(("rates", "precision"), [("fast_bf16", "bf16"), ("slow_bf16", "fp32")])
+def test_the_precision_auto_of_an_engine_is_its_first_that_pays(
+    rates: str, precision: str, roberta: PreTrainedModel, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(rates)
+    assert load_engine("openvino", roberta, n_prompt_tokens=5, device="cpu").precision == precision
+
+
+@pytest.mark.usefixtures("fast_bf16")
 def test_auto_goes_on_to_the_next_engine_when_the_gate_refuses_one(
     roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

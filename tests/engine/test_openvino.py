@@ -41,15 +41,24 @@ def test_bf16_answers_nearly_as_fp32_does_and_not_as_exactly(
     assert 1e-4 < bf16 < 0.05  # below that it would be fp32 under another name
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "native"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_f": True}, True), ({"avx512_f": True}, False)],
-)
-def test_auto_takes_bf16_only_where_the_cpu_multiplies_it(
-    capabilities: dict[str, bool], native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu, "get_capabilities", lambda: capabilities)
-    assert cpu.computes_bf16() is native
+def test_the_rate_of_bf16_is_measured_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {torch.float32: 0.010, torch.bfloat16: 0.004}
+    clock = [0.0]
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        clock[0] += times[a.dtype]
+        return a
+
+    monkeypatch.setattr(cpu, "linear", product)
+    monkeypatch.setattr(cpu.time, "perf_counter", lambda: clock[0])
+    assert cpu.bf16_speedup.__wrapped__() == pytest.approx(2.5)
+
+
+def test_bf16_pays_only_where_it_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 1.9)
+    assert cpu.bf16_fault() is None
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 1.0)
+    assert "at 1.0 times its rate in fp32" in str(cpu.bf16_fault())
 
 
 def test_a_population_is_read_and_answered_in_place(

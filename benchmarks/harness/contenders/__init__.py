@@ -7,7 +7,7 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
-from bbt_fast.engine.cpu import computes_bf16
+from bbt_fast.engine.cpu import bf16_fault
 
 from ..workload import Workload
 from .base import Contender
@@ -65,7 +65,7 @@ def usual(device: str, ablate: Sequence[str] = (), ablated: str = "") -> list[st
         low, engines = ["fp16"], ["torch-fp32", "ort-fp32", "torch-fp16", "ort-fp16", "trt-fp16"]
     else:
         low, engines = [], ["torch-fp32", "ort-fp32", "openvino-fp32"]
-        if computes_bf16():
+        if bf16_fault() is None:
             low, engines = ["bf16"], [*engines, "torch-bf16", "openvino-bf16"]
     return [
         "original",
