@@ -4,15 +4,19 @@
     python benchmarks/accuracy.py --model_name MODEL --task_name sst2 --data_dir DIR --budget 2000
     python benchmarks/accuracy.py ... --engines openvino-fp32 openvino-bf16   and what a precision changes
 
-An interrupted measurement goes on where it was if it is given the same --runs folder.
+The record is written after every run, and what it holds is not measured again: an interrupted measurement goes on where
+it was, on another machine too, and one of more seeds, algorithms or engines adds to it. With --runs the runs' folders
+are kept, and a run that was itself interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,70 +24,83 @@ from typing import Any
 import torch
 
 import bbt_fast
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
 from bbt_fast.tuner.options import Options
-from bbt_fast.tuner.result import RESULT, read_result
-from bbt_fast.tuner.seeds import SeedsResult, child_name
+from bbt_fast.tuner.result import RESULT, Result, read_result
+from bbt_fast.tuner.seeds import FIGURES, child_name
 
 ALGORITHMS = ("bbt", "bbtv2")
 SEEDS = (8, 13, 42, 50, 60)
 COLUMNS = ("zero-shot test", "dev", "test")
+ROW = ("algorithm", "engine", "budget")
+"""What a row of the table is of."""
 
 
-def measure(options: Options, algorithms: Sequence[str], engines: Sequence[str], runs: Path) -> list[dict[str, Any]]:
-    """Tune with every algorithm and engine; return a row for each.
+def measure(record: dict[str, Any], runs: Sequence[tuple[dict[str, Any], Options]]) -> Iterator[dict[str, Any]]:
+    """Tune with all options whose run a record lacks, and yield the record after each.
 
     Args:
-        options: the task, model, seeds and budget.
-        algorithms: "bbt", "bbtv2".
-        engines: engine-precision pairs, such as "ort-fp32".
-        runs: where the runs' folders go; those that are finished there are taken over.
+        record: the one to add to.
+        runs: what each row of the table is of, and the options of one of its seeds.
     """
-    rows = []
-    for name in engines:
-        engine, precision = name.split("-")
-        for algorithm in algorithms:
-            changes = {"engine": engine, "precision": precision, "algorithm": algorithm}
-            found = tuned(options.changed(**changes, output_dir=str(runs / f"{algorithm}-{name}")))
-            first = found.results[0]
-            rows.append(
-                {"algorithm": algorithm, "engine": name, "budget": first.budget, "metric": first.metric}
-                | {"examples": first.examples, "seconds": sum(result.seconds.tune for result in found.results)}
-                | {"seeds": {str(result.seed): result.tuned.test for result in found.results}}
-                | {"mean": {key: found.spreads[key].mean for key in COLUMNS}}
-                | {"std": {key: found.spreads[key].std for key in COLUMNS}}
-            )
-            say(f"{algorithm} {name}: {rows[-1]['mean']}")
-    return rows
+    for kind, options in runs:
+        row = next((row for row in record["rows"] if all(row[key] == kind[key] for key in ROW)), None)
+        if row is None:
+            row = kind | {"seeds": {}}
+            record["rows"].append(row)
+        if str(options.seed) in row["seeds"]:
+            continue
+        result = tuned(options)
+        row |= {"metric": result.metric, "examples": result.examples}
+        row["seeds"][str(options.seed)] = figures(result, options.device)
+        row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
+        say(f"{' '.join(str(kind[key]) for key in ROW)}, seed {options.seed}: {100 * result.tuned.test:.1f} %")
+        yield record
 
 
-def tuned(options: Options) -> SeedsResult:
-    """Tune and test, unless the folder holds the finished runs."""
-    folder, seeds = Path(options.output_dir or "."), options.seeds or ()
-    if not (folder / RESULT).exists():
-        return bbt_fast.tune_seeds(options)
-    return SeedsResult(tuple(read_result(folder / child_name(seed)) for seed in seeds), None, folder)
+def tuned(options: Options) -> Result:
+    """Tune and test, unless the folder holds the finished run."""
+    folder = Path(options.output_dir or ".")
+    return read_result(folder) if (folder / RESULT).exists() else bbt_fast.tune(options)
+
+
+def figures(result: Result, device: str) -> dict[str, Any]:
+    """Return what the record keeps of a run."""
+    return {
+        **{name: FIGURES[name](result) for name in COLUMNS},
+        "tune_seconds": result.seconds.tune,
+        "device": device_name(device),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown, in percent."""
-    first = record["rows"][0]
-    about, counts = record["environment"], first["examples"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    rows = [row for row in record["rows"] if row["seeds"]]
+    counts = rows[0]["examples"]
+    made = [run for row in rows for run in row["seeds"].values()]
+    about = [", ".join(dict.fromkeys(run[key] for run in made)) for key in ("device", "commit")]
+    packages = ", ".join(f"{name} {version}" for name, version in made[-1]["versions"].items())
     lines = [
         f"`{record['model']}` on {record['task']}, {counts['train']} training and {counts['dev']} development "
-        f"examples, tested on {counts['test']}; {first['metric']} in percent, mean over seeds "
-        f"{', '.join(first['seeds'])} (standard deviation). {about['device']}, {versions}; commit {about['commit']}.",
+        f"examples, tested on {counts['test']}; {rows[0]['metric']} in percent, mean over the seeds (standard "
+        f"deviation). {about[0]}, {packages}; commit {about[1]}.",
         "",
-        "| algorithm | engine | evaluations | zero-shot, test | tuned, dev | tuned, test | by seed |",
+        "| algorithm | engine | evaluations | zero-shot, test | tuned, dev | tuned, test | tuned, test, by seed |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in record["rows"]:
-        figures = [f"{100 * row['mean'][key]:.1f} ({100 * row['std'][key]:.1f})" for key in COLUMNS]
-        seeds = ", ".join(f"{100 * score:.1f}" for score in row["seeds"].values())
-        cells = (row["algorithm"], row["engine"], str(row["budget"]), *figures, seeds)
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        seeds = row["seeds"]
+        spreads = [_spread([run[key] for run in seeds.values()]) for key in COLUMNS]
+        by_seed = ", ".join(f"{seed}: {100 * run['test']:.1f}" for seed, run in seeds.items())
+        lines.append("| " + " | ".join([*(str(row[key]) for key in ROW), *spreads, by_seed]) + " |")
     return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.fmean(values):.1f} ({100 * deviation:.1f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,20 +118,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, help="keep the runs' folders here")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
-    names = ("model_name", "task_name", "data_dir", "budget", "max_test_examples", "seeds", "device")
+    names = ("model_name", "task_name", "data_dir", "budget", "max_test_examples", "device")
     options = Options.of(**{name: getattr(given, name) for name in names if getattr(given, name) is not None})
-    model = Path(given.model_name or "demo").name
+    model, task = Path(given.model_name or "demo").name, Path(given.task_name).stem
+    path = given.output or RESULTS / f"accuracy-{model}-{task}.json"
+    record = {"benchmark": "accuracy", "made": "", "model": model, "task": task, "rows": []}
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
     with nullcontext(given.runs) if given.runs else tempfile.TemporaryDirectory() as folder:
-        rows = measure(options, given.algorithms, given.engines, Path(folder))
-    record: dict[str, Any] = {
-        "benchmark": "accuracy",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment(given.device, 0),
-    }
-    record |= {"model": model, "task": Path(given.task_name).stem, "rows": rows}
-    path = given.output or RESULTS / f"accuracy-{model}-{record['task']}.json"
-    save(record, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+        runs = []
+        for engine in given.engines:
+            for algorithm in given.algorithms:
+                kind = {"algorithm": algorithm, "engine": engine, "budget": given.budget or "preset"}
+                changes = dict(zip(("engine", "precision"), engine.split("-"), strict=True)) | {"algorithm": algorithm}
+                for seed in given.seeds:
+                    place = Path(folder) / f"{algorithm}-{engine}" / child_name(seed)
+                    runs.append((kind, options.changed(**changes, seed=seed, output_dir=str(place))))
+        for measured in measure(record, runs):
+            save(measured | {"made": time.strftime("%Y-%m-%d")}, path)
+            path.with_suffix(".md").write_text(table(measured) + "\n", encoding="utf-8")
     print(table(record))
 
 
