@@ -5,10 +5,11 @@ powers, all exact and all independent of the family:
 
 - ``capture``: run a layer up to its attention and return the keys and values of all its positions;
 - ``supply``: run a layer for a few positions only, with the keys and values of all of them;
+- ``attend``: run a layer for one position only, with an attention of the caller's own;
 - ``watch``: run a layer as it is and take down its keys and values;
 - ``extend``: run a causal layer on what follows a prefix, with the prefix's keys and values.
 
-The first two compute a layer's output at the answer position alone, the others a prompt only once for many texts.
+The first three compute a layer's output at the answer position alone, the others a prompt only once for many texts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ NAME = "bbt_fast"
 
 KeysValues = tuple[Tensor, Tensor]
 """Each [B, heads, S, d]."""
+Attend = Callable[[Tensor, Tensor | None, float | None], Tensor]
+"""Takes queries [B, heads, Q, d], a mask or None, and the scores' scale or None for 1 / sqrt(d); returns what they see,
+[B, heads, Q, d]."""
 
 
 class _CapturedError(Exception):
@@ -37,6 +41,7 @@ class _CapturedError(Exception):
 
 _captured: ContextVar[list[KeysValues] | None] = ContextVar("captured", default=None)
 _supplied: ContextVar[list[tuple[KeysValues, Tensor | None]] | None] = ContextVar("supplied", default=None)
+_attend: ContextVar[list[tuple[Attend, Tensor | None]] | None] = ContextVar("attend", default=None)
 _watched: ContextVar[list[KeysValues] | None] = ContextVar("watched", default=None)
 _before: ContextVar[KeysValues | None] = ContextVar("before", default=None)
 
@@ -57,6 +62,10 @@ def _attention(
         (key, value), mask = supplied.pop()
         attention_mask = mask if attention_mask is None else attention_mask
         kwargs["is_causal"] = False
+    if attend := _attend.get():
+        own, mask = attend.pop()
+        seen = own(query, mask if attention_mask is None else attention_mask, kwargs.get("scaling"))
+        return seen.transpose(1, 2), None
     if before is not None:
         (key, value), prefix = after(before, (key, value)), before[0].shape[2]
         columns = torch.arange(key.shape[2], device=key.device)
@@ -106,6 +115,21 @@ def supply(keys_values: KeysValues, mask: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _supplied.reset(token)
+
+
+@contextmanager
+def attend(own: Attend, mask: Tensor | None) -> Iterator[None]:
+    """Let the next attention be another one; a layer's first is its self-attention.
+
+    Args:
+        own: the attention.
+        mask: as for ``supply``.
+    """
+    token = _attend.set([(own, mask)])
+    try:
+        yield
+    finally:
+        _attend.reset(token)
 
 
 @contextmanager

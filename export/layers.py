@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .attention import KeysValues, after, capture, extend, supply, watch
+from .absorb import Absorbed, absorbed
+from .attention import KeysValues, after, attend, capture, extend, supply, watch
 from .recording import Call
 
 Axes = tuple[str | None, ...]
@@ -35,6 +36,8 @@ class Layers(nn.Module):
         self.names = tuple(dict.fromkeys(name for call in self.calls for name in call.names))
         self.axes = {name: axes[name] for name in self.names if name in axes}
         self.counts, self.causal = counts, causal
+        self.absorbed: Absorbed | None = None
+        """How the last layer answers for one position without keys and values, if it can; set by absorb()."""
 
     def __len__(self) -> int:
         """Return how many layers there are."""
@@ -69,8 +72,8 @@ class Layers(nn.Module):
             states: what enters the first layer.
             named: the recorded tensors.
             before: as in forward().
-            alone: run the last layer's queries, attention output and feed-forward block at that position only, and keys
-                and values at all; nothing reads the rest.
+            alone: run the last layer's queries, attention output and feed-forward block at that position only; keys and
+                values at all, unless absorb() found that none are needed. Nothing reads the rest.
         """
         *below, (layer, call, prefix) = self._steps(before)
         for each, its_call, its_prefix in below:
@@ -79,17 +82,31 @@ class Layers(nn.Module):
         if not alone:
             with extend(prefix):
                 return take(call(layer, states, named), position, 1)[:, 0]
+        rows = dict(named) | {name: self._row(name, named[name], position) for name in call.names if name in self.axes}
+        one = take(states, position, 1)
+        if prefix is None and (own := self.absorbed) is not None:
+            seen = self._seen(position, states.shape[1])
+            with attend(lambda query, mask, scale: own(query, states, mask, scale), seen):
+                return call(layer, one, rows)[:, 0]
         keys_values, output = capture(lambda: call(layer, states, named))
         if keys_values is None:
             assert output is not None
             return take(output, position, 1)[:, 0]
         if prefix is not None:
             keys_values = after(prefix, keys_values)
-        rows = dict(named) | {name: self._row(name, named[name], position) for name in call.names if name in self.axes}
-        last = position[:, None] + keys_values[0].shape[2] - states.shape[1]
-        seen = torch.arange(keys_values[0].shape[2], device=position.device) <= last
-        with supply(keys_values, seen[:, None, None] if self.causal else None):
-            return call(layer, take(states, position, 1), rows)[:, 0]
+        length = keys_values[0].shape[2]
+        with supply(keys_values, self._seen(position + length - states.shape[1], length)):
+            return call(layer, one, rows)[:, 0]
+
+    def absorb(self, states: Tensor, named: Mapping[str, Tensor]) -> None:
+        """Find out whether the last layer can answer for one position without keys and values.
+
+        Args:
+            states: [B, S, H], an example of what enters a layer.
+            named: the recorded tensors that go with it.
+        """
+        layer, call = self.stack[-1], self.calls[-1]
+        self.absorbed = absorbed(layer, states, lambda: call(layer, states, named))
 
     def prefix(self, states: Tensor, named: Mapping[str, Tensor], *, last: bool) -> tuple[list[KeysValues], Tensor]:
         """Run the layers on a prefix [P, n, H].
@@ -116,6 +133,12 @@ class Layers(nn.Module):
     def _steps(self, before: Sequence[KeysValues]) -> list[tuple[nn.Module, Call, KeysValues | None]]:
         prefixes: Sequence[KeysValues | None] = before or [None] * len(self)
         return list(zip(self.stack, self.calls, prefixes, strict=True))
+
+    def _seen(self, position: Tensor, length: int) -> Tensor | None:
+        """Return the mask of what one position of each row may see, [B, 1, 1, length]; None for everything."""
+        if not self.causal:
+            return None
+        return (torch.arange(length, device=position.device) <= position[:, None])[:, None, None]
 
     def _row(self, name: str, tensor: Tensor, position: Tensor) -> Tensor:
         """Cut a recorded tensor to what belongs to one position's query; keys stay whole."""

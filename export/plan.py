@@ -12,7 +12,7 @@ from .anatomy import Anatomy, Recorded
 from .layers import Axes, Layers
 from .prefix import PrefixStage, TextStage
 from .prompts import Join
-from .stages import Answer, Stage
+from .stages import DECODER_STATES, ENCODER_STATES, Answer, Stage
 
 
 class Plan:
@@ -36,10 +36,19 @@ class Plan:
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The stages for whole texts."""
-        return tuple(
+        stages = tuple(
             Stage(layers, join, self._entrance(number), self._answer(number))
             for number, (layers, join) in enumerate(zip(self._cut(), self.joins, strict=True))
         )
+        recorded = self._recorded
+        examples, text, width = recorded.embedded.shape
+        states = recorded.embedded.new_zeros(examples, self.joins[0].length(text), width)
+        tensors = recorded.tensors | {ENCODER_STATES: states}
+        if (decoder := stages[-1].decoder) is None:
+            stages[-1].layers.absorb(states, tensors)
+        else:
+            decoder.absorb(tensors[DECODER_STATES], tensors)
+        return stages
 
     def shared(
         self, prefix: Tensor, tensors: Mapping[str, Tensor]

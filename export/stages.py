@@ -96,8 +96,10 @@ class Stage(nn.Module):
 
     @property
     def n_attentions(self) -> int:
-        """How many times attention runs."""
-        return len(self.layers) + (0 if self.decoder is None else 2 * len(self.decoder))
+        """How many times attention runs as such; where the last layer needs no keys and values, it does not."""
+        whole = len(self.layers) + (0 if self.decoder is None else 2 * len(self.decoder))
+        last = self.layers if self.decoder is None else self.decoder
+        return whole - (self.answers and self.alone and last.absorbed is not None)
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
         """Run the layers, and read the answer if the stage answers."""

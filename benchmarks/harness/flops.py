@@ -18,6 +18,7 @@ class Sizes:
     hidden: int
     inner: int
     layers: int
+    heads: int
     vocabulary: int
     labels: int
     causal: bool = False
@@ -27,7 +28,7 @@ class Sizes:
         """Read them from a `transformers` configuration."""
         inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
         layers, causal = config.num_hidden_layers, family_of(config).kind == "decoder"
-        return cls(config.hidden_size, inner, layers, config.vocab_size, labels, causal)
+        return cls(config.hidden_size, inner, layers, config.num_attention_heads, config.vocab_size, labels, causal)
 
 
 def round_flops(
@@ -67,14 +68,17 @@ def layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
 
 
 def last_layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
-    """Count the last layer when only the answer position is computed: keys and values for all, the rest for one."""
+    """Count the last layer when only the answer position is computed.
+
+    A masked model's attends to the hidden states themselves, once per head, with its key and value matrices applied to
+    one query; a causal one's makes keys and values of all positions.
+    """
     seen, texts = float(lengths.sum()), len(lengths)
     tokens = float((lengths - before).sum()) + before
-    return (
-        tokens * 4 * sizes.hidden**2
-        + texts * (4 * sizes.hidden**2 + 4 * sizes.hidden * sizes.inner)
-        + seen * 4 * sizes.hidden
-    )
+    answer = texts * (4 * sizes.hidden**2 + 4 * sizes.hidden * sizes.inner)
+    if sizes.causal:
+        return answer + tokens * 4 * sizes.hidden**2 + seen * 4 * sizes.hidden
+    return answer + texts * 4 * sizes.hidden**2 + seen * 4 * sizes.hidden * sizes.heads
 
 
 def head_flops(sizes: Sizes, texts: int, label_words_only: bool) -> float:

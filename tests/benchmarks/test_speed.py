@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bbt_fast.benchmarks import report, speed
 from bbt_fast.benchmarks.harness import contenders
+from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
@@ -122,8 +123,22 @@ def test_operations_are_counted_as_pytorch_counts_them(toy: Workload) -> None:
     assert counted == counter.get_total_flops()
 
 
+def test_operations_of_an_engine_are_counted_as_pytorch_counts_them(toy: Workload) -> None:
+    model = make_model("toy")
+    fast = Fast(toy, model, "torch", "fp32", ablate=["buckets"])
+    prompts = torch.zeros(toy.population, toy.n_prompt_tokens, model.config.hidden_size)
+    with FlopCounterMode(display=False) as counter:
+        fast.answer(prompts, 0)
+    sizes = Sizes.of(model.config, 2)
+    counted = round_flops(sizes, toy.lengths, (0,), toy.population, fast.savings)
+    texts = toy.population * len(toy.lengths)
+    unread = texts * 4 * sizes.hidden**2  # the answer's own key and value, which no exported graph makes
+    fused = texts * 4 * sizes.hidden * int(toy.lengths.max()) ** 2  # the first layer's attention: PyTorch counts none
+    assert counted == counter.get_total_flops() - unread + fused
+
+
 def test_reuse_halves_the_work_of_a_round_of_many_layers() -> None:
-    sizes, lengths = Sizes(64, 256, 24, 1000, 2), torch.tensor([20, 30])
+    sizes, lengths = Sizes(64, 256, 24, 4, 1000, 2), torch.tensor([20, 30])
     tuned = tuple(range(24))
     without = round_flops(sizes, lengths, tuned, 20, Savings.without("reuse"))
     assert round_flops(sizes, lengths, tuned, 20, Savings()) / without == pytest.approx(0.5, abs=0.03)

@@ -323,6 +323,25 @@ def test_texts_that_begin_differently_or_look_through_a_window_are_run_whole() -
     torch.testing.assert_close(engine_answers(engine, examples, prompts), expected, atol=2e-5, rtol=2e-5)
 
 
+MADE_OF_WHAT_ENTERS = {"roberta", "xlm-roberta", "bert", "electra", "albert", "distilbert", "cpt", "bart"}
+"""Whose keys and values are linear maps of a layer's input: no norm, no rotation and no bias of positions between."""
+
+
+@pytest.mark.parametrize("mode", ["add", "cat"])
+@pytest.mark.parametrize(("family", "model_type"), ROWS)
+def test_the_last_layer_does_without_keys_and_values_where_they_are_made_of_its_input(
+    family: Family, model_type: str, mode: str
+) -> None:
+    engine = load_tiny("torch", family, model_type, mode, "layers", ("buckets",))
+    stage = engine.staged.encode(texts(family, mode)).stages[-1]
+    answering = stage.layers if stage.decoder is None else stage.decoder
+    assert (answering.absorbed is not None) is (model_type in MADE_OF_WHAT_ENTERS)
+    whole = load_tiny("torch", family, model_type, mode, "layers", ("buckets", "answer_only"))
+    examples, prompts = texts(family, mode, (20, 7, 13), seed=2), draw(engine, 3)  # of one bucket, so padded and masked
+    answers = [each.open(examples).evaluate(prompts, engine.n_layers - 1) for each in (engine, whole)]
+    torch.testing.assert_close(*answers, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("cuts", ["input", "layers"])
 def test_the_savings_change_nothing_for_an_encoder_decoder_model(cuts: str) -> None:
     for model_type in ("bart", "t5"):

@@ -27,11 +27,22 @@ def graphs(model: PreTrainedModel, mode: str, cuts: str, precision: str = "fp32"
 
 
 @pytest.mark.parametrize("mode", ["add", "cat"])
-def test_every_layer_has_exactly_one_attention_node(masked_model: PreTrainedModel, mode: str) -> None:
+def test_every_layer_but_the_last_has_exactly_one_attention_node(masked_model: PreTrainedModel, mode: str) -> None:
     layers = masked_model.config.num_hidden_layers
     whole = graphs(masked_model, mode, "input")
-    assert [node_counts(path)["Attention"] for path in whole] == [layers]
-    assert [node_counts(path)["Attention"] for path in graphs(masked_model, mode, "layers")] == [1] * layers
+    assert [node_counts(path)["Attention"] for path in whole] == [layers - 1]
+    assert [node_counts(path)["Attention"] for path in graphs(masked_model, mode, "layers")] == [1] * (layers - 1) + [0]
+
+
+def test_the_last_layer_makes_no_keys_and_values(roberta: PreTrainedModel) -> None:
+    last = onnx.load(graphs(roberta, "add", "layers")[-1])
+    attention = roberta.roberta.encoder.layer[-1].attention.self
+    weights = {onnx.numpy_helper.to_array(one).tobytes(): one.name for one in last.graph.initializer}
+    query = weights[attention.query.weight.T.contiguous().numpy().tobytes()]
+    whole = [weights.get(one.weight.T.contiguous().numpy().tobytes()) for one in (attention.key, attention.value)]
+    products = {name for node in last.graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
+    assert query in products
+    assert not products & set(whole)
 
 
 def test_layer_norms_and_gelus_stay_whole_for_the_fused_kernels(roberta: PreTrainedModel) -> None:
@@ -39,7 +50,8 @@ def test_layer_norms_and_gelus_stay_whole_for_the_fused_kernels(roberta: PreTrai
     layers = roberta.config.num_hidden_layers
     assert counts["LayerNormalization"] == 2 * layers + 1
     assert counts["Gelu"] == layers + 1
-    assert not {"Softmax", "Erf", "Pow", "If", "Loop", "Where"} & set(counts)
+    assert counts["Softmax"] == 1  # of the answer's position
+    assert not {"Erf", "Pow", "If", "Loop", "Where"} & set(counts)
 
 
 def test_the_graph_of_one_mode_holds_no_node_of_the_other(roberta: PreTrainedModel) -> None:
