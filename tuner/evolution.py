@@ -4,21 +4,50 @@ pycma seeds numpy's global generator when a strategy is made and draws from it e
 strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0's is
 the one that the original's BBT draws from (``RandomState(seed)``), number for number; deeper layers have streams
 derived from (seed, layer), which is where a BBTv2 run departs from the original's.
+
+numpy's matrix routines run on one thread here. How many there are changes their last bits, the eigenvectors of a
+covariance that is still nearly round turn by any angle on these, and a run could then be resumed only with as many
+threads as it began with. One is also the faster: the engine's threads want the same cores.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from .generation import Array
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
     import cma
+
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+@cache
+def _numpy_threads() -> ThreadpoolController:
+    """Return what sets the threads of numpy's own matrix library, and of no engine's."""
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def on_one_thread(work: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Have a function's matrix routines run on one thread."""
+
+    @wraps(work)
+    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        with _numpy_threads().limit(limits=1):
+            return work(*arguments, **named)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -67,12 +96,14 @@ class Evolution:
         self._strategy = cma.CMAEvolutionStrategy(dim * [0.0], sigma, options)
         self._asked: list[Array] = []
 
+    @on_one_thread
     def ask(self) -> Asked:
         """Draw the next generation."""
         self._asked = self._strategy.ask()
         axes = self._strategy.D
         return Asked(np.stack(self._asked), float(self._strategy.sigma), float(axes.max() / axes.min()))
 
+    @on_one_thread
     def tell(self, fitness: Array) -> None:
         """Report the fitness, [P], of the candidates asked for last; less is better."""
         self._strategy.tell(self._asked, fitness.tolist())

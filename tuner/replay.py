@@ -93,6 +93,7 @@ class Replay:
 
     def _foreign(self, why: str) -> ArtifactError:
         return ArtifactError(
-            f"{self._journal.path}, line {self._line}, cannot be replayed: {why}. It was written by other versions of "
-            "bbt-fast, cma or numpy, or by hand. Start again in another --output_dir."
+            f"{self._journal.path}, line {self._line}, cannot be replayed: {why}. It was written on another kind of "
+            "CPU, by other versions of bbt-fast, cma or numpy, or by hand. Go on where it was written, or start again "
+            "in another --output_dir."
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import cma
 import numpy as np
 import pytest
@@ -72,3 +76,31 @@ def test_the_first_generation_has_the_step_size_asked_for():
     assert asked.axis_ratio == pytest.approx(1.0, abs=0.01)
     assert asked.candidates.std() == pytest.approx(0.7, rel=0.05)
     assert abs(asked.candidates.mean()) < 0.02
+
+
+SEARCH = """
+import hashlib
+import numpy as np
+from bbt_fast.tuner.evolution import Evolution
+evolution, digest = Evolution(300, 1.0, 20, 20, seed=42), hashlib.sha256()
+for _ in range(12):
+    candidates = evolution.ask().candidates
+    digest.update(candidates.tobytes())
+    evolution.tell(((candidates - 0.3) ** 2).sum(axis=1))
+print(digest.hexdigest())
+"""
+
+
+def test_how_many_threads_numpy_has_changes_no_candidate():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", SEARCH],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert len(found[0].strip()) == 64
+    assert found[0] == found[1]
