@@ -2,10 +2,12 @@
 
     python benchmarks/fidelity.py                                             the demo
     python benchmarks/fidelity.py --model_name MODEL --task_name sst2 --data_dir DIR
+    python benchmarks/fidelity.py ... --runs DIR                              the searches of accuracy.py --runs DIR
 
 Populations are those of BBT and BBTv2 searches in fp32: first generations ("random") and later ones ("cma"). Each is
-answered by PyTorch in fp32 and by every engine; the figures are about the candidates' losses. ``ort-int8`` is not an
-engine of bbt-fast: it is here to show why. What a precision does to whole runs is measured by accuracy.py.
+answered by PyTorch in fp32 and by every engine; the figures are about the candidates' losses. With --runs the searches
+are not made again: their journals tell which candidates came. ``ort-int8`` is not an engine of bbt-fast: it is here to
+show why. What a precision does to whole runs is measured by accuracy.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from unittest.mock import patch
 
 import torch
 
-from bbt_fast.benchmarks.harness.fidelity import figures, populations, summary
+from bbt_fast.benchmarks.harness.fidelity import figures, generations, populations, summary
 from bbt_fast.benchmarks.harness.quantized import QuantizedOrtEngine
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
 from bbt_fast.engine import Engine, Savings, load_engine
@@ -28,6 +30,7 @@ from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
+from bbt_fast.tuner.seeds import child_name
 from bbt_fast.tuner.setup import CUTS, Setup
 from bbt_fast.tuner.task import load_task
 
@@ -43,10 +46,14 @@ ENGINES = {
 class Case:
     """A seed's few-shot examples, the populations of a search on them, and the reference's answers."""
 
-    def __init__(self, setup: Setup, search: Engine, reference: Engine, algorithm: str, seed: int) -> None:
+    def __init__(
+        self, setup: Setup, search: Engine, reference: Engine, algorithm: str, seed: int, runs: Path | None
+    ) -> None:
         """Search, and let the reference answer."""
         self.data = setup.encode(setup.splits(seed)).train
-        self.populations = populations(search, self.data, algorithm, seed, WANTED[algorithm])
+        folder = runs and next(runs.glob(f"{algorithm}-*-fp32/{child_name(seed)}"))
+        journal = generations(folder) if folder else []
+        self.populations = populations(search, self.data, algorithm, seed, WANTED[algorithm], journal)
         session = reference.open(self.data.examples)
         self.expected = [population.logits(session) for population in self.populations]
 
@@ -59,7 +66,9 @@ class Case:
         ]
 
 
-def measure(setup: Setup, algorithm: str, names: Sequence[str], seeds: Sequence[int], device: str) -> dict[str, Any]:
+def measure(
+    setup: Setup, algorithm: str, names: Sequence[str], seeds: Sequence[int], device: str, runs: Path | None = None
+) -> dict[str, Any]:
     """Return each engine's figures on the populations of some seeds."""
 
     def load(engine: str, precision: str) -> Engine:
@@ -71,7 +80,7 @@ def measure(setup: Setup, algorithm: str, names: Sequence[str], seeds: Sequence[
         )
 
     search, reference = load("auto", "fp32"), load("torch", "fp32")
-    cases = [Case(setup, search, reference, algorithm, seed) for seed in seeds]
+    cases = [Case(setup, search, reference, algorithm, seed, runs) for seed in seeds]
     found: dict[str, Any] = {}
     for name in names:
         try:
@@ -126,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--engines", nargs="+", help="engine-precision pairs; without it all of the device")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--runs", type=Path, help="take the searches from the journals that accuracy.py left here")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     names = {name: getattr(given, name) for name in ("model_name", "task_name", "data_dir")}
@@ -137,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for algorithm in given.algorithms:
         wanted = Options.of(**{key: value for key, value in names.items() if value}, algorithm=algorithm)
         options = resolve(wanted, task.preset)
-        record["fidelity"][algorithm] = measure(Setup(options, task), algorithm, engines, given.seeds, given.device)
+        setup = Setup(options, task)
+        record["fidelity"][algorithm] = measure(setup, algorithm, engines, given.seeds, given.device, given.runs)
     path = given.output or RESULTS / f"fidelity-{Path(record['model']).name}-{task.name}.json"
     record["model"] = Path(record["model"]).name
     save(record, path)

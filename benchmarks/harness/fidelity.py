@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,7 @@ from bbt_fast.tuner.bbt import bbt
 from bbt_fast.tuner.bbtv2 import bbtv2
 from bbt_fast.tuner.encoding import Encoded
 from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.files import digest
 from bbt_fast.tuner.generation import Array, Scores
 from bbt_fast.tuner.losses import cross_entropy_loss
 from bbt_fast.tuner.metrics import METRICS
@@ -56,6 +60,8 @@ class Watch:
     projections: Sequence[Projection]
     seed: int
     wanted: set[int]
+    journal: Sequence[dict[str, Any]] = ()
+    """The generations of a run that searched so; without it the session answers."""
     kept: list[Population] = field(default_factory=list)
     committed: dict[int, Tensor] = field(default_factory=dict)
     generation: int = 0
@@ -66,6 +72,12 @@ class Watch:
         if self.generation in self.wanted:
             kind = "cma" if self.generation >= len(self.projections) else "random"
             self.kept.append(Population(kind, self.seed, self.generation, layer, prompts, dict(self.committed)))
+        if self.journal:
+            record = self.journal[self.generation]
+            if record["candidates"] != digest(candidates.tobytes()):
+                raise ValueError(f"generation {self.generation} of the journal is of another search")
+            self.generation += 1
+            return Scores(np.array(record["fitness"]), float("nan"))
         self.generation += 1
         logits = self.session.evaluate(prompts, layer)
         return Scores(cross_entropy_loss(logits, self.labels, METRICS["accuracy"]).double().cpu().numpy(), float("nan"))
@@ -76,10 +88,23 @@ class Watch:
         self.session.commit(self.committed[layer], layer)
 
 
+def generations(folder: Path) -> list[dict[str, Any]]:
+    """Return the generations in the journal of a run's folder."""
+    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record.get("kind") == "generation"]
+
+
 def populations(
-    engine: Engine, data: Encoded, algorithm: str, seed: int, wanted: set[int], dim: int = 500, popsize: int = 20
+    engine: Engine,
+    data: Encoded,
+    algorithm: str,
+    seed: int,
+    wanted: set[int],
+    journal: Sequence[dict[str, Any]] = (),
+    dim: int = 500,
+    popsize: int = 20,
 ) -> list[Population]:
-    """Search with an engine and return the populations of the generations wanted (0 is the first)."""
+    """Search with an engine, or as a journal tells, and return the populations of the generations wanted (0 first)."""
     session = engine.open(data.examples)
     sigma, alpha = SIGMA_ALPHA[algorithm]
     layers = range(engine.staged.n_stages)
@@ -90,7 +115,7 @@ def populations(
     scales = [normal_scale(spread, dim, alpha, sigma) for spread in spreads]
     origin = torch.zeros(engine.n_prompt_tokens, engine.hidden_size)
     projections = draw_projections("normal", seed, dim, scales, [origin] * len(layers), engine.device)
-    watch = Watch(session, data.labels.to(engine.device), projections, seed, wanted)
+    watch = Watch(session, data.labels.to(engine.device), projections, seed, wanted, journal)
     last = max(wanted) + 1
     evolutions = [Evolution(dim, sigma, popsize, last, seed=seed, layer=layer) for layer in layers]
     for _ in SEARCHES[algorithm](watch, evolutions, last):

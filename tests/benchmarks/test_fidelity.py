@@ -1,0 +1,55 @@
+"""How faithfully a precision ranks populations: those of a small search, and the same ones from its journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bbt_fast
+from bbt_fast.benchmarks import fidelity
+from bbt_fast.benchmarks.harness.fidelity import generations, populations
+from bbt_fast.engine import Session
+from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.presets import resolve
+from bbt_fast.tuner.setup import Setup
+from bbt_fast.tuner.task import load_task
+
+SMALL = {"engine": "torch", "precision": "fp32", "device": "cpu", "seed": 8, "budget": 60, "max_test_examples": 20}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What accuracy.py leaves of three generations."""
+    folder = tmp_path_factory.mktemp("runs")
+    bbt_fast.tune(**SMALL, plots=False, output_dir=str(folder / "bbt-torch-fp32" / "seed-8"))
+    return folder
+
+
+def test_a_journal_leads_to_the_populations_of_its_search(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("demo")
+    setup = Setup(resolve(Options.of(**SMALL), task.preset), task)
+    engine, data = setup.load_engine({}), setup.encode(setup.splits(8)).train
+    made = populations(engine, data, "bbt", 8, {0, 2})
+    monkeypatch.setattr(Session, "evaluate", None)
+    journal = generations(runs / "bbt-torch-fp32" / "seed-8")
+    told = populations(engine, data, "bbt", 8, {0, 2}, journal)
+    assert [population.kind for population in told] == ["random", "cma"]
+    for one, other in zip(made, told, strict=True):
+        assert torch.equal(one.prompts, other.prompts)
+    with pytest.raises(ValueError, match="generation 0 of the journal is of another search"):
+        populations(engine, data, "bbt", 9, {0, 2}, journal)
+
+
+def test_the_command_writes_a_record_and_a_table(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "WANTED", {"bbt": {0, 2}, "bbtv2": {0}})
+    path = tmp_path / "record.json"
+    small = ["--algorithms", "bbt", "--engines", "torch-bf16", "--seeds", "8", "--device", "cpu"]
+    fidelity.main([*small, "--runs", str(runs), "--output", str(path)])
+    found = json.loads(path.read_text(encoding="utf-8"))["fidelity"]["bbt"]["torch-bf16"]
+    assert set(found["summary"]) == {"random", "cma"}
+    assert 0.5 < found["summary"]["random"]["spearman"] <= 1
+    assert 0 < found["summary"]["cma"]["mean_loss_error"] < found["summary"]["cma"]["loss_spread"]
+    assert "| bbt | torch-bf16 | 1 cma |" in path.with_suffix(".md").read_text(encoding="utf-8")
