@@ -90,3 +90,9 @@ def test_an_engine_whose_package_is_missing_says_how_to_install_it(
 def test_savings_can_be_switched_off_one_by_one() -> None:
     assert Savings.without() == Savings()
     assert Savings.without("reuse", "buckets") == Savings(reuse=False, buckets=False)
+
+
+def test_the_rest_of_a_process_makes_its_own_onnx_runtime_sessions(roberta: PreTrainedModel) -> None:
+    engine = load_engine("ort", roberta, n_prompt_tokens=5, precision="fp32", device="cpu")
+    own = onnxruntime.InferenceSession(engine.artifacts[0], providers=["CPUExecutionProvider"])
+    assert own.get_providers() == ["CPUExecutionProvider"]

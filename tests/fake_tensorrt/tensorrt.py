@@ -19,8 +19,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bbt_fast.engine.ort import _start_threads
-
 __version__ = "11.4.0.106"
 MAGIC = b"fake TensorRT plan\n"
 
@@ -420,11 +418,8 @@ class IExecutionContext:
         self._engine, self._has_memory = engine, has_memory
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        _start_threads()  # one pool per process, which the engine "ort" may have made already
-        options = ort.SessionOptions()
-        options.use_per_session_threads = False
         model = _widened(engine._model)
-        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def set_device_memory(self, memory: SupportsInt, size: SupportsInt) -> None:
         self._has_memory = int(memory) > 0 and int(size) >= self._engine.device_memory_size_v2

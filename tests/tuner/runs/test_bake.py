@@ -61,10 +61,7 @@ def baked(
 
 
 def opened(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the thread pool that this process has for all of them since it baked the file."""
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def answers(folder: Path, texts: list[str], size: int = 64) -> np.ndarray[Any, Any]:
