@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .tuner.classifier import load as load
     from .tuner.options import Options as Options
     from .tuner.result import Result as Result
-    from .tuner.seeds import SeedsResult as SeedsResult
+    from .tuner.run.seeds import SeedsResult as SeedsResult
     from .tuner.tune import tune as tune
     from .tuner.tune import tune_seeds as tune_seeds
 
@@ -27,7 +27,7 @@ _HOMES = {
     "load": ".tuner.classifier",
     "Options": ".tuner.options",
     "Result": ".tuner.result",
-    "SeedsResult": ".tuner.seeds",
+    "SeedsResult": ".tuner.run.seeds",
     "tune": ".tuner.tune",
     "tune_seeds": ".tuner.tune",
 }

@@ -27,7 +27,7 @@ import bbt_fast
 from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.result import RESULT, Result, read_result
-from bbt_fast.tuner.seeds import FIGURES, child_name
+from bbt_fast.tuner.run.seeds import FIGURES, child_name
 
 ALGORITHMS = ("bbt", "bbtv2")
 SEEDS = (8, 13, 42, 50, 60)

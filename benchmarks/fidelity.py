@@ -30,8 +30,8 @@ from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
-from bbt_fast.tuner.seeds import child_name
-from bbt_fast.tuner.setup import CUTS, Setup
+from bbt_fast.tuner.run.seeds import child_name
+from bbt_fast.tuner.run.setup import CUTS, Setup
 from bbt_fast.tuner.task import load_task
 
 SEEDS = (8, 13, 42, 50, 60)

@@ -20,9 +20,9 @@ from .objective import Yardstick
 from .options import Options
 from .prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
 from .prompt_file import read_prompt
-from .run import embeddings_digest, test_logits
+from .run.setup import Setup
+from .run.single import embeddings_digest, test_logits
 from .run_folder import CONFIG, PROMPT, read_config
-from .setup import Setup
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
 """The files that a prompt is used with and shared by."""

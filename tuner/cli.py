@@ -14,7 +14,7 @@ import coloredlogs
 
 from ..export.errors import BbtFastError
 from .arguments import Parser
-from .control import RunInterruptedError
+from .run.control import RunInterruptedError
 
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> str:
 
     from ..export.cache import cache_folder
     from .presets import resolve
-    from .setup import Setup
+    from .run.setup import Setup
     from .task import load_task
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from .columns import Row
 from .encoding import TextEncoder
 from .options import Options
 from .presets import resolve
-from .setup import Setup
+from .run.setup import Setup
 from .task import KINDS, Task, load_task, task_names
 
 SAMPLES = ("a text to classify", "a second text to compare it with")

@@ -71,7 +71,7 @@ class Looks:
         from ..export.model import StagedModel
         from .encoding import placeholder_ids
         from .report.tokens import look_at
-        from .setup import CUTS, Setup
+        from .run.setup import CUTS, Setup
         from .task import load_task
 
         key = options.model_name

@@ -77,8 +77,8 @@ def _tuned(options: Options) -> str:
     from tqdm.contrib.logging import logging_redirect_tqdm
     from transformers.utils import logging as transformers_logging
 
-    from .control import Control, signals
-    from .progress import ProgressLine
+    from .run.control import Control, signals
+    from .run.progress import ProgressLine
     from .summary import summary
     from .tune import execute
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .result import Result
-from .seeds import FIGURES, SeedsResult
+from .run.seeds import FIGURES, SeedsResult
 
 
 def summary(result: Result | SeedsResult) -> str:

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 
 from ..export.errors import BbtFastError, UsageError
-from .control import Control, RunInterruptedError
 from .files import write_json
-from .initial_prompt import initial_prompts
 from .model_card import write_card
 from .options import Options
 from .presets import resolve
-from .progress import Progress, Silent
 from .prompt_file import read_prompt
 from .push import check_base_model, push
-from .reporting import report_names
 from .result import Result, read_result
-from .run import Parts, Run, embeddings_digest, test_logits
+from .run.control import Control, RunInterruptedError
+from .run.driver import n_generations
+from .run.initial_prompt import initial_prompts
+from .run.progress import Progress, Silent
+from .run.reporting import report_names
+from .run.seeds import SeedsResult, child_name, ensemble_metric
+from .run.setup import Setup
+from .run.single import Parts, Run, embeddings_digest, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed
-from .search import n_generations
-from .seeds import SeedsResult, child_name, ensemble_metric
-from .setup import Setup
 from .task import load_task
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.encoding import Encoded
-from bbt_fast.tuner.run import Parts
+from bbt_fast.tuner.run.single import Parts
 from bbt_fast.tuner.task import Task, load_task, task_names
 
 N_PROMPT, HIDDEN, VOCABULARY, CLASSES = 3, 8, 40, 2
@@ -108,7 +108,7 @@ def toy_parts() -> Callable[..., Parts]:
 @pytest.fixture
 def quiet() -> Any:
     """A progress that shows nothing."""
-    from bbt_fast.tuner.progress import Silent
+    from bbt_fast.tuner.run.progress import Silent
 
     return Silent()
 

@@ -18,7 +18,7 @@ from bbt_fast.tuner.columns import Row, cleaned
 from bbt_fast.tuner.encoding import TextEncoder
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
-from bbt_fast.tuner.setup import Setup
+from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.task import load_task
 
 KINDS = {"wordpiece": "masked", "bpe": "masked", "gpt": "decoder"}

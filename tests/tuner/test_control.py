@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from bbt_fast.tuner.control import SIGNALS, Control, signals
+from bbt_fast.tuner.run.control import SIGNALS, Control, signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -51,7 +51,7 @@ def test_outside_the_main_thread_nothing_is_handled():
 
 SECOND = """
 import os, signal
-from bbt_fast.tuner.control import Control, signals
+from bbt_fast.tuner.run.control import Control, signals
 control = Control()
 control.patient = True
 with signals(control):

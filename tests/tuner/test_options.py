@@ -19,8 +19,8 @@ from bbt_fast.tuner.losses import LOSSES
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.projection import PROJECTIONS
-from bbt_fast.tuner.search import ALGORITHMS
-from bbt_fast.tuner.setup import CUTS
+from bbt_fast.tuner.run.driver import ALGORITHMS
+from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.task import Preset
 
 NAMES = [field.name for field in fields(Options)]

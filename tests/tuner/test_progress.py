@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bbt_fast.tuner.progress import ProgressLine, Standing
+from bbt_fast.tuner.run.progress import ProgressLine, Standing
 
 
 class Terminal(io.StringIO):

@@ -10,7 +10,7 @@ import torch
 
 from bbt_fast.tuner.economics import Memory, Queries
 from bbt_fast.tuner.result import Result, Seconds, Tuned, ZeroShot
-from bbt_fast.tuner.seeds import SeedsResult, ensemble_metric
+from bbt_fast.tuner.run.seeds import SeedsResult, ensemble_metric
 from bbt_fast.tuner.summary import summary
 
 RESULT = Result(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..result import Result
+from ..run.seeds import SeedsResult, Spread
 from ..run_folder import identity, recorded_engine
-from ..seeds import SeedsResult, Spread
 from .curves import RunView
 
 OF_A_RUN = ("seed", "seeds", "ensemble", "eval_every")

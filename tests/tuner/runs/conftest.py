@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbt_fast.tuner.control import Control
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
-from bbt_fast.tuner.progress import Silent
 from bbt_fast.tuner.result import Result
-from bbt_fast.tuner.run import Parts, Run
+from bbt_fast.tuner.run.control import Control
+from bbt_fast.tuner.run.progress import Silent
+from bbt_fast.tuner.run.setup import CUTS
+from bbt_fast.tuner.run.single import Parts, Run
 from bbt_fast.tuner.run_folder import RunFolder
-from bbt_fast.tuner.setup import CUTS
 from bbt_fast.tuner.task import Preset
 from bbt_fast.tuner.tune import tune
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner.control import Control, RunInterruptedError
 from bbt_fast.tuner.metrics_log import MetricsLog
 from bbt_fast.tuner.prompt_file import read_prompt
 from bbt_fast.tuner.result import MEASURED
-from bbt_fast.tuner.search import Search
+from bbt_fast.tuner.run.control import Control, RunInterruptedError
+from bbt_fast.tuner.run.driver import Search
 
 ALGORITHMS = ("bbt", "bbtv2")
 GENERATIONS = 12

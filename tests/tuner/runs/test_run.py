@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 
 from bbt_fast.export.errors import NumericsError
-from bbt_fast.tuner import run as run_module
-from bbt_fast.tuner.control import Control
 from bbt_fast.tuner.projection import clipped_spread, draw_projections, spread_of
 from bbt_fast.tuner.prompt_file import read_prompt
 from bbt_fast.tuner.result import read_result
+from bbt_fast.tuner.run import single
+from bbt_fast.tuner.run.control import Control
 
 ALGORITHMS = ("bbt", "bbtv2")
 
@@ -196,7 +196,7 @@ def test_deep_projections_are_scaled_by_the_layers_own_hidden_states(
         drawn.extend(scales)
         return draw_projections(kind, seed, dim, scales, origins, device)
 
-    monkeypatch.setattr(run_module, "draw_projections", draw)
+    monkeypatch.setattr(single, "draw_projections", draw)
     engine, origins = toy_engine("layers"), torch.ones(3, 3, 8)
     start(tmp_path / "r", make_options("bbtv2", alpha=0.5, sigma=0.4), engine, origins=origins)
     session = engine.open(toy_parts().train.examples)

@@ -15,10 +15,10 @@ import torch
 import bbt_fast
 from bbt_fast import Options, tune, tune_seeds
 from bbt_fast.export.errors import ArtifactError, BbtFastError, DataError, MissingExtraError, UsageError
-from bbt_fast.tuner.control import RunInterruptedError
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
-from bbt_fast.tuner.run import Run
-from bbt_fast.tuner.search import Search
+from bbt_fast.tuner.run.control import RunInterruptedError
+from bbt_fast.tuner.run.driver import Search
+from bbt_fast.tuner.run.single import Run
 
 ENGINES = ("torch", "ort")
 ALGORITHMS = ("bbt", "bbtv2")
@@ -110,7 +110,7 @@ def test_a_run_is_resumed_on_the_engine_it_was_begun_with(small, monkeypatch):
     assert config["engine"] == "ort"
     header = json.loads(Path("r/journal.jsonl").read_text().splitlines()[0])
     loaded = []
-    from bbt_fast.tuner import setup
+    from bbt_fast.tuner.run import setup
 
     real = setup.load_engine
     monkeypatch.setattr(setup, "load_engine", lambda name, *a, **k: loaded.append((name, k)) or real(name, *a, **k))
@@ -146,7 +146,7 @@ def test_limits_end_a_run_that_is_then_tested(small):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_several_seeds_share_an_engine_and_end_in_a_table(algorithm, small, monkeypatch):
-    from bbt_fast.tuner import setup
+    from bbt_fast.tuner.run import setup
 
     loads = []
     real = setup.load_engine

@@ -33,7 +33,8 @@ import bbt_fast.engine.ort  # noqa: F401
 from bbt_fast.engine import onnx_files
 from bbt_fast.engine.session import Session
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.tuner import files, journal, run, tune
+from bbt_fast.tuner import files, journal, tune
+from bbt_fast.tuner.run import single
 
 torch.set_num_threads(1)
 
@@ -71,7 +72,7 @@ EVENTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "journal": (journal, "append_line", midst_of_line),
     "file": (files.os, "replace", midst_of_file),
     "evaluate": (Session, "evaluate", midst_of_answer),
-    "test": (run, "test_logits", midst_of_answer),
+    "test": (single, "test_logits", midst_of_answer),
 }
 """Where a process can be killed: whose function, its name, and how to do a share of what it does."""
 

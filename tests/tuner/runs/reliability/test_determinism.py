@@ -16,7 +16,7 @@ import pytest
 from bbt_fast.tuner.cli import main
 from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.presets import resolve
-from bbt_fast.tuner.setup import Setup
+from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.task import load_task
 
 

@@ -14,7 +14,7 @@ import pytest
 from bbt_fast import tune
 from bbt_fast.export import cache
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner.search import Search
+from bbt_fast.tuner.run.driver import Search
 
 Options = Callable[..., dict[str, Any]]
 Figures = Callable[[Path], Any]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from ..export.errors import BbtFastError
+from ...export.errors import BbtFastError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHELL_SIGNAL_BASE = 128

@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..export.errors import MissingExtraError, UsageError
-from .coerce import one_of, suggest
-from .files import write_whole
-from .options import Options
-from .result import Result
+from ...export.errors import MissingExtraError, UsageError
+from ..coerce import one_of, suggest
+from ..files import write_whole
+from ..options import Options
+from ..result import Result
 
 PROJECT = "bbt-fast"
 TAGS = {

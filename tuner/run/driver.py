@@ -10,19 +10,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from ..export.errors import UsageError
-from .bbt import bbt
-from .bbtv2 import bbtv2
+from ...export.errors import UsageError
+from ..bbt import bbt
+from ..bbtv2 import bbtv2
+from ..economics import held_bytes
+from ..evolution import Evolution
+from ..generation import Array, Generation, Oracle, Steps
+from ..metrics_log import MetricsLog
+from ..objective import Objective, Score
+from ..options import Options
+from ..run_folder import RunFolder
 from .control import Control, RunInterruptedError
-from .economics import held_bytes
-from .evolution import Evolution
-from .generation import Array, Generation, Oracle, Steps
-from .metrics_log import MetricsLog
-from .objective import Objective, Score
-from .options import Options
 from .progress import Progress, Standing
 from .replay import Replay
-from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

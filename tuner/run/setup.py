@@ -8,20 +8,20 @@ from typing import Any
 
 import transformers
 
-from ..engine import load_engine
-from ..export.errors import UsageError
-from ..export.families import family_of
-from ..export.loading import NO_CODE, reason
-from ..export.model import Cuts, load_config, load_model
-from .data import Row, Splits, load_splits, parse_column_mapping
-from .demo import MODEL_DIR
-from .encoding import Encoded, TextEncoder, longest_sequence
-from .files import digest
-from .options import Options
-from .presets import DEMO
-from .prompt_config import PromptConfig
-from .run import Parts
-from .task import Task
+from ...engine import load_engine
+from ...export.errors import UsageError
+from ...export.families import family_of
+from ...export.loading import NO_CODE, reason
+from ...export.model import Cuts, load_config, load_model
+from ..data import Row, Splits, load_splits, parse_column_mapping
+from ..demo import MODEL_DIR
+from ..encoding import Encoded, TextEncoder, longest_sequence
+from ..files import digest
+from ..options import Options
+from ..presets import DEMO
+from ..prompt_config import PromptConfig
+from ..task import Task
+from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 """Where each algorithm's prompts enter."""

@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..export.errors import ArtifactError
+from ...export.errors import ArtifactError
+from ..economics import Memory, Queries, forget_peak
+from ..encoding import Encoded
+from ..files import digest, write_json
+from ..generation import Array
+from ..journal import Journal
+from ..losses import LOSSES
+from ..metrics import METRICS, confusion
+from ..objective import Objective, Score, Yardstick, answer, project_all
+from ..options import Options
+from ..projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from ..prompt_file import save_prompt
+from ..result import Result, Seconds, Tuned, ZeroShot, versions
+from ..run_folder import RunFolder
 from .control import Control, RunInterruptedError
-from .economics import Memory, Queries, forget_peak
-from .encoding import Encoded
-from .files import digest, write_json
-from .generation import Array
-from .journal import Journal
-from .losses import LOSSES
-from .metrics import METRICS, confusion
-from .objective import Objective, Score, Yardstick, answer, project_all
-from .options import Options
+from .driver import Found, Search
 from .progress import Progress
-from .projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
-from .prompt_file import save_prompt
 from .replay import Replay
 from .reporting import Reports, open_reports
-from .result import Result, Seconds, Tuned, ZeroShot, versions
-from .run_folder import RunFolder
-from .search import Found, Search
 
 JOURNAL_FORMAT = 1
 logger = logging.getLogger(__name__)

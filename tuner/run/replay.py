@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..export.errors import ArtifactError
-from .files import digest
-from .generation import Array, Oracle, Scores
-from .journal import Journal, Record
-from .objective import Score
+from ...export.errors import ArtifactError
+from ..files import digest
+from ..generation import Array, Oracle, Scores
+from ..journal import Journal, Record
+from ..objective import Score
 
 
 class Replay:

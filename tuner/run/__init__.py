@@ -1,0 +1,1 @@
+"""One seed's run, and several: from options to a result, through interruptions."""
