@@ -14,15 +14,15 @@ from ..export.errors import ArtifactError, UsageError
 from .columns import Row, cleaned, parse_column_mapping
 from .data import load_test_rows
 from .encoding import Encoded, TextEncoder
-from .losses import LOSSES
-from .metrics import METRICS
-from .objective import Yardstick
 from .options import Options
 from .prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
 from .prompt_file import read_prompt
 from .run.setup import Setup
 from .run.single import embeddings_digest, test_logits
 from .run_folder import CONFIG, PROMPT, read_config
+from .search.losses import LOSSES
+from .search.metrics import METRICS
+from .search.objective import Yardstick
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
 """The files that a prompt is used with and shared by."""

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
 from bbt_fast.export.parity import compare
-from bbt_fast.tuner.bbt import bbt
-from bbt_fast.tuner.bbtv2 import bbtv2
 from bbt_fast.tuner.encoding import Encoded
-from bbt_fast.tuner.evolution import Evolution
 from bbt_fast.tuner.files import digest
-from bbt_fast.tuner.generation import Array, Scores
-from bbt_fast.tuner.losses import cross_entropy_loss
-from bbt_fast.tuner.metrics import METRICS
-from bbt_fast.tuner.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.bbt import bbt
+from bbt_fast.tuner.search.bbtv2 import bbtv2
+from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.tuner.search.generation import Array, Scores
+from bbt_fast.tuner.search.losses import cross_entropy_loss
+from bbt_fast.tuner.search.metrics import METRICS
+from bbt_fast.tuner.search.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
 
 from .workload import SIGMA_ALPHA
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bbt_fast.tuner.bbt import bbt
-from bbt_fast.tuner.bbtv2 import bbtv2
-from bbt_fast.tuner.evolution import Evolution
-from bbt_fast.tuner.generation import Array, Best, Generation, Scores
-from bbt_fast.tuner.losses import cross_entropy_loss
-from bbt_fast.tuner.metrics import METRICS
+from bbt_fast.tuner.search.bbt import bbt
+from bbt_fast.tuner.search.bbtv2 import bbtv2
+from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.tuner.search.generation import Array, Best, Generation, Scores
+from bbt_fast.tuner.search.losses import cross_entropy_loss
+from bbt_fast.tuner.search.metrics import METRICS
 
 from .contenders.base import Clock, Contender
 

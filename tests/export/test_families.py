@@ -19,14 +19,14 @@ from bbt_fast.engine import Engine, Examples, load_engine
 from bbt_fast.export.errors import ShapeError, UsageError
 from bbt_fast.export.families import FAMILIES, Family, family_of
 from bbt_fast.export.loading import AUTO_CLASSES
-from bbt_fast.tuner.bbt import bbt
-from bbt_fast.tuner.bbtv2 import bbtv2
-from bbt_fast.tuner.evolution import Evolution
-from bbt_fast.tuner.generation import Array
-from bbt_fast.tuner.losses import cross_entropy_loss
-from bbt_fast.tuner.metrics import accuracy
-from bbt_fast.tuner.objective import Objective, Yardstick
-from bbt_fast.tuner.projection import draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.bbt import bbt
+from bbt_fast.tuner.search.bbtv2 import bbtv2
+from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.tuner.search.generation import Array
+from bbt_fast.tuner.search.losses import cross_entropy_loss
+from bbt_fast.tuner.search.metrics import accuracy
+from bbt_fast.tuner.search.objective import Objective, Yardstick
+from bbt_fast.tuner.search.projection import draw_projections, normal_scale, spread_of
 
 N_PROMPT_TOKENS = 5
 FIRST_TEXT_TOKEN, VOCABULARY = 5, 200

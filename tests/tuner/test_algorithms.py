@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbt_fast.tuner.bbt import bbt
-from bbt_fast.tuner.bbtv2 import bbtv2
-from bbt_fast.tuner.evolution import Evolution
-from bbt_fast.tuner.generation import Array, Scores
+from bbt_fast.tuner.search.bbt import bbt
+from bbt_fast.tuner.search.bbtv2 import bbtv2
+from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.tuner.search.generation import Array, Scores
 
 DIM, POPSIZE = 6, 8
 

@@ -10,7 +10,7 @@ import cma
 import numpy as np
 import pytest
 
-from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.search.evolution import Evolution
 
 
 def sphere(candidates: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_the_first_generation_has_the_step_size_asked_for():
 SEARCH = """
 import hashlib
 import numpy as np
-from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.search.evolution import Evolution
 evolution, digest = Evolution(300, 1.0, 20, 20, seed=42), hashlib.sha256()
 for _ in range(12):
     candidates = evolution.ask().candidates

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbt_fast.tuner.losses import LOSSES
-from bbt_fast.tuner.metrics import METRICS, accuracy, f1
+from bbt_fast.tuner.search.losses import LOSSES
+from bbt_fast.tuner.search.metrics import METRICS, accuracy, f1
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbt_fast.tuner.projection import PROJECTIONS, clipped_spread, draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.projection import PROJECTIONS, clipped_spread, draw_projections, normal_scale, spread_of
 
 N, H, D = 4, 50, 30
 CPU = torch.device("cpu")

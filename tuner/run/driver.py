@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...export.errors import UsageError
-from ..bbt import bbt
-from ..bbtv2 import bbtv2
 from ..economics import held_bytes
-from ..evolution import Evolution
-from ..generation import Array, Generation, Oracle, Steps
 from ..metrics_log import MetricsLog
-from ..objective import Objective, Score
 from ..options import Options
 from ..run_folder import RunFolder
+from ..search.bbt import bbt
+from ..search.bbtv2 import bbtv2
+from ..search.evolution import Evolution
+from ..search.generation import Array, Generation, Oracle, Steps
+from ..search.objective import Objective, Score
 from .control import Control, RunInterruptedError
 from .progress import Progress, Standing
 from .replay import Replay

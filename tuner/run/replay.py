@@ -14,9 +14,9 @@ import numpy as np
 
 from ...export.errors import ArtifactError
 from ..files import digest
-from ..generation import Array, Oracle, Scores
 from ..journal import Journal, Record
-from ..objective import Score
+from ..search.generation import Array, Oracle, Scores
+from ..search.objective import Score
 
 
 class Replay:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..metrics import METRICS
 from ..result import Result
+from ..search.metrics import METRICS
 
 FIGURES: dict[str, Callable[[Result], float]] = {
     "zero-shot dev": lambda result: result.zero_shot.dev,

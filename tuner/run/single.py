@@ -17,16 +17,16 @@ from ...export.errors import ArtifactError
 from ..economics import Memory, Queries, forget_peak
 from ..encoding import Encoded
 from ..files import digest, write_json
-from ..generation import Array
 from ..journal import Journal
-from ..losses import LOSSES
-from ..metrics import METRICS, confusion
-from ..objective import Objective, Score, Yardstick, answer, project_all
 from ..options import Options
-from ..projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
 from ..prompt_file import save_prompt
 from ..result import Result, Seconds, Tuned, ZeroShot, versions
 from ..run_folder import RunFolder
+from ..search.generation import Array
+from ..search.losses import LOSSES
+from ..search.metrics import METRICS, confusion
+from ..search.objective import Objective, Score, Yardstick, answer, project_all
+from ..search.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
 from .control import Control, RunInterruptedError
 from .driver import Found, Search
 from .progress import Progress

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from bbt_fast.engine import Savings
 from bbt_fast.export.errors import UsageError
-from bbt_fast.tuner.generation import Array
-from bbt_fast.tuner.projection import Projection
+from bbt_fast.tuner.search.generation import Array
+from bbt_fast.tuner.search.projection import Projection
 
 from ..workload import Workload
 

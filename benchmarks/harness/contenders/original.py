@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.tuner.generation import Array
-from bbt_fast.tuner.projection import Projection
+from bbt_fast.tuner.search.generation import Array
+from bbt_fast.tuner.search.projection import Projection
 
 from ..workload import Workload
 from .base import Clock, Contender

@@ -11,7 +11,7 @@ import torch
 
 from bbt_fast.tuner import economics
 from bbt_fast.tuner.economics import KIB, MIB, Memory, held_bytes
-from bbt_fast.tuner.evolution import Evolution
+from bbt_fast.tuner.search.evolution import Evolution
 
 
 @pytest.mark.parametrize(("algorithm", "mode"), [("bbt", "add"), ("bbtv2", "add"), ("bbt", "cat")])

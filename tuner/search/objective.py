@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..export.errors import NumericsError
+from ...export.errors import NumericsError
 from .generation import Array, Scores
 from .losses import Loss
 from .metrics import Metric
