@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .tuner.classifier import Evaluation as Evaluation
     from .tuner.classifier import Prediction as Prediction
     from .tuner.classifier import load as load
-    from .tuner.options import Options as Options
+    from .tuner.input.options import Options as Options
     from .tuner.result import Result as Result
     from .tuner.run.seeds import SeedsResult as SeedsResult
     from .tuner.tune import tune as tune
@@ -25,7 +25,7 @@ _HOMES = {
     "Evaluation": ".tuner.classifier",
     "Prediction": ".tuner.classifier",
     "load": ".tuner.classifier",
-    "Options": ".tuner.options",
+    "Options": ".tuner.input.options",
     "Result": ".tuner.result",
     "SeedsResult": ".tuner.run.seeds",
     "tune": ".tuner.tune",

@@ -28,7 +28,7 @@ from bbt_fast.engine import Engine, Savings, load_engine
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.seeds import child_name
 from bbt_fast.tuner.run.setup import CUTS, Setup

@@ -35,9 +35,9 @@ from bbt_fast.export.errors import BbtFastError
 from bbt_fast.tuner.cli_tune import read_config_file
 from bbt_fast.tuner.data import load_splits
 from bbt_fast.tuner.files import write_json
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.journal import Journal
 from bbt_fast.tuner.metrics_log import MetricsLog
-from bbt_fast.tuner.options import Options
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
 from bbt_fast.tuner.result import Result, read_result
 from bbt_fast.tuner.run_folder import read_config, recorded_engine

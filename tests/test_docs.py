@@ -20,7 +20,7 @@ from bbt_fast.engine.loading import ENGINES, engine_class
 from bbt_fast.export import families
 from bbt_fast.tuner import cli
 from bbt_fast.tuner.cli_tune import read_config_file
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.task import read_task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from ..export.errors import ArtifactError, UsageError
 from .columns import Row, cleaned, parse_column_mapping
 from .data import load_test_rows
 from .encoding import Encoded, TextEncoder
-from .options import Options
+from .input.options import Options
 from .prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
 from .prompt_file import read_prompt
 from .run.setup import Setup

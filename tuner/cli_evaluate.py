@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the prompt or the data cannot be loaded.
     """
-    from .options import Options
+    from .input.options import Options
 
     checked = Options.of(**{name: value for name, value in vars(args).items() if name in DATA})
     data_dir, column_mapping, most = (getattr(checked, name) for name in DATA)

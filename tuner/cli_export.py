@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .arguments import add_options
-from .options import Options
+from .input.options import Options
 
 OPTIONS = (
     "model_name", "allow_pickle", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine",

@@ -57,7 +57,7 @@ def loaded(args: argparse.Namespace) -> Any:
     from transformers.utils import logging as transformers_logging
 
     from .classifier import load
-    from .options import Options
+    from .input.options import Options
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}

@@ -10,7 +10,7 @@ from ..export.families import family_of
 from .arguments import add_options
 from .columns import Row
 from .encoding import TextEncoder
-from .options import Options
+from .input.options import Options
 from .presets import resolve
 from .run.setup import Setup
 from .task import KINDS, Task, load_task, task_names

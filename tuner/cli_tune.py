@@ -11,9 +11,9 @@ import yaml
 
 from ..export.errors import UsageError
 from .arguments import add_options
-from .coerce import coerce, suggest
-from .options import Options
-from .yaml_lines import read_yaml
+from .input.coerce import coerce, suggest
+from .input.options import Options
+from .input.yaml_lines import read_yaml
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

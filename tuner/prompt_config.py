@@ -9,8 +9,8 @@ from typing import Any
 from ..export.errors import ArtifactError, BbtFastError, UsageError
 from ..export.families import Kind
 from .files import read_json, write_json
+from .input.yaml_lines import value_of
 from .task import Task, load_task, task_names, task_of
-from .yaml_lines import value_of
 
 PROMPT_CONFIG = "bbt_config.json"
 FORMAT = 1

@@ -27,8 +27,8 @@ import filelock
 
 from ..export.errors import ArtifactError, BbtFastError, UsageError
 from .files import read_json, sweep, unwritable, write_json
+from .input.options import Options
 from .journal import first_record
-from .options import Options
 from .prompt_config import PROMPT_CONFIG
 from .prompt_file import read_prompt
 from .result import RESULT

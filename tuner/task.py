@@ -14,11 +14,11 @@ from typing import Any, Final, get_args
 
 from ..export.errors import UsageError
 from ..export.families import Kind
-from .coerce import suggest
+from .input.coerce import suggest
+from .input.yaml_lines import Value, read_yaml
 from .search.losses import LOSSES
 from .search.metrics import METRICS
 from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
-from .yaml_lines import Value, read_yaml
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FIELDS: Final = (

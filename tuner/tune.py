@@ -10,8 +10,8 @@ import torch
 
 from ..export.errors import BbtFastError, UsageError
 from .files import write_json
+from .input.options import Options
 from .model_card import write_card
-from .options import Options
 from .presets import resolve
 from .prompt_file import read_prompt
 from .push import check_base_model, push

@@ -12,7 +12,7 @@ import bbt_fast
 from bbt_fast.benchmarks import fidelity
 from bbt_fast.benchmarks.harness.fidelity import generations, populations
 from bbt_fast.engine import Session
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.task import load_task

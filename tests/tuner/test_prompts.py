@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from bbt_fast.export.errors import ArtifactError, DataError, UsageError
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
 from bbt_fast.tuner.run.initial_prompt import initial_prompts
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...export.errors import UsageError
+from ..input.options import Options
 from ..metrics_log import read_lines
-from ..options import Options
 from ..result import RESULT, Result, read_result
 from ..run_folder import CONFIG, METRICS, read_config
 

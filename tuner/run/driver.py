@@ -12,8 +12,8 @@ from typing import Any
 
 from ...export.errors import UsageError
 from ..economics import held_bytes
+from ..input.options import Options
 from ..metrics_log import MetricsLog
-from ..options import Options
 from ..run_folder import RunFolder
 from ..search.bbt import bbt
 from ..search.bbtv2 import bbtv2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...export.errors import DataError, UsageError
-from ..options import Options
+from ..input.options import Options
 from ..prompt_file import read_prompt
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...export.errors import MissingExtraError, UsageError
-from ..coerce import one_of, suggest
 from ..files import write_whole
-from ..options import Options
+from ..input.coerce import one_of, suggest
+from ..input.options import Options
 from ..result import Result
 
 PROJECT = "bbt-fast"

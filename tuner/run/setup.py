@@ -17,7 +17,7 @@ from ..data import Row, Splits, load_splits, parse_column_mapping
 from ..demo import MODEL_DIR
 from ..encoding import Encoded, TextEncoder, longest_sequence
 from ..files import digest
-from ..options import Options
+from ..input.options import Options
 from ..presets import DEMO
 from ..prompt_config import PromptConfig
 from ..task import Task

@@ -17,8 +17,8 @@ from ...export.errors import ArtifactError
 from ..economics import Memory, Queries, forget_peak
 from ..encoding import Encoded
 from ..files import digest, write_json
+from ..input.options import Options
 from ..journal import Journal
-from ..options import Options
 from ..prompt_file import save_prompt
 from ..result import Result, Seconds, Tuned, ZeroShot, versions
 from ..run_folder import RunFolder

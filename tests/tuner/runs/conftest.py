@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.result import Result
 from bbt_fast.tuner.run.control import Control

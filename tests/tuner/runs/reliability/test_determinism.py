@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bbt_fast.tuner.cli import main
-from bbt_fast.tuner.options import Options
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.task import load_task

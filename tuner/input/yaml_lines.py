@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..export.errors import DataError
+from ...export.errors import DataError
 
 
 class Value:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
-from ..export.errors import UsageError
+from ...export.errors import UsageError
 from .coerce import coerce, suggest
 
 FRAMEWORKS = {"pt": "torch", "ort": "ort"}

@@ -1,0 +1,1 @@
+"""What a user may say, and how what cannot be meant is refused."""
