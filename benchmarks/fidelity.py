@@ -29,10 +29,10 @@ from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.seeds import child_name
 from bbt_fast.tuner.run.setup import CUTS, Setup
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 SEEDS = (8, 13, 42, 50, 60)
 WANTED = {"bbt": {0, 10, 30, 80}, "bbtv2": {0, 7, 26, 33, 52, 59}}

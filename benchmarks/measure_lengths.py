@@ -14,7 +14,7 @@ import transformers
 from bbt_fast.benchmarks.harness.lengths import QUANTILES
 from bbt_fast.tuner.data import load_splits
 from bbt_fast.tuner.encoding import TextEncoder
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.task import load_task
 
 K_SHOT = 16
 SEEDS = range(20)

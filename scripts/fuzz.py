@@ -41,7 +41,7 @@ from bbt_fast.tuner.metrics_log import MetricsLog
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
 from bbt_fast.tuner.result import Result, read_result
 from bbt_fast.tuner.run_folder import read_config, recorded_engine
-from bbt_fast.tuner.task import TASKS_DIR, Task, load_task
+from bbt_fast.tuner.tasks.task import TASKS_DIR, Task, load_task
 
 Read = Callable[[Path], object]
 

@@ -21,7 +21,7 @@ from bbt_fast.export import families
 from bbt_fast.tuner import cli
 from bbt_fast.tuner.cli_tune import read_config_file
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.task import read_task
+from bbt_fast.tuner.tasks.task import read_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

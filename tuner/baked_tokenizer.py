@@ -17,7 +17,7 @@ from tokenizers import normalizers, processors
 from ..export.errors import UsageError
 from .columns import Row, cleaned
 from .encoding import TextEncoder, pad_id
-from .template import parts
+from .tasks.template import parts
 
 PROBES: Final = (
     "a gripping film", "It's good!", 'so "fine"?', "3.5", "(no)", "ends with dots ...", "two  spaces", "new\nline",

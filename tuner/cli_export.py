@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> str:
     from transformers.utils import logging as transformers_logging
 
     from ..export.cache import cache_folder
-    from .presets import resolve
     from .run.setup import Setup
-    from .task import load_task
+    from .tasks.presets import resolve
+    from .tasks.task import load_task
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}

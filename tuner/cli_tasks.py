@@ -11,9 +11,9 @@ from .arguments import add_options
 from .columns import Row
 from .encoding import TextEncoder
 from .input.options import Options
-from .presets import resolve
 from .run.setup import Setup
-from .task import KINDS, Task, load_task, task_names
+from .tasks.presets import resolve
+from .tasks.task import KINDS, Task, load_task, task_names
 
 SAMPLES = ("a text to classify", "a second text to compare it with")
 """What is encoded where no data are given."""

@@ -72,7 +72,7 @@ class Looks:
         from .encoding import placeholder_ids
         from .report.tokens import look_at
         from .run.setup import CUTS, Setup
-        from .task import load_task
+        from .tasks.task import load_task
 
         key = options.model_name
         if key not in self._setups:

@@ -65,8 +65,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _config_text(options: Options) -> str:
-    from .presets import resolve
-    from .task import load_task
+    from .tasks.presets import resolve
+    from .tasks.task import load_task
 
     resolved = resolve(options, load_task(options.task_name).preset).as_dict()
     known = {name: value for name, value in resolved.items() if value is not None}

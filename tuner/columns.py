@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..export.errors import DataError, UsageError
 from .records import Record
-from .task import LABEL, Task
+from .tasks.task import LABEL, Task
 
 USUAL_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "text": ("text", "sentence"),

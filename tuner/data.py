@@ -17,7 +17,7 @@ from ..export.errors import DataError, UsageError
 from .columns import Row, check_column_mapping, parse_column_mapping
 from .pools import Pool
 from .sources import folder_source, packaged_source, test_pool
-from .task import Task
+from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from ..export.errors import DataError, UsageError
 from ..export.examples import Examples
 from ..export.families import Kind
 from .data import Row
-from .label_words import label_word_ids
-from .task import Task
-from .template import MASK, Rendered, render
+from .tasks.label_words import label_word_ids
+from .tasks.task import Task
+from .tasks.template import MASK, Rendered, render
 
 logger = logging.getLogger(__name__)
 

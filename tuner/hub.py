@@ -10,7 +10,7 @@ from ..export.errors import DataError
 from .columns import UNLABELLED, Columns, Row
 from .pools import Pool
 from .records import Record
-from .task import Hub, Task
+from .tasks.task import Hub, Task
 
 logger = logging.getLogger(__name__)
 

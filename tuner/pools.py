@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .columns import Columns, Row
 from .records import Record
-from .task import Task
+from .tasks.task import Task
 
 
 @dataclass(frozen=True)

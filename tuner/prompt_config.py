@@ -10,7 +10,7 @@ from ..export.errors import ArtifactError, BbtFastError, UsageError
 from ..export.families import Kind
 from .files import read_json, write_json
 from .input.yaml_lines import value_of
-from .task import Task, load_task, task_names, task_of
+from .tasks.task import Task, load_task, task_names, task_of
 
 PROMPT_CONFIG = "bbt_config.json"
 FORMAT = 1

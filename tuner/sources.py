@@ -14,7 +14,7 @@ from .demo import rows as demo_rows
 from .hub import hub_pool
 from .pools import Pool, pool_of_records
 from .records import READERS, Record, read_records
-from .task import LABEL, TASKS_DIR, Task
+from .tasks.task import LABEL, TASKS_DIR, Task
 
 BUILT_IN: Final[Mapping[str, Callable[[str], list[dict[str, Any]]]]] = {"demo": demo_rows}
 """Packaged tasks whose records are made here, per split."""

@@ -12,7 +12,6 @@ from ..export.errors import BbtFastError, UsageError
 from .files import write_json
 from .input.options import Options
 from .model_card import write_card
-from .presets import resolve
 from .prompt_file import read_prompt
 from .push import check_base_model, push
 from .result import Result, read_result
@@ -25,7 +24,8 @@ from .run.seeds import SeedsResult, child_name, ensemble_metric
 from .run.setup import Setup
 from .run.single import Parts, Run, embeddings_digest, test_logits
 from .run_folder import RunFolder, new_folder, recorded_engine, resumed
-from .task import load_task
+from .tasks.presets import resolve
+from .tasks.task import load_task
 
 logger = logging.getLogger(__name__)
 

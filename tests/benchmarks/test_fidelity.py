@@ -13,9 +13,9 @@ from bbt_fast.benchmarks import fidelity
 from bbt_fast.benchmarks.harness.fidelity import generations, populations
 from bbt_fast.engine import Session
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.setup import Setup
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 SMALL = {"engine": "torch", "precision": "fp32", "device": "cpu", "seed": 8, "budget": 60, "max_test_examples": 20}
 

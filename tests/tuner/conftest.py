@@ -25,7 +25,7 @@ from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.encoding import Encoded
 from bbt_fast.tuner.run.single import Parts
-from bbt_fast.tuner.task import Task, load_task, task_names
+from bbt_fast.tuner.tasks.task import Task, load_task, task_names
 
 N_PROMPT, HIDDEN, VOCABULARY, CLASSES = 3, 8, 40, 2
 

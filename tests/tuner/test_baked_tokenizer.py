@@ -17,9 +17,9 @@ from bbt_fast.tuner.baked_tokenizer import BakedTokenizer, bake_tokenizer, encod
 from bbt_fast.tuner.columns import Row, cleaned
 from bbt_fast.tuner.encoding import TextEncoder
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.setup import Setup
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 KINDS = {"wordpiece": "masked", "bpe": "masked", "gpt": "decoder"}
 CASES = [

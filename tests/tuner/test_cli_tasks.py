@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bbt_fast.tuner.cli import FAILED, main
-from bbt_fast.tuner.task import task_names
+from bbt_fast.tuner.tasks.task import task_names
 
 
 @pytest.fixture

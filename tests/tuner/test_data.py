@@ -22,7 +22,7 @@ from bbt_fast.export.errors import BbtFastError, DataError, UsageError
 from bbt_fast.tuner.columns import Columns, label_index
 from bbt_fast.tuner.data import Row, Splits, few_shot_indices, load_splits, parse_column_mapping
 from bbt_fast.tuner.records import READERS, Record, read_records
-from bbt_fast.tuner.task import Task, load_task
+from bbt_fast.tuner.tasks.task import Task, load_task
 
 ONE = Task("one", ("bad", "good"), {"masked": "{text} {mask}"}, {"masked": (("bad",), ("good",))})
 TWO = Task("two", ("no", "yes"), {"masked": "{text_a} {mask} {text_b}"}, {"masked": (("No",), ("Yes",))})

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.demo import MODEL_DIR, rows
 from bbt_fast.tuner.demo.sentences import SPLIT_SIZES
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.task import load_task
 
 WORDS = [word for (word,) in load_task("demo").words("masked")]
 MOST_BYTES = 2 << 20

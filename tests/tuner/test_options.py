@@ -16,12 +16,12 @@ from bbt_fast.export.prompts import MODES
 from bbt_fast.tuner.arguments import GROUPS, Parser, add_options, helps
 from bbt_fast.tuner.cli_tune import read_config_file
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.driver import ALGORITHMS
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.search.losses import LOSSES
 from bbt_fast.tuner.search.projection import PROJECTIONS
-from bbt_fast.tuner.task import Preset
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import Preset
 
 NAMES = [field.name for field in fields(Options)]
 ORIGINAL_FLAGS = """model_name task_name n_prompt_tokens intrinsic_dim k_shot batch_size budget popsize bound sigma

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bbt_fast.tuner.task import Task
+from bbt_fast.tuner.tasks.task import Task
 from bbt_fast.tuner.tune import tune
 
 NAMES = ["sst2", "yelp_polarity", "ag_news", "dbpedia_14", "mrpc", "rte", "snli", "trec", "subj"]

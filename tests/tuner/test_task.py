@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import BbtFastError, DataError, UsageError
-from bbt_fast.tuner.task import FIELDS, KINDS, TASKS_DIR, Task, load_task, read_task, task_names
+from bbt_fast.tuner.tasks.task import FIELDS, KINDS, TASKS_DIR, Task, load_task, read_task, task_names
 
 PAPERS = {
     "sst2": ("{text} . It was {mask} .", "bad great"),

@@ -18,9 +18,9 @@ from ..demo import MODEL_DIR
 from ..encoding import Encoded, TextEncoder, longest_sequence
 from ..files import digest
 from ..input.options import Options
-from ..presets import DEMO
 from ..prompt_config import PromptConfig
-from ..task import Task
+from ..tasks.presets import DEMO
+from ..tasks.task import Task
 from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}

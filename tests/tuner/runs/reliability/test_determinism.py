@@ -15,9 +15,9 @@ import pytest
 
 from bbt_fast.tuner.cli import main
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.presets import resolve
 from bbt_fast.tuner.run.setup import Setup
-from bbt_fast.tuner.task import load_task
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 
 def flags(options: dict[str, Any]) -> list[str]:

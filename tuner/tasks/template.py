@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ..export.families import Kind
+from ...export.families import Kind
 
 MASK: Final = "mask"
 ONE_TEXT: Final = ("text",)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .input.options import Options
+from ..input.options import Options
 from .task import Preset
 
 DEMO = "demo"

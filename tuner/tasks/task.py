@@ -1,6 +1,6 @@
 """Tasks: what is asked of the model, and which words are its answers.
 
-A task is a YAML file, packaged (``tuner/tasks``) or the user's own; docs/tasks.md describes the fields.
+A task is a YAML file, packaged (``packaged/``) or the user's own; docs/tasks.md describes the fields.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from ..export.errors import UsageError
-from ..export.families import Kind
-from .input.coerce import suggest
-from .input.yaml_lines import Value, read_yaml
-from .search.losses import LOSSES
-from .search.metrics import METRICS
+from ...export.errors import UsageError
+from ...export.families import Kind
+from ..input.coerce import suggest
+from ..input.yaml_lines import Value, read_yaml
+from ..search.losses import LOSSES
+from ..search.metrics import METRICS
 from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -25,7 +25,7 @@ FIELDS: Final = (
     "name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset",
 )  # fmt: skip
 """The keys of a task file."""
-TASKS_DIR: Final = Path(__file__).resolve().parent / "tasks"
+TASKS_DIR: Final = Path(__file__).resolve().parent / "packaged"
 LABEL: Final = "label"
 
 

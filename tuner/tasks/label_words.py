@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from ..export.errors import UsageError
-from ..export.families import Kind
+from ...export.errors import UsageError
+from ...export.families import Kind
 from .task import Task
 from .template import before_answer
 
