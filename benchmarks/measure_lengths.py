@@ -12,8 +12,8 @@ import numpy as np
 import transformers
 
 from bbt_fast.benchmarks.harness.lengths import QUANTILES
-from bbt_fast.tuner.data import load_splits
-from bbt_fast.tuner.encoding import TextEncoder
+from bbt_fast.tuner.data.encoding import TextEncoder
+from bbt_fast.tuner.data.splits import load_splits
 from bbt_fast.tuner.tasks.task import load_task
 
 K_SHOT = 16

@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from bbt_fast.export.cache import MANIFEST, entry, read_record, write_record
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.tuner.cli_tune import read_config_file
-from bbt_fast.tuner.data import load_splits
+from bbt_fast.tuner.data.splits import load_splits
 from bbt_fast.tuner.files import write_json
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.journal import Journal

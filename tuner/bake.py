@@ -23,7 +23,7 @@ from ..export.errors import ParityError, UsageError
 from ..export.precision import precision_of
 from .baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows, probe_rows
 from .classifier import Classifier
-from .encoding import NO_TOKEN, pad_id
+from .data.encoding import NO_TOKEN, pad_id
 from .files import unwritable
 from .model_card import baked_card, base_title
 from .triton import write_repository

@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import normalizers, processors
 
 from ..export.errors import UsageError
-from .columns import Row, cleaned
-from .encoding import TextEncoder, pad_id
+from .data.columns import Row, cleaned
+from .data.encoding import TextEncoder, pad_id
 from .tasks.template import parts
 
 PROBES: Final = (

@@ -11,9 +11,9 @@ from typing import Any, Final, TypedDict
 from torch import Tensor
 
 from ..export.errors import ArtifactError, UsageError
-from .columns import Row, cleaned, parse_column_mapping
-from .data import load_test_rows
-from .encoding import Encoded, TextEncoder
+from .data.columns import Row, cleaned, parse_column_mapping
+from .data.encoding import Encoded, TextEncoder
+from .data.splits import load_test_rows
 from .input.options import Options
 from .prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
 from .prompt_file import read_prompt

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..export.families import family_of
 from .arguments import add_options
-from .columns import Row
-from .encoding import TextEncoder
+from .data.columns import Row
+from .data.encoding import TextEncoder
 from .input.options import Options
 from .run.setup import Setup
 from .tasks.presets import resolve

@@ -69,7 +69,7 @@ class Looks:
         import torch
 
         from ..export.model import StagedModel
-        from .encoding import placeholder_ids
+        from .data.encoding import placeholder_ids
         from .report.tokens import look_at
         from .run.setup import CUTS, Setup
         from .tasks.task import load_task

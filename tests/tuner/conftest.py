@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bbt_fast.export.examples import Examples
+from bbt_fast.tuner.data.encoding import Encoded
 from bbt_fast.tuner.demo import rows
-from bbt_fast.tuner.encoding import Encoded
 from bbt_fast.tuner.run.single import Parts
 from bbt_fast.tuner.tasks.task import Task, load_task, task_names
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows
-from bbt_fast.tuner.columns import Row, cleaned
-from bbt_fast.tuner.encoding import TextEncoder
+from bbt_fast.tuner.data.columns import Row, cleaned
+from bbt_fast.tuner.data.encoding import TextEncoder
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve

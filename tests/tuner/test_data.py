@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bbt_fast.export.errors import BbtFastError, DataError, UsageError
-from bbt_fast.tuner.columns import Columns, label_index
-from bbt_fast.tuner.data import Row, Splits, few_shot_indices, load_splits, parse_column_mapping
-from bbt_fast.tuner.records import READERS, Record, read_records
+from bbt_fast.tuner.data.columns import Columns, label_index
+from bbt_fast.tuner.data.records import READERS, Record, read_records
+from bbt_fast.tuner.data.splits import Row, Splits, few_shot_indices, load_splits, parse_column_mapping
 from bbt_fast.tuner.tasks.task import Task, load_task
 
 ONE = Task("one", ("bad", "good"), {"masked": "{text} {mask}"}, {"masked": (("bad",), ("good",))})

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from bbt_fast.export.errors import DataError, UsageError
-from bbt_fast.tuner.data import Row, load_splits
-from bbt_fast.tuner.encoding import Encoded, TextEncoder, longest_sequence, placeholder_ids
+from bbt_fast.tuner.data.encoding import Encoded, TextEncoder, longest_sequence, placeholder_ids
+from bbt_fast.tuner.data.splits import Row, load_splits
 from bbt_fast.tuner.tasks.task import Task, load_task, task_names
 
 MakeTokenizer = Callable[[str], PreTrainedTokenizerFast]

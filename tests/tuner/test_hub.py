@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from bbt_fast.export.errors import DataError
-from bbt_fast.tuner.data import Row, load_splits
+from bbt_fast.tuner.data.splits import Row, load_splits
 from bbt_fast.tuner.tasks.task import Hub, Task, load_task
 
 ONE = Task("one", ("bad", "good"), {"masked": "{text} {mask}"}, {"masked": (("bad",), ("good",))})

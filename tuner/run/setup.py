@@ -13,9 +13,9 @@ from ...export.errors import UsageError
 from ...export.families import family_of
 from ...export.loading import NO_CODE, reason
 from ...export.model import Cuts, load_config, load_model
-from ..data import Row, Splits, load_splits, parse_column_mapping
+from ..data.encoding import Encoded, TextEncoder, longest_sequence
+from ..data.splits import Row, Splits, load_splits, parse_column_mapping
 from ..demo import MODEL_DIR
-from ..encoding import Encoded, TextEncoder, longest_sequence
 from ..files import digest
 from ..input.options import Options
 from ..prompt_config import PromptConfig

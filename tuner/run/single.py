@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...export.errors import ArtifactError
+from ..data.encoding import Encoded
 from ..economics import Memory, Queries, forget_peak
-from ..encoding import Encoded
 from ..files import digest, write_json
 from ..input.options import Options
 from ..journal import Journal

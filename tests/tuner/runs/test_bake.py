@@ -30,7 +30,7 @@ from bbt_fast.tuner import bake as bake_module
 from bbt_fast.tuner import cli
 from bbt_fast.tuner.bake import Baked, bake
 from bbt_fast.tuner.baked_tokenizer import PROBES
-from bbt_fast.tuner.columns import Row
+from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.triton import config_of
 

@@ -15,7 +15,7 @@ import bbt_fast
 from bbt_fast.export.errors import ArtifactError, UsageError
 from bbt_fast.tuner import cli
 from bbt_fast.tuner.classifier import rows_of
-from bbt_fast.tuner.columns import Row
+from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.prompt_config import PROMPT_CONFIG, read_prompt_config
 from bbt_fast.tuner.prompt_file import read_prompt, save_prompt

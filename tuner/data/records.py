@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..export.errors import DataError
+from ...export.errors import DataError
 
 
 @dataclass(frozen=True)

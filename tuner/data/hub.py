@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..export.errors import DataError
+from ...export.errors import DataError
+from ..tasks.task import Hub, Task
 from .columns import UNLABELLED, Columns, Row
 from .pools import Pool
 from .records import Record
-from .tasks.task import Hub, Task
 
 logger = logging.getLogger(__name__)
 

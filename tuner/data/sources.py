@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..export.errors import DataError, UsageError
+from ...export.errors import DataError, UsageError
+from ..demo import rows as demo_rows
+from ..tasks.task import LABEL, TASKS_DIR, Task
 from .columns import label_index
-from .demo import rows as demo_rows
 from .hub import hub_pool
 from .pools import Pool, pool_of_records
 from .records import READERS, Record, read_records
-from .tasks.task import LABEL, TASKS_DIR, Task
 
 BUILT_IN: Final[Mapping[str, Callable[[str], list[dict[str, Any]]]]] = {"demo": demo_rows}
 """Packaged tasks whose records are made here, per split."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..tasks.task import Task
 from .columns import Columns, Row
 from .records import Record
-from .tasks.task import Task
 
 
 @dataclass(frozen=True)

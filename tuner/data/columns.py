@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..export.errors import DataError, UsageError
+from ...export.errors import DataError, UsageError
+from ..tasks.task import LABEL, Task
 from .records import Record
-from .tasks.task import LABEL, Task
 
 USUAL_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "text": ("text", "sentence"),

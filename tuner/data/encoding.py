@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from ..export.errors import DataError, UsageError
-from ..export.examples import Examples
-from ..export.families import Kind
-from .data import Row
-from .tasks.label_words import label_word_ids
-from .tasks.task import Task
-from .tasks.template import MASK, Rendered, render
+from ...export.errors import DataError, UsageError
+from ...export.examples import Examples
+from ...export.families import Kind
+from ..tasks.label_words import label_word_ids
+from ..tasks.task import Task
+from ..tasks.template import MASK, Rendered, render
+from .splits import Row
 
 logger = logging.getLogger(__name__)
 

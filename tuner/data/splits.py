@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from ..export.errors import DataError, UsageError
+from ...export.errors import DataError, UsageError
+from ..tasks.task import Task
 from .columns import Row, check_column_mapping, parse_column_mapping
 from .pools import Pool
 from .sources import folder_source, packaged_source, test_pool
-from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
