@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .export.errors import BbtFastError as BbtFastError
+    from .tuner.artifacts.result import Result as Result
     from .tuner.classifier import Classifier as Classifier
     from .tuner.classifier import Evaluation as Evaluation
     from .tuner.classifier import Prediction as Prediction
     from .tuner.classifier import load as load
     from .tuner.input.options import Options as Options
-    from .tuner.result import Result as Result
     from .tuner.run.seeds import SeedsResult as SeedsResult
     from .tuner.tune import tune as tune
     from .tuner.tune import tune_seeds as tune_seeds
@@ -26,7 +26,7 @@ _HOMES = {
     "Prediction": ".tuner.classifier",
     "load": ".tuner.classifier",
     "Options": ".tuner.input.options",
-    "Result": ".tuner.result",
+    "Result": ".tuner.artifacts.result",
     "SeedsResult": ".tuner.run.seeds",
     "tune": ".tuner.tune",
     "tune_seeds": ".tuner.tune",

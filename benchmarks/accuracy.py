@@ -25,8 +25,8 @@ import torch
 
 import bbt_fast
 from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
+from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.result import RESULT, Result, read_result
 from bbt_fast.tuner.run.seeds import FIGURES, child_name
 
 ALGORITHMS = ("bbt", "bbtv2")

@@ -32,15 +32,15 @@ from hypothesis import strategies as st
 
 from bbt_fast.export.cache import MANIFEST, entry, read_record, write_record
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.tuner.artifacts.files import write_json
+from bbt_fast.tuner.artifacts.folder import read_config, recorded_engine
+from bbt_fast.tuner.artifacts.journal import Journal
+from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
+from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
+from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.cli_tune import read_config_file
 from bbt_fast.tuner.data.splits import load_splits
-from bbt_fast.tuner.files import write_json
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.journal import Journal
-from bbt_fast.tuner.metrics_log import MetricsLog
-from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
-from bbt_fast.tuner.result import Result, read_result
-from bbt_fast.tuner.run_folder import read_config, recorded_engine
 from bbt_fast.tuner.tasks.task import TASKS_DIR, Task, load_task
 
 Read = Callable[[Path], object]

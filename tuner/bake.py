@@ -21,11 +21,11 @@ from ..export.classifier import Classifier as Graph
 from ..export.classifier import write_classifier
 from ..export.errors import ParityError, UsageError
 from ..export.precision import precision_of
+from .artifacts.files import unwritable
+from .artifacts.model_card import baked_card, base_title
 from .baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows, probe_rows
 from .classifier import Classifier
 from .data.encoding import NO_TOKEN, pad_id
-from .files import unwritable
-from .model_card import baked_card, base_title
 from .triton import write_repository
 
 GRAPH = "model.onnx"

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if a folder holds no run, or a file cannot be read or written.
     """
-    from .files import write_whole
+    from .artifacts.files import write_whole
     from .report.curves import find_runs
     from .report.groups import group_runs, rows
     from .report.page import report_page

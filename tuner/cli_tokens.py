@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> str:
     from transformers.utils import logging as transformers_logging
 
     from ..export.errors import UsageError
-    from .prompt_file import read_prompt
+    from .artifacts.prompt import read_prompt
     from .report.curves import find_runs
     from .report.tokens import agreement
 

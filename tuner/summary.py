@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .result import Result
+from .artifacts.result import Result
 from .run.seeds import FIGURES, SeedsResult
 
 

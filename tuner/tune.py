@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ..export.errors import BbtFastError, UsageError
-from .files import write_json
+from .artifacts.files import write_json
+from .artifacts.folder import RunFolder, new_folder, recorded_engine, resumed
+from .artifacts.model_card import write_card
+from .artifacts.prompt import read_prompt
+from .artifacts.result import Result, read_result
 from .input.options import Options
-from .model_card import write_card
-from .prompt_file import read_prompt
 from .push import check_base_model, push
-from .result import Result, read_result
 from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
 from .run.initial_prompt import initial_prompts
@@ -23,7 +24,6 @@ from .run.reporting import report_names
 from .run.seeds import SeedsResult, child_name, ensemble_metric
 from .run.setup import Setup
 from .run.single import Parts, Run, embeddings_digest, test_logits
-from .run_folder import RunFolder, new_folder, recorded_engine, resumed
 from .tasks.presets import resolve
 from .tasks.task import load_task
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
 from bbt_fast.export.parity import compare
+from bbt_fast.tuner.artifacts.files import digest
 from bbt_fast.tuner.data.encoding import Encoded
-from bbt_fast.tuner.files import digest
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner import files
-from bbt_fast.tuner.files import read_json, write_json, write_whole
+from bbt_fast.tuner.artifacts import files
+from bbt_fast.tuner.artifacts.files import read_json, write_json, write_whole
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner.journal import Journal, first_record
+from bbt_fast.tuner.artifacts.journal import Journal, first_record
 
 some = settings(max_examples=40)
 RECORDS: list[dict[str, Any]] = [
@@ -119,7 +119,7 @@ def test_lines_of_others_are_not_taken(line, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    from bbt_fast.tuner import files as module
+    from bbt_fast.tuner.artifacts import files as module
 
     before = write(tmp_path / "j")
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner.metrics_log import MetricsLog
+from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
 
 LINES = [{"generation": i, "loss": 1 / (i + 1), "seconds": 0.5 * i} for i in range(4)]
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from bbt_fast.export.errors import ArtifactError, DataError, UsageError
+from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
 from bbt_fast.tuner.run.initial_prompt import initial_prompts
 
 PROMPTS = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(0))

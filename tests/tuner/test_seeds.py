@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bbt_fast.tuner.economics import Memory, Queries
-from bbt_fast.tuner.result import Result, Seconds, Tuned, ZeroShot
+from bbt_fast.tuner.artifacts.economics import Memory, Queries
+from bbt_fast.tuner.artifacts.result import Result, Seconds, Tuned, ZeroShot
 from bbt_fast.tuner.run.seeds import SeedsResult, ensemble_metric
 from bbt_fast.tuner.summary import summary
 

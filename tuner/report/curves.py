@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...export.errors import UsageError
+from ..artifacts.folder import CONFIG, METRICS, read_config
+from ..artifacts.metrics_log import read_lines
+from ..artifacts.result import RESULT, Result, read_result
 from ..input.options import Options
-from ..metrics_log import read_lines
-from ..result import RESULT, Result, read_result
-from ..run_folder import CONFIG, METRICS, read_config
 
 Points = list[tuple[int, float]]
 """(evaluations, value)"""

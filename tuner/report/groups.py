@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..result import Result
+from ..artifacts.folder import identity, recorded_engine
+from ..artifacts.result import Result
 from ..run.seeds import SeedsResult, Spread
-from ..run_folder import identity, recorded_engine
 from .curves import RunView
 
 OF_A_RUN = ("seed", "seeds", "ensemble", "eval_every")

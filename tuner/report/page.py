@@ -7,7 +7,7 @@ from html import escape
 from importlib.metadata import version
 from importlib.resources import files
 
-from ..result import Result
+from ..artifacts.result import Result
 from .curves import RunView
 from .groups import Group, rows
 from .svg import COLOURS, Series, line_chart

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..files import write_whole
+from ..artifacts.files import write_whole
 from .curves import Points, RunView, read_run
 
 FOLDER = "plots"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...export.errors import UsageError
-from ..economics import held_bytes
+from ..artifacts.economics import held_bytes
+from ..artifacts.folder import RunFolder
+from ..artifacts.metrics_log import MetricsLog
 from ..input.options import Options
-from ..metrics_log import MetricsLog
-from ..run_folder import RunFolder
 from ..search.bbt import bbt
 from ..search.bbtv2 import bbtv2
 from ..search.evolution import Evolution

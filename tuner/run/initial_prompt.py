@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...export.errors import DataError, UsageError
+from ..artifacts.prompt import read_prompt
 from ..input.options import Options
-from ..prompt_file import read_prompt
 
 
 def initial_prompts(options: Options, engine: Any, tokenizer: Any) -> Tensor:

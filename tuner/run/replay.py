@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...export.errors import ArtifactError
-from ..files import digest
-from ..journal import Journal, Record
+from ..artifacts.files import digest
+from ..artifacts.journal import Journal, Record
 from ..search.generation import Array, Oracle, Scores
 from ..search.objective import Score
 

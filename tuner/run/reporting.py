@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...export.errors import MissingExtraError, UsageError
-from ..files import write_whole
+from ..artifacts.files import write_whole
+from ..artifacts.result import Result
 from ..input.coerce import one_of, suggest
 from ..input.options import Options
-from ..result import Result
 
 PROJECT = "bbt-fast"
 TAGS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..result import Result
+from ..artifacts.result import Result
 from ..search.metrics import METRICS
 
 FIGURES: dict[str, Callable[[Result], float]] = {

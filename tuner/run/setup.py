@@ -13,12 +13,12 @@ from ...export.errors import UsageError
 from ...export.families import family_of
 from ...export.loading import NO_CODE, reason
 from ...export.model import Cuts, load_config, load_model
+from ..artifacts.files import digest
+from ..artifacts.prompt_config import PromptConfig
 from ..data.encoding import Encoded, TextEncoder, longest_sequence
 from ..data.splits import Row, Splits, load_splits, parse_column_mapping
 from ..demo import MODEL_DIR
-from ..files import digest
 from ..input.options import Options
-from ..prompt_config import PromptConfig
 from ..tasks.presets import DEMO
 from ..tasks.task import Task
 from .single import Parts

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ...export.errors import ArtifactError
+from ..artifacts.economics import Memory, Queries, forget_peak
+from ..artifacts.files import digest, write_json
+from ..artifacts.folder import RunFolder
+from ..artifacts.journal import Journal
+from ..artifacts.prompt import save_prompt
+from ..artifacts.result import Result, Seconds, Tuned, ZeroShot, versions
 from ..data.encoding import Encoded
-from ..economics import Memory, Queries, forget_peak
-from ..files import digest, write_json
 from ..input.options import Options
-from ..journal import Journal
-from ..prompt_file import save_prompt
-from ..result import Result, Seconds, Tuned, ZeroShot, versions
-from ..run_folder import RunFolder
 from ..search.generation import Array
 from ..search.losses import LOSSES
 from ..search.metrics import METRICS, confusion

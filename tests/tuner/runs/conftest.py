@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bbt_fast.tuner.artifacts.folder import RunFolder
+from bbt_fast.tuner.artifacts.result import Result
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.result import Result
 from bbt_fast.tuner.run.control import Control
 from bbt_fast.tuner.run.progress import Silent
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.run.single import Parts, Run
-from bbt_fast.tuner.run_folder import RunFolder
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import Preset
 from bbt_fast.tuner.tune import tune

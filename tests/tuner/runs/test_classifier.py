@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard
 import bbt_fast
 from bbt_fast.export.errors import ArtifactError, UsageError
 from bbt_fast.tuner import cli
+from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
+from bbt_fast.tuner.artifacts.prompt_config import PROMPT_CONFIG, read_prompt_config
+from bbt_fast.tuner.artifacts.result import read_result
 from bbt_fast.tuner.classifier import rows_of
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
-from bbt_fast.tuner.prompt_config import PROMPT_CONFIG, read_prompt_config
-from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
 from bbt_fast.tuner.push import push
-from bbt_fast.tuner.result import read_result
 from bbt_fast.tuner.tune import tune, tune_seeds
 
 TEXTS = [str(row["text"]) for row in rows("test")[:12]]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bbt_fast.tuner import economics
-from bbt_fast.tuner.economics import KIB, MIB, Memory, held_bytes
+from bbt_fast.tuner.artifacts import economics
+from bbt_fast.tuner.artifacts.economics import KIB, MIB, Memory, held_bytes
 from bbt_fast.tuner.search.evolution import Evolution
 
 

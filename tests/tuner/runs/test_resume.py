@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bbt_fast.export.errors import ArtifactError
-from bbt_fast.tuner.metrics_log import MetricsLog
-from bbt_fast.tuner.prompt_file import read_prompt
-from bbt_fast.tuner.result import MEASURED
+from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
+from bbt_fast.tuner.artifacts.prompt import read_prompt
+from bbt_fast.tuner.artifacts.result import MEASURED
 from bbt_fast.tuner.run.control import Control, RunInterruptedError
 from bbt_fast.tuner.run.driver import Search
 
@@ -182,7 +182,7 @@ def test_a_run_is_not_gone_on_with_on_something_else(
 
 def rewrite(path, change):
     """Change a journal's records and write them back with sums that fit."""
-    from bbt_fast.tuner.journal import Journal
+    from bbt_fast.tuner.artifacts.journal import Journal
 
     old = Journal(path)
     old.close()

@@ -15,7 +15,7 @@ import torch
 import bbt_fast
 from bbt_fast import Options, tune, tune_seeds
 from bbt_fast.export.errors import ArtifactError, BbtFastError, DataError, MissingExtraError, UsageError
-from bbt_fast.tuner.prompt_file import read_prompt, save_prompt
+from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.run.control import RunInterruptedError
 from bbt_fast.tuner.run.driver import Search
 from bbt_fast.tuner.run.single import Run

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from bbt_fast.tuner.files import CHECKSUM
-from bbt_fast.tuner.result import MEASURED
+from bbt_fast.tuner.artifacts.files import CHECKSUM
+from bbt_fast.tuner.artifacts.result import MEASURED
 
 NURSERY = Path(__file__).with_name("nursery.py")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -33,7 +33,8 @@ import bbt_fast.engine.ort  # noqa: F401
 from bbt_fast.engine import onnx_files
 from bbt_fast.engine.session import Session
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.tuner import files, journal, tune
+from bbt_fast.tuner import tune
+from bbt_fast.tuner.artifacts import files, journal
 from bbt_fast.tuner.run import single
 
 torch.set_num_threads(1)

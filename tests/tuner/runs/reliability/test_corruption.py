@@ -16,9 +16,9 @@ from bbt_fast import tune
 from bbt_fast.engine import load_engine
 from bbt_fast.export.cache import cache_folder
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.tuner.prompt_file import read_prompt
-from bbt_fast.tuner.result import RESULT, read_result
-from bbt_fast.tuner.run_folder import CONFIG, JOURNAL, LOCK, METRICS, PROMPT
+from bbt_fast.tuner.artifacts.folder import CONFIG, JOURNAL, LOCK, METRICS, PROMPT
+from bbt_fast.tuner.artifacts.prompt import read_prompt
+from bbt_fast.tuner.artifacts.result import RESULT, read_result
 
 Damages = dict[str, Callable[[Path], Any]]
 NEEDED = (CONFIG, JOURNAL, METRICS, PROMPT, RESULT)

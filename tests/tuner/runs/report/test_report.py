@@ -12,12 +12,12 @@ import pytest
 
 from bbt_fast import tune_seeds
 from bbt_fast.export.errors import ArtifactError
+from bbt_fast.tuner.artifacts.result import read_result
 from bbt_fast.tuner.cli import main
 from bbt_fast.tuner.report.curves import find_runs
 from bbt_fast.tuner.report.groups import group_runs, rows
 from bbt_fast.tuner.report.page import report_page
 from bbt_fast.tuner.report.svg import Series, line_chart, nice_ticks
-from bbt_fast.tuner.result import read_result
 
 OUTSIDE = ("src", "href", "action", "data", "poster", "srcset", "xlink:href", "formaction")
 

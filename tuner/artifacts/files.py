@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ..export.errors import ArtifactError
+from ...export.errors import ArtifactError
 
 CHECKSUM = "checksum"
 DIGEST_LENGTH = 16

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..export.errors import ArtifactError
+from ...export.errors import ArtifactError
 from .economics import Memory, Queries
 from .files import read_json
 

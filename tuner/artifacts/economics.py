@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.encoding import Encoded
+from ..data.encoding import Encoded
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FORGET_PEAK = "5"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..export.errors import ArtifactError, BbtFastError, UsageError
-from ..export.families import Kind
+from ...export.errors import ArtifactError, BbtFastError, UsageError
+from ...export.families import Kind
+from ..input.yaml_lines import value_of
+from ..tasks.task import Task, load_task, task_names, task_of
 from .files import read_json, write_json
-from .input.yaml_lines import value_of
-from .tasks.task import Task, load_task, task_names, task_of
 
 PROMPT_CONFIG = "bbt_config.json"
 FORMAT = 1

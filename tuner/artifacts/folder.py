@@ -25,12 +25,12 @@ from typing import Any
 
 import filelock
 
-from ..export.errors import ArtifactError, BbtFastError, UsageError
+from ...export.errors import ArtifactError, BbtFastError, UsageError
+from ..input.options import Options
 from .files import read_json, sweep, unwritable, write_json
-from .input.options import Options
 from .journal import first_record
+from .prompt import read_prompt
 from .prompt_config import PROMPT_CONFIG
-from .prompt_file import read_prompt
 from .result import RESULT
 
 CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ..export.errors import ArtifactError
+from ...export.errors import ArtifactError
 from .files import append_line, digest, unwritable, write_whole
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..export.errors import ArtifactError, DataError
+from ...export.errors import ArtifactError, DataError
 from .files import CHECKSUM, digest, write_whole
 
 KEY = "prompt"

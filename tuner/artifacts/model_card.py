@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from ..tasks.presets import DEMO
 from .files import write_whole
 from .prompt_config import PromptConfig, read_prompt_config
 from .result import RESULT, Result, read_result
-from .tasks.presets import DEMO
 
 CARD = "README.md"
 ALGORITHMS = {"bbt": "BBT (Sun et al., ICML 2022)", "bbtv2": "BBTv2 (Sun et al., EMNLP 2022)"}
