@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .export.errors import BbtFastError as BbtFastError
     from .tuner.artifacts.result import Result as Result
-    from .tuner.classifier import Classifier as Classifier
-    from .tuner.classifier import Evaluation as Evaluation
-    from .tuner.classifier import Prediction as Prediction
-    from .tuner.classifier import load as load
     from .tuner.input.options import Options as Options
     from .tuner.run.seeds import SeedsResult as SeedsResult
     from .tuner.tune import tune as tune
     from .tuner.tune import tune_seeds as tune_seeds
+    from .tuner.use.classifier import Classifier as Classifier
+    from .tuner.use.classifier import Evaluation as Evaluation
+    from .tuner.use.classifier import Prediction as Prediction
+    from .tuner.use.classifier import load as load
 
 _HOMES = {
     "BbtFastError": ".export.errors",
-    "Classifier": ".tuner.classifier",
-    "Evaluation": ".tuner.classifier",
-    "Prediction": ".tuner.classifier",
-    "load": ".tuner.classifier",
+    "Classifier": ".tuner.use.classifier",
+    "Evaluation": ".tuner.use.classifier",
+    "Prediction": ".tuner.use.classifier",
+    "load": ".tuner.use.classifier",
     "Options": ".tuner.input.options",
     "Result": ".tuner.artifacts.result",
     "SeedsResult": ".tuner.run.seeds",

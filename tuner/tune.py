@@ -15,7 +15,6 @@ from .artifacts.model_card import write_card
 from .artifacts.prompt import read_prompt
 from .artifacts.result import Result, read_result
 from .input.options import Options
-from .push import check_base_model, push
 from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
 from .run.initial_prompt import initial_prompts
@@ -26,6 +25,7 @@ from .run.setup import Setup
 from .run.single import Parts, Run, embeddings_digest, test_logits
 from .tasks.presets import resolve
 from .tasks.task import load_task
+from .use.push import check_base_model, push
 
 logger = logging.getLogger(__name__)
 

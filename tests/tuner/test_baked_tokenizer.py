@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bbt_fast.export.errors import UsageError
-from bbt_fast.tuner.baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows
 from bbt_fast.tuner.data.columns import Row, cleaned
 from bbt_fast.tuner.data.encoding import TextEncoder
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import load_task
+from bbt_fast.tuner.use.baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows
 
 KINDS = {"wordpiece": "masked", "bpe": "masked", "gpt": "decoder"}
 CASES = [

@@ -26,13 +26,13 @@ import bbt_fast
 from bbt_fast.export.classifier import Classifier
 from bbt_fast.export.errors import ParityError, UsageError
 from bbt_fast.export.model import StagedModel
-from bbt_fast.tuner import bake as bake_module
 from bbt_fast.tuner import cli
-from bbt_fast.tuner.bake import Baked, bake
-from bbt_fast.tuner.baked_tokenizer import PROBES
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
-from bbt_fast.tuner.triton import config_of
+from bbt_fast.tuner.use import bake as bake_module
+from bbt_fast.tuner.use.bake import Baked, bake
+from bbt_fast.tuner.use.baked_tokenizer import PROBES
+from bbt_fast.tuner.use.triton import config_of
 
 TEXTS = [str(row["text"]) for row in rows("test")[:180]] + [text.strip() for text in PROBES]
 TEXTS = TEXTS[-200:]

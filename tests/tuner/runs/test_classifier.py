@@ -17,11 +17,11 @@ from bbt_fast.tuner import cli
 from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.artifacts.prompt_config import PROMPT_CONFIG, read_prompt_config
 from bbt_fast.tuner.artifacts.result import read_result
-from bbt_fast.tuner.classifier import rows_of
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
-from bbt_fast.tuner.push import push
 from bbt_fast.tuner.tune import tune, tune_seeds
+from bbt_fast.tuner.use.classifier import rows_of
+from bbt_fast.tuner.use.push import push
 
 TEXTS = [str(row["text"]) for row in rows("test")[:12]]
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..export.classifier import INPUTS, OUTPUT
+from ...export.classifier import INPUTS, OUTPUT
 
 VERSION = "1"
 MAX_BATCH_SIZE = 64

@@ -6,13 +6,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from ..export.errors import DeviceError, UsageError
-from .artifacts.files import write_whole
-from .artifacts.folder import PROMPT
-from .artifacts.model_card import CARD, card, is_shareable
-from .artifacts.prompt import read_prompt, save_prompt
-from .artifacts.prompt_config import read_prompt_config
-from .artifacts.result import RESULT, read_result
+from ...export.errors import DeviceError, UsageError
+from ..artifacts.files import write_whole
+from ..artifacts.folder import PROMPT
+from ..artifacts.model_card import CARD, card, is_shareable
+from ..artifacts.prompt import read_prompt, save_prompt
+from ..artifacts.prompt_config import read_prompt_config
+from ..artifacts.result import RESULT, read_result
 
 
 def check_base_model(base_model: str) -> None:

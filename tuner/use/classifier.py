@@ -10,19 +10,19 @@ from typing import Any, Final, TypedDict
 
 from torch import Tensor
 
-from ..export.errors import ArtifactError, UsageError
-from .artifacts.folder import CONFIG, PROMPT, read_config
-from .artifacts.prompt import read_prompt
-from .artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
-from .data.columns import Row, cleaned, parse_column_mapping
-from .data.encoding import Encoded, TextEncoder
-from .data.splits import load_test_rows
-from .input.options import Options
-from .run.setup import Setup
-from .run.single import embeddings_digest, test_logits
-from .search.losses import LOSSES
-from .search.metrics import METRICS
-from .search.objective import Yardstick
+from ...export.errors import ArtifactError, UsageError
+from ..artifacts.folder import CONFIG, PROMPT, read_config
+from ..artifacts.prompt import read_prompt
+from ..artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
+from ..data.columns import Row, cleaned, parse_column_mapping
+from ..data.encoding import Encoded, TextEncoder
+from ..data.splits import load_test_rows
+from ..input.options import Options
+from ..run.setup import Setup
+from ..run.single import embeddings_digest, test_logits
+from ..search.losses import LOSSES
+from ..search.metrics import METRICS
+from ..search.objective import Yardstick
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
 """The files that a prompt is used with and shared by."""

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from ..engine.ort import run_file
-from ..export.classifier import Classifier as Graph
-from ..export.classifier import write_classifier
-from ..export.errors import ParityError, UsageError
-from ..export.precision import precision_of
-from .artifacts.files import unwritable
-from .artifacts.model_card import baked_card, base_title
+from ...engine.ort import run_file
+from ...export.classifier import Classifier as Graph
+from ...export.classifier import write_classifier
+from ...export.errors import ParityError, UsageError
+from ...export.precision import precision_of
+from ..artifacts.files import unwritable
+from ..artifacts.model_card import baked_card, base_title
+from ..data.encoding import NO_TOKEN, pad_id
 from .baked_tokenizer import BakedTokenizer, bake_tokenizer, encode_rows, probe_rows
 from .classifier import Classifier
-from .data.encoding import NO_TOKEN, pad_id
 from .triton import write_repository
 
 GRAPH = "model.onnx"

@@ -14,10 +14,10 @@ from typing import Any, Final
 import tokenizers
 from tokenizers import normalizers, processors
 
-from ..export.errors import UsageError
-from .data.columns import Row, cleaned
-from .data.encoding import TextEncoder, pad_id
-from .tasks.template import parts
+from ...export.errors import UsageError
+from ..data.columns import Row, cleaned
+from ..data.encoding import TextEncoder, pad_id
+from ..tasks.template import parts
 
 PROBES: Final = (
     "a gripping film", "It's good!", 'so "fine"?', "3.5", "(no)", "ends with dots ...", "two  spaces", "new\nline",

@@ -1,0 +1,1 @@
+"""A tuned prompt at work: classify, bake, share."""
