@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> str:
     from .report.curves import find_runs
     from .report.groups import group_runs, rows
     from .report.page import report_page
-    from .summary import aligned
+    from .report.summary import aligned
 
     runs = find_runs([Path(folder) for folder in args.folders])
     groups = group_runs(runs)

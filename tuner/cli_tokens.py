@@ -89,7 +89,7 @@ class Looks:
 
     def section(self, view: Any, positions: Sequence[Any]) -> list[str]:
         """Return the lines about one run."""
-        from .summary import aligned_left
+        from .report.summary import aligned_left
 
         o = view.options
         title = f"{view.path}: {o.task_name}, {o.model_name}, {o.algorithm} in {o.cat_or_add} mode, seed {o.seed}"

@@ -77,9 +77,9 @@ def _tuned(options: Options) -> str:
     from tqdm.contrib.logging import logging_redirect_tqdm
     from transformers.utils import logging as transformers_logging
 
+    from .report.summary import summary
     from .run.control import Control, signals
     from .run.progress import ProgressLine
-    from .summary import summary
     from .tune import execute
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

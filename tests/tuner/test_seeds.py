@@ -10,8 +10,8 @@ import torch
 
 from bbt_fast.tuner.artifacts.economics import Memory, Queries
 from bbt_fast.tuner.artifacts.result import Result, Seconds, Tuned, ZeroShot
+from bbt_fast.tuner.report.summary import summary
 from bbt_fast.tuner.run.seeds import SeedsResult, ensemble_metric
-from bbt_fast.tuner.summary import summary
 
 RESULT = Result(
     model="m", task="t", engine="ort", algorithm="bbt", mode="add", precision="fp32", device="cpu", seed=8, budget=100,

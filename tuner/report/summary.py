@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .artifacts.result import Result
-from .run.seeds import FIGURES, SeedsResult
+from ..artifacts.result import Result
+from ..run.seeds import FIGURES, SeedsResult
 
 
 def summary(result: Result | SeedsResult) -> str:
