@@ -38,7 +38,7 @@ from bbt_fast.tuner.artifacts.journal import Journal
 from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
 from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.artifacts.result import Result, read_result
-from bbt_fast.tuner.cli_tune import read_config_file
+from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.data.splits import load_splits
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.tasks.task import TASKS_DIR, Task, load_task

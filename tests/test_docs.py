@@ -18,8 +18,8 @@ import pytest
 
 from bbt_fast.engine.loading import ENGINES, engine_class
 from bbt_fast.export import families
-from bbt_fast.tuner import cli
-from bbt_fast.tuner.cli_tune import read_config_file
+from bbt_fast.tuner.cli import main as cli
+from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.tasks.task import read_task
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import load_engine
 from bbt_fast.engine.loading import prospects
 from bbt_fast.export.errors import DeviceError, MissingExtraError
-from bbt_fast.tuner import cli, doctor
+from bbt_fast.tuner.cli import diagnosis
+from bbt_fast.tuner.cli.main import main
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
 INSTALL = "pip install 'bbt-fast[trt]'"
@@ -49,7 +50,7 @@ def test_the_command_line_says_it_in_one_message_and_writes_nothing(
     monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("coloredlogs.install", lambda **_: None)
     model = str(shared_file("models", "minilm-mlm"))
-    assert cli.main([*command, "--engine", "trt", "--model_name", model, "--task_name", "demo"]) == 2
+    assert main([*command, "--engine", "trt", "--model_name", model, "--task_name", "demo"]) == 2
     captured = capsys.readouterr()
     assert captured.err == f"bbt-fast: engine 'trt' needs tensorrt, which is not installed: `{INSTALL}`.\n"
     assert captured.out == ""
@@ -57,7 +58,7 @@ def test_the_command_line_says_it_in_one_message_and_writes_nothing(
 
 
 def test_the_doctor_says_what_to_install() -> None:
-    assert INSTALL in doctor.diagnosis()["engines"]["trt"]
+    assert INSTALL in diagnosis.diagnosis()["engines"]["trt"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

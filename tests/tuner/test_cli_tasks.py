@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bbt_fast.tuner.cli import FAILED, main
+from bbt_fast.tuner.cli.main import FAILED, main
 from bbt_fast.tuner.tasks.task import task_names
 
 

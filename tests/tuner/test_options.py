@@ -13,8 +13,8 @@ import yaml
 
 from bbt_fast.export.errors import DataError, UsageError
 from bbt_fast.export.prompts import MODES
-from bbt_fast.tuner.arguments import GROUPS, Parser, add_options, helps
-from bbt_fast.tuner.cli_tune import read_config_file
+from bbt_fast.tuner.cli.arguments import GROUPS, Parser, add_options, helps
+from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.driver import ALGORITHMS
 from bbt_fast.tuner.run.setup import CUTS

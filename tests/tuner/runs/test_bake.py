@@ -26,7 +26,7 @@ import bbt_fast
 from bbt_fast.export.classifier import Classifier
 from bbt_fast.export.errors import ParityError, UsageError
 from bbt_fast.export.model import StagedModel
-from bbt_fast.tuner import cli
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.use import bake as bake_module
@@ -195,7 +195,7 @@ def test_what_cannot_be_baked_is_refused_and_leaves_nothing(tuned, tmp_path, mon
         (["--out", str(full)], "is not empty: choose another --out"),
         (["--out", str(tmp_path / "new"), "--precision", "int8"], "a baked file is in one of fp32, fp16"),
     ):
-        assert cli.main(["bake", "--run", run, *words]) == 2
+        assert main(["bake", "--run", run, *words]) == 2
         assert message in capsys.readouterr().err
     classifier = bbt_fast.load(run, engine="torch", precision="fp32", device="cpu")
     monkeypatch.setattr(bake_module, "write_classifier", lambda graph, path, *_: path.write_bytes(b"no graph"))
@@ -305,7 +305,7 @@ def test_a_pair_task_is_baked_with_its_prefixes(tuned, model_folder, tmp_path, c
         lines = [{"text_a": r["text"], "text_b": some[-i]["text"], "label": i % 2} for i, r in enumerate(some)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     run = tuned("bbt", "roberta", task_name=str(task), data_dir=str(tmp_path))
-    assert cli.main(["bake", "--run", str(run), "--out", str(tmp_path / "baked")]) == 0
+    assert main(["bake", "--run", str(run), "--out", str(tmp_path / "baked")]) == 0
     assert "this vocabulary needs these put before the stripped texts: '', ' '" in capsys.readouterr().out
     pairs = [(one, other) for one, other in zip(FEW, reversed(FEW), strict=True)]
     classifier = bbt_fast.load(run, engine="torch", precision="fp32", device="cpu")

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 
 import bbt_fast
 from bbt_fast.export.errors import ArtifactError, UsageError
-from bbt_fast.tuner import cli
 from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.artifacts.prompt_config import PROMPT_CONFIG, read_prompt_config
 from bbt_fast.tuner.artifacts.result import read_result
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.tune import tune, tune_seeds
@@ -218,7 +218,7 @@ def test_the_card_says_what_the_prompt_is(tuned):
 @pytest.fixture
 def lines(capsys, monkeypatch):
     def run(*words: str) -> list[str]:
-        assert cli.main(list(words)) == 0
+        assert main(list(words)) == 0
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -250,7 +250,7 @@ def test_mistakes_on_the_command_line_are_sentences(tuned, tmp_path, capsys):
         (["predict", "a"], "the following arguments are required: --run"),
         (["push", "--run", str(tmp_path), "a/b"], "holds no tuned prompt"),
     ):
-        assert cli.main(words) == 2
+        assert main(words) == 2
         assert message in capsys.readouterr().err
 
 

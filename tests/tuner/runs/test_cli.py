@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bbt_fast import tune
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 
 
 def flags(options):
@@ -112,13 +112,13 @@ def test_doctor_names_engines_hardware_and_what_auto_takes(capsys):
 
 
 def test_doctor_sees_two_onnx_runtimes(monkeypatch):
-    from bbt_fast.tuner import doctor
+    from bbt_fast.tuner.cli import diagnosis
 
     found = {"onnxruntime": "1.31", "onnxruntime-gpu": "1.31"}
-    monkeypatch.setattr(doctor, "versions", lambda: dict(found))
-    assert "PROBLEM: onnxruntime and onnxruntime-gpu overwrite" in doctor.diagnosis()["versions"]["onnxruntime"]
+    monkeypatch.setattr(diagnosis, "versions", lambda: dict(found))
+    assert "PROBLEM: onnxruntime and onnxruntime-gpu overwrite" in diagnosis.diagnosis()["versions"]["onnxruntime"]
     del found["onnxruntime"]
-    assert "PROBLEM" not in str(doctor.diagnosis()["versions"])
+    assert "PROBLEM" not in str(diagnosis.diagnosis()["versions"])
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,8 @@ def test_help_ends_well(arguments, capsys):
 
 
 def test_help_does_not_wait_for_pytorch():
-    code = (
-        "import sys; from bbt_fast.tuner.cli import make_parser; make_parser('tune'); sys.exit('torch' in sys.modules)"
-    )
+    code = "from bbt_fast.tuner.cli.main import make_parser; make_parser('tune')"
+    code = f"import sys; {code}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

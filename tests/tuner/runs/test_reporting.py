@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bbt_fast import tune
 from bbt_fast.export.errors import MissingExtraError, UsageError
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.run import reporting
 from bbt_fast.tuner.run.control import Control, RunInterruptedError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve

@@ -13,7 +13,7 @@ import pytest
 from matplotlib import image
 
 from bbt_fast import tune
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 
 pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

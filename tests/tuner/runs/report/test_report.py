@@ -13,7 +13,7 @@ import pytest
 from bbt_fast import tune_seeds
 from bbt_fast.export.errors import ArtifactError
 from bbt_fast.tuner.artifacts.result import read_result
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.report.curves import find_runs
 from bbt_fast.tuner.report.groups import group_runs, rows
 from bbt_fast.tuner.report.page import report_page

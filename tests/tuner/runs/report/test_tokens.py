@@ -17,7 +17,7 @@ from transformers import (
 
 from bbt_fast import tune
 from bbt_fast.export.model import StagedModel
-from bbt_fast.tuner.cli import main
+from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.report import tokens
 from bbt_fast.tuner.report.tokens import Near, Position, agreement, look_at
 

@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from ..export.errors import UsageError
+from ...export.errors import UsageError
+from ..input.coerce import coerce, suggest
+from ..input.options import Options
+from ..input.yaml_lines import read_yaml
 from .arguments import add_options
-from .input.coerce import coerce, suggest
-from .input.options import Options
-from .input.yaml_lines import read_yaml
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> str:
         BbtFastError: see ``tune``.
     """
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
-    from .tune import given_options
+    from ..tune import given_options
 
     written = read_config_file(Path(args.config)) if args.config else {}
     names = set(get_type_hints(Options))
@@ -65,8 +65,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _config_text(options: Options) -> str:
-    from .tasks.presets import resolve
-    from .tasks.task import load_task
+    from ..tasks.presets import resolve
+    from ..tasks.task import load_task
 
     resolved = resolve(options, load_task(options.task_name).preset).as_dict()
     known = {name: value for name, value in resolved.items() if value is not None}
@@ -77,10 +77,10 @@ def _tuned(options: Options) -> str:
     from tqdm.contrib.logging import logging_redirect_tqdm
     from transformers.utils import logging as transformers_logging
 
-    from .report.summary import summary
-    from .run.control import Control, signals
-    from .run.progress import ProgressLine
-    from .tune import execute
+    from ..report.summary import summary
+    from ..run.control import Control, signals
+    from ..run.progress import ProgressLine
+    from ..tune import execute
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     control = Control()

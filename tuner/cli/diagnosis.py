@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..engine.cpu import bf16_speedup, instruction_sets
-from ..engine.loading import ENGINES, engine_class, prospects
-from ..export.cache import cache_folder
-from ..export.errors import BbtFastError
-from .artifacts.result import versions
+from ...engine.cpu import bf16_speedup, instruction_sets
+from ...engine.loading import ENGINES, engine_class, prospects
+from ...export.cache import cache_folder
+from ...export.errors import BbtFastError
+from ..artifacts.result import versions
 
 Section = dict[str, str]
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")

@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> str:
     """
     from transformers.utils import logging as transformers_logging
 
-    from ..export.errors import UsageError
-    from .artifacts.prompt import read_prompt
-    from .report.curves import find_runs
-    from .report.tokens import agreement
+    from ...export.errors import UsageError
+    from ..artifacts.prompt import read_prompt
+    from ..report.curves import find_runs
+    from ..report.tokens import agreement
 
     if args.top < 1:
         raise UsageError(f"--top is {args.top}, but must be at least 1.")
@@ -68,11 +68,11 @@ class Looks:
         """Return the positions of a run's prompt [n, H]."""
         import torch
 
-        from ..export.model import StagedModel
-        from .data.encoding import placeholder_ids
-        from .report.tokens import look_at
-        from .run.setup import CUTS, Setup
-        from .tasks.task import load_task
+        from ...export.model import StagedModel
+        from ..data.encoding import placeholder_ids
+        from ..report.tokens import look_at
+        from ..run.setup import CUTS, Setup
+        from ..tasks.task import load_task
 
         key = options.model_name
         if key not in self._setups:
@@ -89,7 +89,7 @@ class Looks:
 
     def section(self, view: Any, positions: Sequence[Any]) -> list[str]:
         """Return the lines about one run."""
-        from .report.summary import aligned_left
+        from ..report.summary import aligned_left
 
         o = view.options
         title = f"{view.path}: {o.task_name}, {o.model_name}, {o.algorithm} in {o.cat_or_add} mode, seed {o.seed}"

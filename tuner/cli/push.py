@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if there is no prompt, or the hub refuses.
     """
-    from .use.push import push
+    from ..use.push import push
 
     where = push(Path(args.run), args.repository, base_model=args.base_model, private=args.private)
     return f"the prompt is at {where}; bbt_fast.load({args.repository!r}) loads it"

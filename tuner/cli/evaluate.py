@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from .arguments import add_options
-from .cli_predict import add_run_options, loaded
+from .predict import add_run_options, loaded
 
 DATA = ("data_dir", "column_mapping", "max_test_examples")
 MEANINGS = {"data_dir": "Folder with a test file (jsonl, csv, tsv or parquet); without it what the run was tested on."}
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the prompt or the data cannot be loaded.
     """
-    from .input.options import Options
+    from ..input.options import Options
 
     checked = Options.of(**{name: value for name, value in vars(args).items() if name in DATA})
     data_dir, column_mapping, most = (getattr(checked, name) for name in DATA)

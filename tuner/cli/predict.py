@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..export.errors import DataError, UsageError
+from ...export.errors import DataError, UsageError
 from .arguments import add_options
 
 OPTIONS = ("model_name", "engine", "precision", "device", "batch_size")
@@ -56,8 +56,8 @@ def loaded(args: argparse.Namespace) -> Any:
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
     from transformers.utils import logging as transformers_logging
 
-    from .input.options import Options
-    from .use.classifier import load
+    from ..input.options import Options
+    from ..use.classifier import load
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..input.options import Options
 from .arguments import add_options
-from .input.options import Options
 
 OPTIONS = (
     "model_name", "allow_pickle", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine",
@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> str:
     """
     from transformers.utils import logging as transformers_logging
 
-    from ..export.cache import cache_folder
-    from .run.setup import Setup
-    from .tasks.presets import resolve
-    from .tasks.task import load_task
+    from ...export.cache import cache_folder
+    from ..run.setup import Setup
+    from ..tasks.presets import resolve
+    from ..tasks.task import load_task
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}

@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> str:
     """Return the diagnosis."""
-    from .doctor import diagnosis
+    from .diagnosis import diagnosis
 
     del args
     sections = diagnosis()

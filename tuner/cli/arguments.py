@@ -11,8 +11,8 @@ from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..export.errors import UsageError
-from .input.options import Options
+from ...export.errors import UsageError
+from ..input.options import Options
 
 GROUPS = {
     "task and data": ("task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot"),

@@ -6,14 +6,14 @@ import argparse
 import textwrap
 from typing import Any
 
-from ..export.families import family_of
+from ...export.families import family_of
+from ..data.columns import Row
+from ..data.encoding import TextEncoder
+from ..input.options import Options
+from ..run.setup import Setup
+from ..tasks.presets import resolve
+from ..tasks.task import KINDS, Task, load_task, task_names
 from .arguments import add_options
-from .data.columns import Row
-from .data.encoding import TextEncoder
-from .input.options import Options
-from .run.setup import Setup
-from .tasks.presets import resolve
-from .tasks.task import KINDS, Task, load_task, task_names
 
 SAMPLES = ("a text to classify", "a second text to compare it with")
 """What is encoded where no data are given."""

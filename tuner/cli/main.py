@@ -12,9 +12,9 @@ from typing import Any
 
 import coloredlogs
 
-from ..export.errors import BbtFastError
+from ...export.errors import BbtFastError
+from ..run.control import RunInterruptedError
 from .arguments import Parser
-from .run.control import RunInterruptedError
 
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
     "bench": "compare the engines' speed with the PyTorch baselines",
 }
-"""What the sub-commands do. The module ``cli_<name>`` of each adds its parser, whose ``text`` turns the parsed
+"""What the sub-commands do. The module of the same name adds its parser, whose ``text`` turns the parsed
 arguments into what is printed."""
 GROUP = "bbt_fast.commands"
 """The entry points that name the modules of commands from above this floor."""
@@ -79,7 +79,7 @@ def _module(name: str) -> Any:
     """Return the module of a command."""
     for point in entry_points(group=GROUP, name=name):
         return point.load()
-    return import_module(f".cli_{name}", __package__)
+    return import_module(f".{name}", __package__)
 
 
 def _with_command(arguments: list[str]) -> list[str]:
@@ -87,7 +87,3 @@ def _with_command(arguments: list[str]) -> list[str]:
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     return ["tune", *arguments]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if a folder holds no run, or a file cannot be read or written.
     """
-    from .artifacts.files import write_whole
-    from .report.curves import find_runs
-    from .report.groups import group_runs, rows
-    from .report.page import report_page
-    from .report.summary import aligned
+    from ..artifacts.files import write_whole
+    from ..report.curves import find_runs
+    from ..report.groups import group_runs, rows
+    from ..report.page import report_page
+    from ..report.summary import aligned
 
     runs = find_runs([Path(folder) for folder in args.folders])
     groups = group_runs(runs)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> str:
         write_whole(Path(args.out), report_page(groups).encode())
         lines.append(f"page: {args.out}")
     if args.plots:
-        from .report.plots import plot_run
+        from ..report.plots import plot_run
 
         lines += [f"plot: {path}" for view in runs for path in plot_run(view.path)]
     return "\n".join(lines)

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> str:
     """
     from transformers.utils import logging as transformers_logging
 
-    from .use.bake import bake
-    from .use.classifier import load
+    from ..use.bake import bake
+    from ..use.classifier import load
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     classifier = load(args.run, engine="torch", precision="fp32", device="cpu", model_name=args.model_name)
