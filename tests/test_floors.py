@@ -1,18 +1,22 @@
-"""The architecture: three floors, imports only downward, optional libraries behind the one file that drives them."""
+"""The architecture: floors and rooms, imports only downward, an optional library behind the one file that drives it."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("export", "engine", "tuner")  # lowest first
+ROOMS = ("demo", "input", "search", "tasks", "data", "artifacts", "run", "use", "report", "tune", "cli")
+"""The tuner's, lowest first; ``tune`` is a single module. A room imports only from those before it."""
 SCRIPTS = ("benchmarks",)
 """They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
 EXTRAS = ("tensorrt", "openvino", "ray", "tensorboard", "wandb", "tritonclient")
@@ -71,14 +75,44 @@ def test_the_reader_of_imports_resolves_relative_names() -> None:
     assert "torch" in {name.split(".")[0] for name, _ in imported("export.examples")}
 
 
-def test_imports_point_only_downward() -> None:
-    upward = [
+def room(name: str) -> int:
+    """The place of a module's room in ``ROOMS``; -1 for the tuner's package itself and outside the tuner."""
+    parts = name.split(".")
+    return ROOMS.index(parts[1]) if parts[0] == "tuner" and len(parts) > 1 else -1
+
+
+def upward(imports: Mapping[str, Iterable[tuple[str, int]]]) -> list[str]:
+    """The imports that point to a higher floor, or inside the tuner to a higher room."""
+    return [
         f"{MODULES[name].relative_to(ROOT)}:{line} imports bbt_fast.{target}"
-        for name in MODULES
-        for target, line in inner_imports(name)
-        if floor(target) > floor(name)
+        for name, found in imports.items()
+        for target, line in found
+        if floor(target) > floor(name) or (floor(target) == floor(name) and room(target) > room(name))
     ]
-    assert not upward
+
+
+def test_imports_point_only_downward() -> None:
+    assert not upward({name: inner_imports(name) for name in MODULES})
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("engine.base", "tuner.search.bbt"),
+        ("tuner.search.bbt", "tuner.run.driver"),
+        ("tuner.run.driver", "tuner.report.curves"),
+        ("tuner.report.curves", "tuner.tune"),
+    ],
+)
+def test_an_import_that_points_upward_is_found(name: str, target: str) -> None:
+    (found,) = upward({name: [(target, 7)], target: [(name, 8)]})
+    assert found.endswith(f"{name.rpartition('.')[2]}.py:7 imports bbt_fast.{target}")
+
+
+def test_the_table_of_rooms_is_the_tuner_s_and_the_docs() -> None:
+    assert {name.split(".")[1] for name in MODULES if name.startswith("tuner.")} == set(ROOMS)
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `tuner/(\w+)(?:/|\.py)` \|", page, re.M) == list(reversed(ROOMS))
 
 
 def test_imports_inside_the_package_are_relative() -> None:
