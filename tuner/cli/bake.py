@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import spellings
+from .quiet import hide_progress_bars
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -34,12 +35,10 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the prompt cannot be loaded or baked.
     """
-    from transformers.utils import logging as transformers_logging
-
     from ..use.bake import bake
     from ..use.classifier import load
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     classifier = load(args.run, engine="torch", precision="fp32", device="cpu", model_name=args.model_name)
     made = bake(classifier, Path(args.out), precision=args.precision, triton=args.triton)
     lines = [

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..input.options import Options
 from .arguments import add_options
+from .quiet import hide_progress_bars
 
 OPTIONS = (
     "model_name", "allow_pickle", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine",
@@ -31,14 +32,12 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if the model or the engine cannot be used, or the graphs are not faithful.
     """
-    from transformers.utils import logging as transformers_logging
-
     from ...export.cache import cache_folder
     from ..run.setup import Setup
     from ..tasks.presets import resolve
     from ..tasks.task import load_task
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}
     options = Options.of(**given)
     task = load_task(options.task_name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...export.errors import DataError, UsageError
 from .arguments import add_options
+from .quiet import hide_progress_bars
 
 OPTIONS = ("model_name", "engine", "precision", "device", "batch_size")
 """The options of a run that the use of its prompt may change."""
@@ -54,12 +55,10 @@ def loaded(args: argparse.Namespace) -> Any:
         BbtFastError: see ``classifier.load``.
     """
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
-    from transformers.utils import logging as transformers_logging
-
     from ..input.options import Options
     from ..use.classifier import load
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}
     options = Options.of(**given)
     return load(args.run, **{name: getattr(options, name) for name in given})

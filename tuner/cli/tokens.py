@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .quiet import hide_progress_bars
+
 TOP = 3
 MOST_SHARED = 20
 
@@ -33,8 +35,6 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         BbtFastError: if a folder holds no run or no prompt, its model cannot be loaded, or the runs do not go together.
     """
-    from transformers.utils import logging as transformers_logging
-
     from ...export.errors import UsageError
     from ..artifacts.prompt import read_prompt
     from ..report.curves import find_runs
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> str:
     if args.top < 1:
         raise UsageError(f"--top is {args.top}, but must be at least 1.")
     views = find_runs([Path(folder) for folder in args.run])
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     looks = Looks()
     prompts = [read_prompt(view.path)[0][0] for view in views]
     found = [looks.at(view.options, prompt, args.top) for view, prompt in zip(views, prompts, strict=True)]

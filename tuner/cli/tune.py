@@ -14,6 +14,7 @@ from ..input.coerce import coerce, suggest
 from ..input.options import Options
 from ..input.yaml_lines import read_yaml
 from .arguments import add_options
+from .quiet import hide_progress_bars
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -75,14 +76,13 @@ def _config_text(options: Options) -> str:
 
 def _tuned(options: Options) -> str:
     from tqdm.contrib.logging import logging_redirect_tqdm
-    from transformers.utils import logging as transformers_logging
 
     from ..report.summary import summary
     from ..run.control import Control, signals
     from ..run.progress import ProgressLine
     from ..tune import execute
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hide_progress_bars()
     control = Control()
     with signals(control), logging_redirect_tqdm([logging.getLogger("bbt_fast")]):
         return summary(execute(options, control, ProgressLine(options.print_every)))
