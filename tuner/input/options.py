@@ -1,7 +1,7 @@
 """What a run can be told: one dataclass that the command line, YAML files and the Python API share.
 
 Names and meanings are those of the original implementation wherever it has the option. ``None`` means "decide from the
-task and the algorithm"; ``presets.py`` does that in one place.
+task and the algorithm"; ``tasks/presets.py`` does that in one place.
 """
 
 from __future__ import annotations

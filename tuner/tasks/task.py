@@ -70,7 +70,7 @@ class Task:
     aliases: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     """The data's column for ``text``, ``text_a``, ``text_b`` and ``label`` where it has another name, or a pattern of
-    several columns (see ``columns.py``)."""
+    several columns (see ``data/columns.py``)."""
     replace: Mapping[str, str] = field(default_factory=dict)
     """Strings that the data spell in a way of their own, and what to read instead."""
     hub: Hub | None = None
