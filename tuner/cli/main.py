@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from importlib import import_module
@@ -18,6 +19,8 @@ from .arguments import Parser
 
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 141
+"""What shells call the end of a program whose reader has gone."""
 COMMANDS = {
     "tune": "tune and test a prompt (the default)",
     "predict": "classify texts with a tuned prompt",
@@ -48,13 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = make_parser(arguments[0]).parse_args(arguments)
         coloredlogs.install(level="DEBUG" if args.verbose else "INFO", logger=logger, fmt="%(message)s")
-        print(args.text(args))
+        print(args.text(args), flush=True)
     except RunInterruptedError as error:
         print(f"bbt-fast: {error}", file=sys.stderr)
         return INTERRUPTED
     except BbtFastError as error:
         print(f"bbt-fast: {error}", file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # whoever read this, as `head` does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it flushes at the end
+        return UNREAD
     except KeyboardInterrupt:
         print("bbt-fast: interrupted before the search began; nothing is lost.", file=sys.stderr)
         return INTERRUPTED

@@ -166,3 +166,11 @@ def test_a_signal_ends_after_the_generation_and_says_how_to_go_on(small):
     assert Path("r/prompt.safetensors").exists()
     lines = Path("r/journal.jsonl").read_bytes().splitlines(keepends=True)
     assert all(line.endswith(b"\n") for line in lines)
+
+
+def test_a_reader_that_has_read_enough_gets_no_traceback():
+    command = [sys.executable, "-m", "bbt_fast.tuner.cli", "tasks"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
