@@ -83,9 +83,9 @@ def table(record: dict[str, Any]) -> str:
     about = [", ".join(dict.fromkeys(run[key] for run in made)) for key in ("device", "commit")]
     packages = ", ".join(f"{name} {version}" for name, version in made[-1]["versions"].items())
     lines = [
-        f"`{record['model']}` on {record['task']}, {counts['train']} training and {counts['dev']} development "
-        f"examples, tested on {counts['test']}; {rows[0]['metric']} in percent, mean over the seeds (standard "
-        f"deviation). {about[0]}, {packages}; commit {about[1]}.",
+        f"**accuracy**: `{record['model']}` on {record['task']}, {counts['train']} training and {counts['dev']} "
+        f"development examples, tested on {counts['test']}; {rows[0]['metric']} in percent, mean over the seeds "
+        f"(standard deviation). {about[0]}, {packages}; commit {about[1]}.",
         "",
         "| algorithm | engine | evaluations | zero-shot, test | tuned, dev | tuned, test | tuned, test, by seed |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",

@@ -103,7 +103,12 @@ def int8_engine(setup: Setup, algorithm: str) -> Engine:
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
+    about = record["environment"]
     lines = [
+        f"**fidelity** to PyTorch in fp32: `{record['model']}` on {record['task']}, populations of searches with seeds "
+        f"{', '.join(map(str, record['seeds']))}. {about['device']}, {about['threads']} threads; commit "
+        f"{about['commit']}.",
+        "",
         "| algorithm | engine | populations | Spearman (least) | Kendall | mean loss error | / spread | largest logit "
         "difference | best kept | gate: Spearman, loss error / spread |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -1,17 +1,21 @@
-"""Make a Markdown table and two plots from a record: speed-up bars, and where a generation's time goes.
+"""Make a Markdown table and two plots from a record of speed: speed-up bars, and where a generation's time goes.
 
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
+
+Records of scaling, fidelity and accuracy come with their tables and plots; --into puts those into a page too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+
+from bbt_fast.benchmarks import accuracy, fidelity, scaling
 
 BASELINE = "original"
 BUDGET = 8000
@@ -165,6 +169,15 @@ def brief(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "speed": brief,
+    "scaling": scaling.table,
+    "fidelity": fidelity.table,
+    "accuracy": accuracy.table,
+}
+"""What a page shows of each kind of record."""
+
+
 def insert(page: str, tables: Sequence[str]) -> str:
     """Return a page with the tables between its two marks.
 
@@ -184,11 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--into", type=Path, help=f"a page with the marks {BEGIN} and {END}")
     given = parser.parse_args(arguments)
-    for path in given.records:
-        for made in write(path):
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in given.records}
+    for path, record in records.items():
+        for made in write(path) if record["benchmark"] not in PAGES.keys() - {"speed"} else ():
             print(made)
     if given.into:
-        tables = [brief(json.loads(path.read_text(encoding="utf-8"))) for path in given.records]
+        tables = [PAGES[record["benchmark"]](record) for record in records.values()]
         given.into.write_text(insert(given.into.read_text(encoding="utf-8"), tables), encoding="utf-8")
         print(given.into)
 

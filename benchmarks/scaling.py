@@ -66,7 +66,16 @@ def exponents(points: Sequence[dict[str, Any]]) -> list[float]:
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
-    lines = ["| dimension | value: generation_ms (of it ask, tell, A z) | exponents |", "| --- | --- | --- |"]
+    work, about = record["workload"], record["environment"]
+    lines = [
+        f"**scaling** of {record['contender']}: {work['algorithm']}, `{work['model']}`, population "
+        f"{work['population']} on {work['n_examples']} texts of {work['task']}'s lengths, {work['n_prompt_tokens']} "
+        f"prompt tokens, d = {work['intrinsic_dim']}, one of them varied at a time; a dimension's exponents are the "
+        f"slopes between its neighbouring values, 1 for growth in proportion. {about['device']}, {about['threads']} "
+        f"threads; commit {about['commit']}.",
+        "",
+    ]
+    lines += ["| dimension | value: generation_ms (of it ask, tell, A z) | exponents |", "| --- | --- | --- |"]
     for dimension, points in record["dimensions"].items():
         cells = []
         for point in points:
