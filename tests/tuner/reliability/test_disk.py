@@ -149,10 +149,9 @@ def test_a_run_whose_cache_is_removed_under_it_ends_as_any_other(
     options: Options, figures: Figures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = options(engine="ort")
+    monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / "cache"))
     tune(**asked, output_dir=str(tmp_path / "whole"))
     taken = Search._take
-    shutil.copytree(cache.cache_folder(), tmp_path / "cache")
-    monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / "cache"))
 
     def remove(self: Search, generation: Any, log: Any, replayed: bool) -> str | None:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
