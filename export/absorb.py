@@ -40,12 +40,12 @@ class Absorbed:
         heads, d = query.shape[1], query.shape[3]
         by_head = query[:, :, 0].transpose(0, 1) * (d**-0.5 if scale is None else scale)
         keyed = torch.matmul(by_head, self.key.weight.view(heads, d, -1)).transpose(0, 1)
-        scores = torch.matmul(keyed, states.transpose(1, 2))
+        scores = torch.matmul(keyed.float(), states.float().transpose(1, 2))  # as fused attention keeps them
         if mask is not None:
             seen = mask.expand(-1, -1, 1, -1)[:, :, 0]
             least = torch.finfo(scores.dtype).min
             scores = scores.masked_fill(~seen, least) if mask.dtype is torch.bool else scores + seen
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(states.dtype)
+        weights = scores.softmax(dim=-1).to(states.dtype)
         seen_states = torch.matmul(weights, states).transpose(0, 1)
         values = torch.matmul(seen_states, self.value.weight.view(heads, -1, states.shape[2]).transpose(1, 2))
         if self.value.bias is not None:
