@@ -6,7 +6,8 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _trace(source: Source) -> ir.Model:
     shapes: dict[str, Any] = {name: dynamic(axes) for name, axes in stage.joined_axes.items()}
     if tensors:
         shapes["tensors"] = tuple(dynamic(stage.axes[name]) for name in stage.names)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _undisturbed(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage,
@@ -98,6 +99,18 @@ def _trace(source: Source) -> ir.Model:
         )
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the exporter from telling on standard error which packages it would know more operators with."""
+    teller = logging.getLogger("torch.onnx._internal.exporter._registration")
+    usual = teller.level
+    teller.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        teller.setLevel(usual)
 
 
 def _prepend_join(model: ir.Model, source: Source) -> None:
