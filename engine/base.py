@@ -18,7 +18,7 @@ from ..export.examples import Examples
 from ..export.families import Family
 from ..export.graphs import cast_tensor
 from ..export.model import Encoded, StagedModel
-from ..export.parity import Parity, compare, probe
+from ..export.parity import Parity, compare, probe_examples, probe_prompts
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
@@ -153,7 +153,7 @@ class Engine(ABC):
 
     def check_parity(self) -> None:
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""
-        self.open(probe(self.staged)[0])
+        self.open(probe_examples(self.staged))
 
     def _buckets(self, rows: Sequence[Tensor], examples: Examples) -> list[Bucket]:
         """Encode buckets of examples and load what runs them."""
@@ -207,7 +207,7 @@ class Engine(ABC):
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
         """Let runner and reference answer a population at the first and at the last cut; return the worse."""
-        _, _, prompts = probe(self.staged)
+        prompts = probe_prompts(self.staged)
         last = self.staged.n_stages - 1
         reference = None if encoded.prefix is None else ModuleRunner(encoded.prefix.stages)
         found = []
@@ -225,8 +225,7 @@ class Engine(ABC):
                     for stage, prompt in enumerate(entering):
                         hidden = run(stage, hidden, prompt, at.tensors)
                 answers.append(hidden)
-            labels = torch.arange(answers[0].shape[1]) % answers[0].shape[2]
-            found.append(compare(answers[0], answers[1], labels))
+            found.append(compare(*answers))
         return min(found, key=lambda parity: parity.spearman)
 
     def _placed(self, encoded: Encoded) -> Encoded:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .graphs import OPSET, save_graph, tidy
 from .model import StagedModel
-from .parity import probe
+from .parity import probe_examples
 
 INPUTS = ("input_ids", "attention_mask")
 """The graph's inputs, each [batch, sequence] int64."""
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
             staged = StagedModel(model, staged.mode, staged.n_prompt_tokens, staged.cuts)
         self.mask_id, self._parts, self._before = mask_id, staged.parts, staged.before
         self.model = staged.model
-        self.stages = nn.ModuleList(staged.encode(probe(staged)[0]).stages)
+        self.stages = nn.ModuleList(staged.encode(probe_examples(staged)).stages)
         self.label_rows, self.label_bias = nn.Buffer(rows.float().clone()), nn.Buffer(bias.float().clone())
         self.prompts = nn.Buffer(prompts.to(dtype))
 

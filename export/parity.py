@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from .errors import ParityError
 from .examples import Examples
@@ -16,6 +15,8 @@ from .precision import Precision
 
 POPULATION = 16
 """Candidates in the gate's population."""
+WORDS = 8
+"""Label words of its texts."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Parity:
 
     max_logit_difference: float
     mean_loss_error: float
-    """Mean absolute difference of the candidates' losses, in nats."""
+    """Mean absolute difference of a loss, in nats."""
     loss_spread: float
-    """Standard deviation of the reference losses over the population, in nats."""
+    """Standard deviation of the reference's losses over the population, in nats."""
     spearman: float
-    """Rank correlation of the losses: ranks are all that CMA-ES reads."""
+    """Rank correlation of the losses over the population: ranks are all that CMA-ES reads."""
 
     def require(self, precision: Precision, artifact: str) -> None:
         """Refuse an artifact that is not faithful enough to search with.
@@ -61,20 +62,31 @@ class Parity:
         return asdict(self)
 
 
-def compare(reference: Tensor, logits: Tensor, labels: Tensor) -> Parity:
-    """Compare answers [P, N, C] with the reference's, on the cross-entropy of labels [N].
+def compare(reference: Tensor, logits: Tensor) -> Parity:
+    """Compare answers [P, N, C] with the reference's, on the loss of each text for each label word.
 
-    A NaN or infinite answer compares as infinitely wrong.
+    The texts' losses are not averaged first: that leaves one figure per candidate, and the rank correlation of so few
+    is a matter of luck where a format is neither exact nor wrong.
     """
     reference, logits = reference.double().cpu(), logits.double().cpu()
-    expected, found = _losses(reference, labels), _losses(logits, labels)
-    if not bool(torch.isfinite(logits).all()):
-        return Parity(float("inf"), float("inf"), float(expected.std()), 0.0)
+    expected, found = (-answers.log_softmax(dim=2).flatten(1) for answers in (reference, logits))
+    return compare_losses(expected, found, float((reference - logits).abs().max()))
+
+
+def compare_losses(expected: Tensor, found: Tensor, max_logit_difference: float) -> Parity:
+    """Compare losses [P, M], M for each candidate, with the reference's.
+
+    A search compares candidates with each other, so spread and ranks are those of the losses less their column's mean.
+    A NaN or infinite loss compares as infinitely wrong.
+    """
+    varying = expected - expected.mean(dim=0)
+    if not bool(torch.isfinite(found).all()):
+        return Parity(float("inf"), float("inf"), float(varying.std()), 0.0)
     return Parity(
-        float((reference - logits).abs().max()),
+        max_logit_difference,
         float((expected - found).abs().mean()),
-        float(expected.std()),
-        spearman(expected, found),
+        float(varying.std()),
+        spearman(varying.flatten(), (found - found.mean(dim=0)).flatten()),
     )
 
 
@@ -84,32 +96,29 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def probe(staged: StagedModel, seed: int = 0) -> tuple[Examples, Tensor, Tensor]:
-    """Make the gate's examples, labels [N] and prompts [P, L or 1, n, H], random but always the same.
+def probe_examples(staged: StagedModel) -> Examples:
+    """Make the gate's texts and label words, random but always the same.
 
-    The texts are short, of three lengths; prompts have the scale of the word embeddings, as the search's first
-    population has.
+    They are short, of three lengths; several share the least, so that a bucket of that length has enough to compare.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     placeholders = staged.n_prompt_tokens if staged.mode == "add" else 0
-    lengths = torch.tensor([9, 12, 12, 15]) + placeholders
+    lengths = torch.tensor([9, 9, 9, 9, 12, 15]) + placeholders
     vocabulary = staged.word_embeddings.shape[0]
     ids = torch.randint(vocabulary // 10, vocabulary, (len(lengths), int(lengths.max())), generator=generator)
     ids[:, : staged.family.prompt_start + placeholders] = ids[0, 0]  # as a search's examples, all texts begin alike
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    words = torch.randperm(vocabulary, generator=generator)[:3]
+    words = torch.randperm(vocabulary, generator=generator)[:WORDS]
     position, decoder_ids = lengths - 3, None
     if staged.family.kind == "decoder":
         position = lengths - 1
     elif staged.family.kind == "seq2seq" and staged.family.decoder_inputs is None:
         position, decoder_ids = torch.ones_like(lengths), ids[:, :2]
-    examples = Examples(ids, mask, position, words, decoder_ids)
+    return Examples(ids, mask, position, words, decoder_ids)
+
+
+def probe_prompts(staged: StagedModel) -> Tensor:
+    """Draw the gate's prompts, [P, L or 1, n, H], random but always the same, of the word embeddings' scale."""
     shape = (POPULATION, staged.n_stages, staged.n_prompt_tokens, staged.hidden_size)
-    prompts = torch.randn(shape, generator=generator) * float(staged.word_embeddings.float().std())
-    return examples, torch.arange(len(lengths)) % 3, prompts
-
-
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    population = logits.shape[0]
-    flat = cross_entropy(logits.flatten(0, 1), labels.repeat(population), reduction="none")
-    return flat.view(population, -1).mean(dim=1)
+    spread = float(staged.word_embeddings.float().std())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * spread

@@ -16,16 +16,16 @@ class Precision:
     name: str
     dtype: torch.dtype
     min_spearman: float
-    """Least rank correlation of a random population's losses with fp32's."""
+    """Least rank correlation of a random population's losses with fp32's, text by text."""
     max_loss_error: float
-    """Largest mean error of a loss, in units of the population's own standard deviation."""
+    """Largest mean error of a text's loss, in units of its standard deviation over the population."""
 
 
 PRECISIONS: dict[str, Precision] = {
     p.name: p
     for p in (
         Precision("fp32", torch.float32, 0.99, 0.01),
-        Precision("bf16", torch.bfloat16, 0.90, 0.5),
+        Precision("bf16", torch.bfloat16, 0.70, 2.0),
         Precision("fp16", torch.float16, 0.95, 0.25),
     )
 }

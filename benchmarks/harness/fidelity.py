@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
-from bbt_fast.export.parity import compare
+from bbt_fast.export.parity import compare, compare_losses
 from bbt_fast.tuner.artifacts.files import digest
 from bbt_fast.tuner.data.encoding import Encoded
 from bbt_fast.tuner.search.bbt import bbt
@@ -125,14 +125,14 @@ def populations(
 
 def figures(population: Population, reference: Tensor, found: Tensor, labels: Tensor) -> dict[str, Any]:
     """Compare an engine's answers [P, N, C] to a population with the reference's."""
-    parity = compare(reference, found, labels)
+    each = compare(reference, found)
     expected, losses = (cross_entropy_loss(x.double(), labels, METRICS["accuracy"]) for x in (reference, found))
     return {
         "kind": population.kind,
         "seed": population.seed,
         "generation": population.generation,
         "layer": population.layer,
-        **parity.as_dict(),
+        **compare_losses(expected[:, None], losses[:, None], each.max_logit_difference).as_dict(),
         "kendall_tau": kendall_tau(expected, losses),
         "best_kept": bool(expected.argmin() == losses.argmin()),
     }

@@ -17,8 +17,8 @@ from bbt_fast.export.model import Encoded
 class QuantizedOrtEngine(OrtEngine):
     """The ort engine over the same graphs, weights int8 per channel, activations quantized as they come.
 
-    No gate: what it would refuse is what is to be measured. Attention stays as it is: ONNX Runtime's tool would make
-    an invalid node of it.
+    The gate measures and does not refuse: that is what is to be shown. Attention stays as it is: ONNX Runtime's tool
+    would make an invalid node of it.
     """
 
     def _load(self, encoded: Encoded) -> OrtRunner:
@@ -38,4 +38,6 @@ class QuantizedOrtEngine(OrtEngine):
         return OrtRunner(OnnxFiles(paths, kept=False), self.staged, encoded, self.device)
 
     def _gated(self, encoded: Encoded) -> Runner:
-        return self._load(encoded)
+        runner = self._load(encoded)
+        self.parity = self._measure(runner, encoded).as_dict()
+        return runner

@@ -15,10 +15,8 @@ from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples, load_engine
 from bbt_fast.export.errors import ArtifactError, ParityError
-from bbt_fast.export.parity import Parity, compare, spearman
+from bbt_fast.export.parity import Parity, compare, compare_losses, spearman
 from bbt_fast.export.precision import PRECISIONS
-
-LABELS = torch.arange(4) % 3
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def logits() -> Tensor:
 
 
 def test_equal_answers_pass_at_every_precision(logits: Tensor) -> None:
-    parity = compare(logits, logits.clone(), LABELS)
+    parity = compare(logits, logits.clone())
     assert parity.max_logit_difference == 0
     assert math.isclose(parity.spearman, 1)
     for precision in PRECISIONS.values():
@@ -37,7 +35,7 @@ def test_equal_answers_pass_at_every_precision(logits: Tensor) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
 def test_shuffled_ranks_are_refused_with_figures_and_a_way_out(precision: object, logits: Tensor) -> None:
     with pytest.raises(ParityError, match=r"graph disagrees with .* Spearman .* Try --precision fp32"):
-        compare(logits, logits.flip(0), LABELS).require(precision, "graph")
+        compare(logits, logits.flip(0)).require(precision, "graph")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -45,7 +43,24 @@ def test_answers_that_are_no_numbers_are_refused(value: float, logits: Tensor) -
     wrong = logits.clone()
     wrong[3, 2, 1] = value
     with pytest.raises(ParityError, match=r"Spearman 0\.000"):
-        compare(logits, wrong, LABELS).require(PRECISIONS["bf16"], "graph")
+        compare(logits, wrong).require(PRECISIONS["bf16"], "graph")
+
+
+def test_what_all_candidates_share_counts_as_error_but_not_as_rank() -> None:
+    losses = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    parity = compare_losses(losses, losses + torch.tensor([3.0, 5.0]), 0.0)
+    assert math.isclose(parity.spearman, 1)
+    assert math.isclose(parity.mean_loss_error, 4, rel_tol=1e-6)
+
+
+def test_each_text_is_compared_not_their_mean() -> None:
+    """Errors of opposite sign on two texts leave every candidate's mean loss right."""
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.randn(16, 2, generator=generator)
+    error = torch.randn(16, 1, generator=generator) * torch.tensor([1.0, -1.0])
+    means = compare_losses(losses.mean(dim=1, keepdim=True), (losses + error).mean(dim=1, keepdim=True), 0.0)
+    assert math.isclose(means.spearman, 1)
+    assert compare_losses(losses, losses + error, 0.0).spearman < 0.95
 
 
 def test_spearman_reads_ranks_only() -> None:
@@ -60,7 +75,7 @@ def test_a_damaged_record_of_figures_counts_as_none(figures: object) -> None:
 
 
 def test_figures_survive_their_record(logits: Tensor) -> None:
-    parity = compare(logits, logits + 0.01 * logits.flip(1), LABELS)
+    parity = compare(logits, logits + 0.01 * logits.flip(1))
     assert Parity.from_dict(parity.as_dict()) == parity
 
 
