@@ -23,6 +23,7 @@ from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import bucket_rows
+from .crew import Crew
 from .prefix import run_prefix
 from .reference import ModuleRunner
 from .savings import Savings
@@ -44,6 +45,10 @@ class Engine(ABC):
     """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}
     """What a further length bucket costs, in tokens, by device type."""
+    one_thread_calls: ClassVar[bool] = False
+    """Whether a call takes one CPU thread, so that as many run at a time as there are; else each takes all."""
+    cpu_tokens: ClassVar[int] = 2048
+    """How many tokens to run at once on a CPU, as many as a cache holds: a layer's widest activations are 4 H each."""
     shares_prefix: ClassVar[bool] = False
     """Whether it can run stages that do not lead to logits, as a causal model's prompt apart from the texts needs."""
 
@@ -60,7 +65,9 @@ class Engine(ABC):
         """A file or folder of graphs to run in the place of the cache's."""
         self.export_seconds = 0.0
         """Time spent building and gating graphs."""
-        self.tokens_per_call = tokens_per_call(device, self.hidden_size, self.dtype)
+        self.tokens_per_call = self._tokens_per_call()
+        self.crew = Crew(torch.get_num_threads() if self.one_thread_calls and device.type == "cpu" else 1)
+        """The threads that calls run on."""
         self._runners: dict[tuple[Stage, ...], Runner] = {}
 
     @classmethod
@@ -235,15 +242,12 @@ class Engine(ABC):
         prefix = None if encoded.prefix is None else self._placed(encoded.prefix)
         return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix)
 
+    def _tokens_per_call(self) -> int:
+        """Return how many tokens to run at once.
 
-def tokens_per_call(device: torch.device, hidden_size: int, dtype: torch.dtype) -> int:
-    """Return how many tokens to run at once: what a CPU's cache or a GPU's free memory holds.
-
-    On a CPU a layer's widest activations, 4 H per token, should stay in the last-level cache: measured on two cores,
-    2,000 tokens run 15 % faster than 30,000. On a GPU about 24 H per token are alive at a time; half of what is free is
-    used.
-    """
-    if device.type != "cuda":
-        return 2048
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(2048, free // 2 // (24 * hidden_size * dtype.itemsize))
+        On a GPU about 24 H values per token are alive at a time; half of what is free is used.
+        """
+        if self.device.type != "cuda":
+            return self.cpu_tokens
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(2048, free // 2 // (24 * self.hidden_size * self.dtype.itemsize))

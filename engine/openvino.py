@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +25,19 @@ COMPUTES_IN = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenvinoRunner(OnnxRunner):
-    """One compiled model per stage, whatever the shapes; tensors are shared by address."""
+    """One compiled model per stage, whatever the shapes, and a request to it per thread; tensors go by address."""
 
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, precision: str) -> None:
         """Compile the graphs."""
         super().__init__(files, staged, encoded)
-        self._requests = [_request(path, precision) for path in files.paths]
+        self._models = [_compiled(path, precision) for path in files.paths]
+        self._mine = threading.local()
 
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
-        request = self._requests[stage]
+        requests: dict[int, Any] = vars(self._mine).setdefault("requests", {})
+        if stage not in requests:
+            requests[stage] = self._models[stage].create_infer_request()
+        request = requests[stage]
         for name, tensor in inputs.items():
             request.set_tensor(name, _shared(tensor))
         request.set_output_tensor(_shared(output))
@@ -43,6 +48,8 @@ class OpenvinoEngine(Engine):
     """OpenVINO on the CPU. In bf16 it converts inside a stage: what enters and leaves one is fp32."""
 
     name = "openvino"
+    one_thread_calls = True
+    cpu_tokens = 1024
     shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("bf16", "fp32")}
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {"bf16": torch.float32}
@@ -56,20 +63,20 @@ class OpenvinoEngine(Engine):
         return runner.files.parity_record(f"openvino-{version('openvino')}-{self.precision}-{cpu_kind()}")
 
 
-def _request(path: Path, precision: str) -> Any:
-    """Compile a graph and return the request that runs it, on as many threads as PyTorch uses.
+def _compiled(path: Path, precision: str) -> Any:
+    """Compile a graph for as many requests at a time as PyTorch uses threads, one thread each.
 
-    One stream takes all threads; pinning them would fight with PyTorch's and with other processes' threads.
+    Pinning them would fight with PyTorch's and with other processes' threads.
     """
+    threads = str(torch.get_num_threads())
     options = {
         "INFERENCE_PRECISION_HINT": COMPUTES_IN[precision],
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": "NO",
     }
     try:
-        return _core().compile_model(str(path), "CPU", options).create_infer_request()
+        return _core().compile_model(str(path), "CPU", options)
     except RuntimeError as error:
         raise ArtifactError(
             f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is gone, run the "

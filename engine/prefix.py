@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..export.model import Encoded
+from .crew import Crew
 
 
 class Run(Protocol):
@@ -53,6 +54,7 @@ class SharedPrefix:
         n_stages: how many there are.
         committed: gives a stage's committed prompt, [1, n, H].
         count: is told each stage that runs and for how many candidates.
+        crew: runs the candidates.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class SharedPrefix:
         n_stages: int,
         committed: Callable[[int], Tensor],
         count: Callable[[int, int], None],
+        crew: Crew,
     ) -> None:
         self.encoded = encoded
         self._run, self._n_stages, self._committed, self._count = run, n_stages, committed, count
+        self._crew = crew
         self._kept: list[Tensor] = []
 
     @property
@@ -81,7 +85,9 @@ class SharedPrefix:
         if stage >= len(self._kept):
             missing = [self._committed(number) for number in range(len(self._kept), stage + 1)]
             hidden = entering(self._kept[-1], self.encoded) if self._kept else self.encoded.hidden
-            self._kept += self._states(hidden, missing, len(self._kept))
+            for number in range(len(self._kept), stage + 1):
+                self._count(number, 1)
+            self._kept += run_prefix(self._run, self.encoded, hidden, missing, len(self._kept))
         return self._kept[stage]
 
     def states(self, prompts: Tensor, layer: int, tokens_per_call: int) -> list[Tensor]:
@@ -94,15 +100,16 @@ class SharedPrefix:
         """
         above = [self._committed(stage) for stage in range(layer + 1, self._n_stages)]
         hidden = self.hidden_states(layer)
-        some = torch.split(prompts, max(1, tokens_per_call // self.length))
-        chunks = [self._states(hidden, [chunk, *above], layer) for chunk in some]
+        for stage in range(layer, self._n_stages):
+            self._count(stage, len(prompts))
+        size = max(1, min(tokens_per_call // self.length, -(-len(prompts) // self._crew.size)))
+
+        def states(chunk: Tensor) -> list[Tensor]:
+            return run_prefix(self._run, self.encoded, hidden, [chunk, *above], layer)
+
+        chunks = self._crew.each(states, torch.split(prompts, size))
         return [torch.cat(states) for states in zip(*chunks, strict=True)]
 
     def forget(self, layer: int) -> None:
         """Forget what depends on a layer's committed prompt."""
         del self._kept[layer:]
-
-    def _states(self, hidden: Tensor, prompts: Sequence[Tensor], first: int) -> list[Tensor]:
-        for stage in range(first, first + len(prompts)):
-            self._count(stage, len(prompts[0]))
-        return run_prefix(self._run, self.encoded, hidden, prompts, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
+from .crew import Crew
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
 from .savings import Savings
+
+TURNS = 4
+"""How many parts a thread gets at least, so that none waits long for the last."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Machine(Protocol):
     device: torch.device
     dtype: torch.dtype
     tokens_per_call: int
+    crew: Crew
 
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
@@ -73,9 +79,28 @@ class Bucket:
     hidden: Tensor | None = None
     """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None stands for the embedded text."""
 
+    @property
+    def entering(self) -> Tensor:
+        """What enters ``layer``: [1, M, S, H]."""
+        return self.encoded.hidden if self.hidden is None else self.hidden
+
     def rewind(self) -> None:
         """Forget the activations above the input."""
         self.layer, self.hidden = 0, None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some candidates on a bucket's examples: what one call answers."""
+
+    bucket: Bucket
+    candidates: slice
+    tokens: int
+
+    def __len__(self) -> int:
+        """Return how many candidates there are."""
+        size: int = self.candidates.stop - self.candidates.start
+        return size
 
 
 class Session:
@@ -105,7 +130,7 @@ class Session:
             def count(stage: int, population: int) -> None:
                 self.layer_evaluations += len(stages[stage].layers) * population
 
-            self._prefix = SharedPrefix(shared, run_prefix, len(stages), self._prompt, count)
+            self._prefix = SharedPrefix(shared, run_prefix, len(stages), self._prompt, count, engine.crew)
 
     def __len__(self) -> int:
         """Return N."""
@@ -166,8 +191,9 @@ class Session:
         """Return what enters a layer for all real tokens: [T, H] float32."""
         states = []
         with torch.inference_mode():
+            self._climb(layer)
             for bucket in self._buckets:
-                hidden = self._below(bucket, layer)[0]
+                hidden = bucket.entering[0]
                 if self._prefix is not None and (layer or self.engine.staged.mode == "add"):
                     before = self._prefix.hidden_states(layer)[0].expand(hidden.shape[0], -1, -1)
                     hidden = torch.cat([before, hidden], dim=1)
@@ -181,16 +207,12 @@ class Session:
 
         Activations that led to a failure are forgotten: it may have been made there.
         """
-        logits: Tensor | None = None
         try:
             with torch.inference_mode():
                 entering = self._entering(prompts, layer)
-                for bucket in self._buckets:
-                    answers = self._chunked(entering, len(prompts), bucket, layer)
-                    if logits is None:
-                        logits = answers.new_empty(prompts.shape[0], len(self), answers.shape[2])
-                    logits[:, bucket.rows] = answers
-            assert logits is not None
+                if self.engine.savings.reuse:
+                    self._climb(layer)
+                logits = self._shared_out(entering, len(prompts), layer)
             if not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
@@ -208,17 +230,26 @@ class Session:
         """Return how many tokens a candidate has on a bucket's examples."""
         return bucket.encoded.hidden.shape[1] * bucket.encoded.joined_length
 
-    def _below(self, bucket: Bucket, layer: int) -> Tensor:
-        """Return the activations [1, M, S, H] that enter a layer, running only the layers that are missing."""
-        if layer < bucket.layer:
-            bucket.rewind()
-        while bucket.layer < layer:
-            hidden = bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
-            entering = self._prompt(bucket.layer) if self._prefix is None else self._prefix.committed(bucket.layer)
-            bucket.hidden = bucket.run(bucket.layer, hidden, entering, bucket.encoded.tensors)
-            self._count(bucket, bucket.layer, 1)
-            bucket.layer += 1
-        return bucket.encoded.hidden if bucket.hidden is None else bucket.hidden
+    def _climb(self, layer: int) -> None:
+        """Bring the activations of all buckets up to a layer, running only the layers that are missing."""
+        for bucket in self._buckets:
+            if layer < bucket.layer:
+                bucket.rewind()
+            for stage in range(bucket.layer, layer):
+                self._count(bucket, stage, 1)
+        lowest = min(bucket.layer for bucket in self._buckets)
+        below = [
+            self._prompt(stage) if self._prefix is None else self._prefix.committed(stage)
+            for stage in range(lowest, layer)
+        ]
+
+        def climb(bucket: Bucket) -> None:
+            while bucket.layer < layer:
+                prompt = below[bucket.layer - lowest]
+                bucket.hidden = bucket.run(bucket.layer, bucket.entering, prompt, bucket.encoded.tensors)
+                bucket.layer += 1
+
+        self.engine.crew.each(climb, [bucket for bucket in self._buckets if bucket.layer < layer])
 
     def _entering(self, prompts: Tensor, layer: int) -> list[Tensor]:
         """Return what joins each stage that must run, for candidate prompts at a layer: [P or 1, n, W]."""
@@ -229,42 +260,69 @@ class Session:
         below = [self._prefix.committed(stage) for stage in range(first, layer)]
         return below + self._prefix.states(prompts, layer, self.engine.tokens_per_call)
 
-    def _chunked(self, entering: Sequence[Tensor], population: int, bucket: Bucket, layer: int) -> Tensor:
-        """Answer the population in chunks that fit, smaller ones after the device ran out of memory: [P, M, C]."""
-        tokens = self._tokens(bucket)
-        answers: list[Tensor] = []
-        done = 0
-        while done < population:
-            size = max(1, self.engine.tokens_per_call // tokens)
+    def _shared_out(self, entering: Sequence[Tensor], population: int, layer: int) -> Tensor:
+        """Answer the population in parts, in smaller ones after the device ran out of memory: [P, N, C]."""
+
+        def answer(part: Part) -> Tensor:
+            some = [tensor if len(tensor) == 1 else tensor[part.candidates] for tensor in entering]
+            return self._answer(part, some, layer)
+
+        while True:
+            parts = self._parts(population)
             try:
-                some = [tensor if len(tensor) == 1 else tensor[done : done + size] for tensor in entering]
-                answers.append(self._answer(some, min(size, population - done), bucket, layer))
+                answers = self.engine.crew.each(answer, parts)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                size = min(size, population - done)
-                if size == 1:
-                    raise MemoryShortError(
-                        f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
-                        f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
-                        "--precision fp16."
-                    ) from error
-                self.engine.tokens_per_call = tokens * (size // 2)
-                logger.warning("out of memory: going on with %d candidates at a time", size // 2)
-                release_memory()
+                self._take_less(parts, error)
                 continue
-            done += size
-        return torch.cat(answers)
+            for stage in range(layer if self.engine.savings.reuse else 0, self.engine.staged.n_stages):
+                for bucket in self._buckets:
+                    self._count(bucket, stage, population)
+            logits = answers[0].new_empty(population, len(self), answers[0].shape[2])
+            for part, some in zip(parts, answers, strict=True):
+                logits[part.candidates, part.bucket.rows] = some
+            return logits
 
-    def _answer(self, entering: Sequence[Tensor], population: int, bucket: Bucket, layer: int) -> Tensor:
-        """Run the stages from a layer to the answer for a chunk of candidates: [P, M, C]."""
-        if self.engine.savings.reuse:
-            first, hidden = layer, self._below(bucket, layer)
-        else:
-            first, hidden = 0, bucket.encoded.hidden.expand(population, -1, -1, -1)
-        for stage in range(first, self.engine.staged.n_stages):
-            self._count(bucket, stage, population)
-        return self.engine.run_chain(bucket.run, first, hidden, entering, bucket.encoded.tensors)
+    def _parts(self, population: int) -> list[Part]:
+        """Split a population's work into parts that one call can take, large ones first."""
+        most, threads = self.engine.tokens_per_call, self.engine.crew.size
+        if threads > 1:
+            total = population * sum(self._tokens(bucket) for bucket in self._buckets)
+            most = min(most, total // (TURNS * threads))
+        parts = []
+        for bucket in self._buckets:
+            tokens = self._tokens(bucket)
+            count = -(-population // max(1, most // tokens))
+            bounds = [population * number // count for number in range(count + 1)]
+            parts += [Part(bucket, slice(*some), (some[1] - some[0]) * tokens) for some in pairwise(bounds)]
+        return sorted(parts, key=lambda part: -part.tokens)
+
+    def _take_less(self, parts: Sequence[Part], error: BaseException) -> None:
+        """Halve the largest part that has more than one candidate, and with it what one call takes.
+
+        Raises:
+            MemoryShortError: if there is none.
+        """
+        part = next((part for part in parts if len(part) > 1), None)
+        if part is None:
+            bucket = parts[0].bucket
+            raise MemoryShortError(
+                f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
+                f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
+                "--precision fp16."
+            ) from error
+        size = len(part) // 2
+        self.engine.tokens_per_call = self._tokens(part.bucket) * size
+        logger.warning("out of memory: going on with %d candidates at a time", size)
+        release_memory()
+
+    def _answer(self, part: Part, entering: Sequence[Tensor], layer: int) -> Tensor:
+        """Run the stages from a layer to the answer for some candidates on a bucket: [P, M, C]."""
+        encoded, first, hidden = part.bucket.encoded, layer, part.bucket.entering
+        if not self.engine.savings.reuse:
+            first, hidden = 0, encoded.hidden.expand(len(part), -1, -1, -1)
+        return self.engine.run_chain(part.bucket.run, first, hidden, entering, encoded.tensors)
 
     def _count(self, bucket: Bucket, stage: int, population: int) -> None:
         self.layer_evaluations += len(bucket.encoded.stages[stage].layers) * population * len(bucket.rows)

@@ -40,7 +40,15 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from bbt_fast.export.examples import Examples
 
@@ -63,6 +71,7 @@ SMALL = {
 TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
     "roberta": (RobertaConfig, RobertaForMaskedLM, {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
     "bert": (BertConfig, BertForMaskedLM, {"pad_token_id": 0}),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {"pad_token_id": 0, "n_inner": 64}),
 }
 
 
@@ -104,7 +113,7 @@ def shared(shared_file: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """A function that makes a tiny random masked language model."""
+    """A function that makes a tiny random language model."""
 
     def make(kind: str = "roberta", seed: int = 0, **config: Any) -> PreTrainedModel:
         config_class, model_class, special = TINY_MODELS[kind]

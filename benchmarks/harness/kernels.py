@@ -37,9 +37,9 @@ def openvino_kernel(engine: Engine, session: Session) -> str:
     del session
     found: Counter[str] = Counter()
     for runner in engine._runners.values():
-        requests: Any = runner._requests  # type: ignore[attr-defined]
-        for request in requests:
-            for node in request.get_compiled_model().get_runtime_model().get_ordered_ops():
+        models: Any = runner._models  # type: ignore[attr-defined]
+        for model in models:
+            for node in model.get_runtime_model().get_ordered_ops():
                 about = {key: str(value.value) for key, value in node.get_rt_info().items() if hasattr(value, "value")}
                 if "attention" in about.get("originalLayersNames", "").lower():
                     found[f"{about['layerType']} {about['primitiveType']}"] += 1

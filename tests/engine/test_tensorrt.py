@@ -226,7 +226,7 @@ def test_a_generation_never_waits_for_the_device(
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "to"):
         monkeypatch.setattr(Tensor, name, waits)
     with torch.inference_mode():
-        logits = engine.run_chain(bucket.run, 1, session._below(bucket, 1), chain, bucket.encoded.tensors)
+        logits = engine.run_chain(bucket.run, 1, bucket.entering, chain, bucket.encoded.tensors)
     assert logits.shape == (4, 4, 3)
 
 
