@@ -48,7 +48,7 @@ class Engine(ABC):
     one_thread_calls: ClassVar[bool] = False
     """Whether a call takes one CPU thread, so that as many run at a time as there are; else each takes all."""
     cpu_tokens: ClassVar[int] = 2048
-    """How many tokens to run at once on a CPU, as many as a cache holds: a layer's widest activations are 4 H each."""
+    """How many tokens a call takes on a CPU, as many as a cache holds: a layer's widest activations are 4 H each."""
     shares_prefix: ClassVar[bool] = False
     """Whether it can run stages that do not lead to logits, as a causal model's prompt apart from the texts needs."""
 
@@ -128,7 +128,8 @@ class Engine(ABC):
             columns = examples.label_token_ids.to(self.device)
             examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)))
         if self.savings.buckets:
-            most = max(self.tokens_per_call, int(examples.lengths.max()))
+            share = int(examples.lengths.sum()) // self.crew.size
+            most = max(min(self.tokens_per_call, share), int(examples.lengths.max()))
             rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
         else:
             rows = [torch.arange(len(examples))]
@@ -243,7 +244,7 @@ class Engine(ABC):
         return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix)
 
     def _tokens_per_call(self) -> int:
-        """Return how many tokens to run at once.
+        """Return how many tokens a call takes.
 
         On a GPU about 24 H values per token are alive at a time; half of what is free is used.
         """

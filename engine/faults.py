@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import ClassVar, Protocol
@@ -81,7 +82,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give what PyTorch keeps for later back to the device."""
+    """Free what only a caught error's traceback holds, and give what PyTorch keeps for later back to the device."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

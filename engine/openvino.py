@@ -41,7 +41,7 @@ class OpenvinoRunner(OnnxRunner):
         for name, tensor in inputs.items():
             request.set_tensor(name, _shared(tensor))
         request.set_output_tensor(_shared(output))
-        request.infer()
+        request.infer(share_outputs=True)  # else it also returns a copy of them
 
 
 class OpenvinoEngine(Engine):
@@ -66,7 +66,8 @@ class OpenvinoEngine(Engine):
 def _compiled(path: Path, precision: str) -> Any:
     """Compile a graph for as many requests at a time as PyTorch uses threads, one thread each.
 
-    Pinning them would fight with PyTorch's and with other processes' threads.
+    Each has memory for its own activations; weights are there once. Pinning the threads would fight with PyTorch's and
+    with other processes' threads.
     """
     threads = str(torch.get_num_threads())
     options = {
@@ -86,7 +87,7 @@ def _compiled(path: Path, precision: str) -> Any:
 
 @cache
 def _core() -> Any:
-    """Return the one OpenVINO core of this process: all models share its threads."""
+    """Return the one OpenVINO core of this process."""
     import openvino
 
     return openvino.Core()

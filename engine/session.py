@@ -20,7 +20,7 @@ from .prefix import SharedPrefix
 from .savings import Savings
 
 TURNS = 4
-"""How many parts a thread gets at least, so that none waits long for the last."""
+"""How many parts are made for each thread at least, where one can be divided, so that none waits long for the last."""
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,8 @@ class Session:
         """
         self._check(prompts, layer, 3, "[P, n, H]")
         prompts = self._cast(prompts)
-        tokens = len(prompts) * max(self._tokens(bucket) for bucket in self._buckets)
-        logits = persist(self.engine, lambda: self._logits(prompts, layer), tokens)
+        largest = self._parts(len(prompts))[0].tokens
+        logits = persist(self.engine, lambda: self._logits(prompts, layer), largest)
         return logits if self._columns is None else logits[..., self._columns]
 
     def commit(self, prompt: Tensor, layer: int = 0) -> None:
@@ -209,10 +209,7 @@ class Session:
         """
         try:
             with torch.inference_mode():
-                entering = self._entering(prompts, layer)
-                if self.engine.savings.reuse:
-                    self._climb(layer)
-                logits = self._shared_out(entering, len(prompts), layer)
+                logits = self._answers(prompts, layer)
             if not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
@@ -235,21 +232,23 @@ class Session:
         for bucket in self._buckets:
             if layer < bucket.layer:
                 bucket.rewind()
-            for stage in range(bucket.layer, layer):
-                self._count(bucket, stage, 1)
-        lowest = min(bucket.layer for bucket in self._buckets)
+        behind = [bucket for bucket in reversed(self._buckets) if bucket.layer < layer]
+        lowest = min((bucket.layer for bucket in behind), default=layer)
         below = [
             self._prompt(stage) if self._prefix is None else self._prefix.committed(stage)
             for stage in range(lowest, layer)
         ]
 
-        def climb(bucket: Bucket) -> None:
-            while bucket.layer < layer:
-                prompt = below[bucket.layer - lowest]
-                bucket.hidden = bucket.run(bucket.layer, bucket.entering, prompt, bucket.encoded.tensors)
-                bucket.layer += 1
+        def climbed(bucket: Bucket) -> Tensor:
+            hidden = bucket.entering
+            for stage in range(bucket.layer, layer):
+                hidden = bucket.run(stage, hidden, below[stage - lowest], bucket.encoded.tensors)
+            return hidden
 
-        self.engine.crew.each(climb, [bucket for bucket in self._buckets if bucket.layer < layer])
+        for bucket, hidden in zip(behind, self.engine.crew.each(climbed, behind), strict=True):
+            for stage in range(bucket.layer, layer):
+                self._count(bucket, stage, 1)
+            bucket.layer, bucket.hidden = layer, hidden
 
     def _entering(self, prompts: Tensor, layer: int) -> list[Tensor]:
         """Return what joins each stage that must run, for candidate prompts at a layer: [P or 1, n, W]."""
@@ -260,8 +259,10 @@ class Session:
         below = [self._prefix.committed(stage) for stage in range(first, layer)]
         return below + self._prefix.states(prompts, layer, self.engine.tokens_per_call)
 
-    def _shared_out(self, entering: Sequence[Tensor], population: int, layer: int) -> Tensor:
+    def _answers(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer the population in parts, in smaller ones after the device ran out of memory: [P, N, C]."""
+        population, reuse = len(prompts), self.engine.savings.reuse
+        entering = self._entering(prompts, layer)
 
         def answer(part: Part) -> Tensor:
             some = [tensor if len(tensor) == 1 else tensor[part.candidates] for tensor in entering]
@@ -270,19 +271,21 @@ class Session:
         while True:
             parts = self._parts(population)
             try:
+                if reuse:
+                    self._climb(layer)
                 answers = self.engine.crew.each(answer, parts)
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._take_less(parts, error)
-                continue
-            for stage in range(layer if self.engine.savings.reuse else 0, self.engine.staged.n_stages):
-                for bucket in self._buckets:
-                    self._count(bucket, stage, population)
-            logits = answers[0].new_empty(population, len(self), answers[0].shape[2])
-            for part, some in zip(parts, answers, strict=True):
-                logits[part.candidates, part.bucket.rows] = some
-            return logits
+        for stage in range(layer if reuse else 0, self.engine.staged.n_stages):
+            for bucket in self._buckets:
+                self._count(bucket, stage, population)
+        logits = answers[0].new_empty(population, len(self), answers[0].shape[2])
+        for part, some in zip(parts, answers, strict=True):
+            logits[part.candidates, part.bucket.rows] = some
+        return logits
 
     def _parts(self, population: int) -> list[Part]:
         """Split a population's work into parts that one call can take, large ones first."""
@@ -301,20 +304,26 @@ class Session:
     def _take_less(self, parts: Sequence[Part], error: BaseException) -> None:
         """Halve the largest part that has more than one candidate, and with it what one call takes.
 
+        Where none has, go on with one call at a time.
+
         Raises:
-            MemoryShortError: if there is none.
+            MemoryShortError: if one call with one candidate was too much.
         """
         part = next((part for part in parts if len(part) > 1), None)
-        if part is None:
+        if part is not None:
+            size = len(part) // 2
+            self.engine.tokens_per_call = self._tokens(part.bucket) * size
+            logger.warning("out of memory: going on with %d candidates at a time", size)
+        elif self.engine.crew.size > 1:
+            self.engine.crew.size = 1
+            logger.warning("out of memory: going on with one thread")
+        else:
             bucket = parts[0].bucket
             raise MemoryShortError(
                 f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
                 f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
                 "--precision fp16."
             ) from error
-        size = len(part) // 2
-        self.engine.tokens_per_call = self._tokens(part.bucket) * size
-        logger.warning("out of memory: going on with %d candidates at a time", size)
         release_memory()
 
     def _answer(self, part: Part, entering: Sequence[Tensor], layer: int) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import ENGINES, Examples, load_engine
+from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
 from bbt_fast.engine.crew import Crew
 
 N_PROMPT_TOKENS = 5
@@ -65,29 +67,110 @@ def test_no_thread_keeps_track_of_gradients() -> None:
     assert all(Crew(2).each(lambda _: torch.is_inference_mode_enabled(), range(4)))
 
 
-@pytest.mark.usefixtures("three_threads")
-@pytest.mark.parametrize("kind", ["roberta", "gpt2"])
-@pytest.mark.parametrize("engine", SIDE_BY_SIDE)
+@pytest.fixture
+def load(three_threads: None, make_model: Callable[..., PreTrainedModel]) -> Callable[..., Engine]:
+    """A function that loads an engine for a tiny model, on three threads if its calls take one each."""
+
+    def load(name: str, kind: str = "roberta", ablate: tuple[str, ...] = ()) -> Engine:
+        return load_engine(
+            name,
+            make_model(kind),
+            mode="cat",
+            n_prompt_tokens=N_PROMPT_TOKENS,
+            cuts="layers",
+            precision="fp32",
+            device="cpu",
+            ablate=ablate,
+        )
+
+    return load
+
+
+@pytest.mark.parametrize("population", [1, 7])
+@pytest.mark.parametrize(("kind", "ablate"), [("roberta", ()), ("roberta", ("reuse", "buckets")), ("gpt2", ())])
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_every_layer_answers_as_pytorch_does(
-    engine: str,
+    name: str,
     kind: str,
+    ablate: tuple[str, ...],
+    population: int,
+    load: Callable[..., Engine],
     make_model: Callable[..., PreTrainedModel],
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
 ) -> None:
     model = make_model(kind)
     examples = make_examples(model, "cat", N_PROMPT_TOKENS, n_examples=6)
-    options = {"mode": "cat", "n_prompt_tokens": N_PROMPT_TOKENS, "cuts": "layers"}
-    options |= {"precision": "fp32", "device": "cpu"}
-    loaded = load_engine(engine, model, **options)
-    assert loaded.crew.size == 3
-    session, reference = loaded.open(examples), load_engine("torch", model, **options).open(examples)
+    engine = load(name, kind, ablate)
+    assert engine.crew.size == 3
+    session, reference = engine.open(examples), load("torch", kind, ablate).open(examples)
     assert (session._prefix is not None) == (kind == "gpt2")
-    for layer in range(loaded.n_layers):
-        prompts = make_prompts(model, 7, N_PROMPT_TOKENS, seed=layer)
-        expected = reference.evaluate(prompts, layer)
-        torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=2e-5, rtol=0)
+    for layer in range(engine.n_layers):
+        prompts = make_prompts(model, population, N_PROMPT_TOKENS, seed=layer)
+        answers = session.evaluate(prompts, layer)
+        torch.testing.assert_close(answers, reference.evaluate(prompts, layer), atol=2e-5, rtol=0)
+        assert torch.equal(session.evaluate(prompts, layer), answers)
+        reference.evaluate(prompts, layer)
         for each in (session, reference):
             each.commit(prompts[0], layer)
     assert session.layer_evaluations == reference.layer_evaluations
     torch.testing.assert_close(session.hidden_states(1), reference.hidden_states(1), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_memory_for_one_call_at_a_time_is_enough(
+    name: str,
+    load: Callable[..., Engine],
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = load(name)
+    session = engine.open(make_examples(roberta, "cat", N_PROMPT_TOKENS, n_examples=4))
+    prompts = make_prompts(roberta, 4, N_PROMPT_TOKENS)
+    expected = session.evaluate(prompts, 1)
+    busy = threading.Lock()
+    for bucket in session._buckets:
+
+        def scarce(*call: Any, run: Callable[..., Tensor] = bucket.run) -> Tensor:
+            if not busy.acquire(blocking=False):
+                raise MemoryError
+            try:
+                time.sleep(0.005)  # so that calls meet
+                return run(*call)
+            finally:
+                busy.release()
+
+        monkeypatch.setattr(bucket, "run", scarce)
+    torch.testing.assert_close(session.evaluate(prompts, 1), expected, atol=1e-5, rtol=0)
+    assert "out of memory: going on with one thread" in caplog.text
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_a_failed_call_is_tried_again_in_smaller_parts(
+    name: str,
+    load: Callable[..., Engine],
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = load(name).open(make_examples(roberta, "cat", N_PROMPT_TOKENS, n_examples=1))
+    prompts = make_prompts(roberta, 40, N_PROMPT_TOKENS)
+    expected = session.evaluate(prompts)
+    (bucket,) = session._buckets
+    run, sizes = bucket.run, []
+
+    def faulty(stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        if stage == 0:
+            sizes.append(len(prompt))
+        if len(prompt) == largest:
+            raise RuntimeError("this shape does not work")
+        return run(stage, hidden, prompt, tensors)
+
+    largest = len(session._parts(len(prompts))[0])
+    monkeypatch.setattr(bucket, "run", faulty)
+    torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
+    assert max(sizes[-10:]) <= largest // 2

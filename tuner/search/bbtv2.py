@@ -5,8 +5,8 @@ stand still; then the best candidate that this layer has had so far is fixed.
 
 The strategies are independent, so their bookkeeping hides behind the engine's work: while a layer is evaluated, a
 second thread tells the layer before it its fitness and asks the layer after it for candidates. Every strategy still
-sees its own asks and tells in the same order, so the numbers do not depend on it. The engine stays on the caller's
-thread, because streams, gradient modes and thread pools belong to threads.
+sees its own asks and tells in the same order, so the numbers do not depend on it. The engine is called from the
+caller's thread, because streams and gradient modes belong to threads.
 """
 
 from __future__ import annotations
