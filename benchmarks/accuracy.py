@@ -99,8 +99,8 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.fmean(values):.1f} ({100 * deviation:.1f})"
+    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{deviation}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

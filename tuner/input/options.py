@@ -120,7 +120,7 @@ class Options:
     onnx_model_path: str | None = None
     """A graph that scripts/export_and_optimize.py wrote, to be used instead of a fresh export."""
     precision: str = "auto"
-    """fp32, bf16, fp16, or auto for the engine's best that keeps the ranking on this device."""
+    """fp32, bf16, fp16, or auto: the first of the engine's that this device computes fast."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
     batch_size: int = 512
