@@ -128,8 +128,10 @@ class Engine(ABC):
             columns = examples.label_token_ids.to(self.device)
             examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)))
         if self.savings.buckets:
-            share = int(examples.lengths.sum()) // self.crew.size
-            most = max(min(self.tokens_per_call, share), int(examples.lengths.max()))
+            most = self.tokens_per_call
+            if self.crew.size > 1:
+                most = min(most, int(examples.lengths.sum()) // self.crew.size)
+            most = max(most, int(examples.lengths.max()))
             rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
         else:
             rows = [torch.arange(len(examples))]
