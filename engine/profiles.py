@@ -45,7 +45,7 @@ def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Pro
         "text": texts,
         "sequence": (join.length(texts[0]), join.length(texts[1]), join.length(texts[2])),
         "examples": (1, EXAMPLES, EXAMPLES),
-        "labels": (1, min(labels, LABELS), _doubled(LABELS, labels)),
+        "labels": (1, LABELS, _doubled(LABELS, labels)),
     }
     if "decoder_states" in inputs:
         target = inputs["decoder_states"].shape[1]
