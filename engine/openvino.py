@@ -49,7 +49,7 @@ class OpenvinoEngine(Engine):
 
     name = "openvino"
     one_thread_calls = True
-    cpu_tokens = 1024
+    cpu_tokens = 1536
     shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("bf16", "fp32")}
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {"bf16": torch.float32}
