@@ -18,6 +18,7 @@ import pytest
 
 from bbt_fast.engine.loading import ENGINES, engine_class
 from bbt_fast.export import families
+from bbt_fast.export.precision import PRECISIONS
 from bbt_fast.tuner.cli import main as cli
 from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.input.options import Options
@@ -207,6 +208,13 @@ def test_the_table_of_engines_is_the_code_s() -> None:
     }
     assert {row for row in written if row[0] in installed} == actual
     assert {engine for engine, _, _ in written} == set(ENGINES)
+
+
+def test_the_thresholds_in_the_readme_are_the_code_s() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for row in PRECISIONS.values():
+        words = rf"in {row.name} (a correlation of )?{row.min_spearman:g} and (an error of )?{row.max_loss_error:g}\b"
+        assert re.search(words, text), row
 
 
 def test_the_table_of_models_is_the_code_s() -> None:

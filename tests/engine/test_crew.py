@@ -45,15 +45,16 @@ def test_a_crew_of_one_is_the_caller() -> None:
     assert Crew(1).each(lambda _: threading.current_thread(), range(3)) == [threading.current_thread()] * 3
 
 
-def test_after_a_failure_nothing_runs_on_and_nothing_is_begun() -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_after_a_failure_nothing_runs_on_and_nothing_is_begun(failing: int) -> None:
     begun: list[int] = []
     gate = threading.Event()
 
     def work(item: int) -> None:
         begun.append(item)
-        if item == 0:
+        if item == failing:
             raise ValueError("no")
-        gate.wait(timeout=0.2)
+        gate.wait(timeout=0.2 if item == 0 else 0.02)
 
     with pytest.raises(ValueError, match="no"):
         Crew(2).each(work, range(50))
@@ -115,6 +116,21 @@ def test_every_layer_answers_as_pytorch_does(
             each.commit(prompts[0], layer)
     assert session.layer_evaluations == reference.layer_evaluations
     torch.testing.assert_close(session.hidden_states(1), reference.hidden_states(1), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+@pytest.mark.parametrize("population", [1, 20])
+def test_small_work_too_is_divided_among_all_threads(
+    population: int,
+    name: str,
+    load: Callable[..., Engine],
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+) -> None:
+    texts = make_examples(roberta, "cat", N_PROMPT_TOKENS, n_examples=6, min_length=12, max_length=12)
+    parts = load(name).open(texts)._parts(population)
+    assert len(parts) >= 3
+    assert sum(part.tokens for part in parts) == population * 6 * (int(texts.lengths[0]) + N_PROMPT_TOKENS)
 
 
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
