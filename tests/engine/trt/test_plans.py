@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import runpy
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,72 +14,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import Examples, Session, load_engine
-from bbt_fast.engine.padding import padding_lengths
+from bbt_fast.engine import Examples, Session
 from bbt_fast.engine.plans import Plan, Scratch
 from bbt_fast.engine.profiles import exact_profile
 from bbt_fast.engine.tensorrt import CUDA_GRAPHS, TensorRtEngine
 from bbt_fast.export.cache import MANIFEST, file_digest, read_json
 from bbt_fast.export.errors import ArtifactError, DeviceError, ParityError
-from bbt_fast.export.model import StagedModel
-from bbt_fast.export.tensorrt import LENGTHS, plan_from_onnx
+from bbt_fast.export.tensorrt import plan_from_onnx
 
 N_PROMPT_TOKENS = 5
-
-
-@pytest.fixture
-def fake(fake_tensorrt: ModuleType) -> Iterator[ModuleType]:
-    """The stand-in, without faults or builds."""
-    fake_tensorrt.builds.clear()
-    yield fake_tensorrt
-    fake_tensorrt.faults.clear()
-
-
-@pytest.fixture
-def load(fake: ModuleType, roberta: PreTrainedModel) -> Callable[..., TensorRtEngine]:
-    """A function that loads the engine on the shared tiny model."""
-
-    def make(cuts: str = "input", precision: str = "fp32", **options: object) -> TensorRtEngine:
-        common = {"n_prompt_tokens": N_PROMPT_TOKENS, "device": "cpu", "cuts": cuts, "precision": precision}
-        engine = load_engine("trt", roberta, **common | options)
-        assert isinstance(engine, TensorRtEngine)
-        return engine
-
-    return make
-
-
-@pytest.fixture
-def examples(roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Examples:
-    """Texts of one length, so that there is one bucket."""
-    return make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=4, min_length=9, max_length=9)
-
-
-@pytest.fixture
-def prompts(roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that draws prompts."""
-
-    def draw(candidates: int, seed: int = 0) -> Tensor:
-        return make_prompts(roberta, candidates, N_PROMPT_TOKENS, seed=seed)
-
-    return draw
-
-
-def reference(roberta: PreTrainedModel, examples: Examples, cuts: str = "input", mode: str = "add") -> Session:
-    options = {"mode": mode, "n_prompt_tokens": N_PROMPT_TOKENS, "cuts": cuts, "precision": "fp32", "device": "cpu"}
-    return load_engine("torch", roberta, **options).open(examples)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_graphs_of_other_number_formats_become_plans_that_pass_the_gate(
     precision: str,
     load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
     examples: Examples,
     prompts: Callable[..., Tensor],
+    reference: Callable[..., Session],
 ) -> None:
     engine = load(precision=precision)
     logits = engine.open(examples).evaluate(prompts(6))
-    error = float((logits - reference(roberta, examples).evaluate(prompts(6))).abs().max())
+    error = float((logits - reference(examples).evaluate(prompts(6))).abs().max())
     assert 1e-5 < error < 0.1  # below that it would be fp32 under another name
     assert engine.parity["spearman"] > 0.9
 
@@ -91,13 +46,14 @@ def test_one_candidate_needs_one_plan_per_stage_whatever_the_texts(
     roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     prompts: Callable[..., Tensor],
+    reference: Callable[..., Session],
 ) -> None:
     engine = load("layers")
     plans = engine.artifacts
     for n_examples, length in ((1, 4), (7, 20), (40, 12)):  # more than 32 examples are answered in parts
         texts = make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples, min_length=4, max_length=length)
         logits = engine.open(texts).evaluate(prompts(1), 1)
-        expected = reference(roberta, texts, "layers").evaluate(prompts(1), 1)
+        expected = reference(texts, "layers").evaluate(prompts(1), 1)
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
     # Texts without padding have no mask and texts of several lengths have one: two chains of three stages.
     assert len(engine.artifacts) <= 2 * engine.n_layers
@@ -105,14 +61,17 @@ def test_one_candidate_needs_one_plan_per_stage_whatever_the_texts(
 
 
 def test_longer_texts_and_more_label_words_get_a_wider_plan(
-    fake: ModuleType, load: Callable[..., TensorRtEngine], roberta: PreTrainedModel, prompts: Callable[..., Tensor]
+    fake: ModuleType,
+    load: Callable[..., TensorRtEngine],
+    prompts: Callable[..., Tensor],
+    reference: Callable[..., Session],
 ) -> None:
     engine = load()
     ids = torch.randint(5, 100, (2, 120), generator=torch.Generator().manual_seed(0))
     texts = Examples(ids, torch.ones_like(ids), torch.tensor([119, 119]), torch.arange(100))
     before = len(fake.builds)
     logits = engine.open(texts).evaluate(prompts(1))
-    torch.testing.assert_close(logits, reference(roberta, texts).evaluate(prompts(1)), atol=2e-5, rtol=0)
+    torch.testing.assert_close(logits, reference(texts).evaluate(prompts(1)), atol=2e-5, rtol=0)
     assert fake.builds[-1]["shapes"]["label_rows"][2][0] == 128
     assert len(fake.builds) - before <= 2
 
@@ -146,10 +105,10 @@ def test_all_that_a_search_needs_can_be_built_beforehand(
 def test_a_populations_plan_must_pass_the_gate_when_it_is_built(
     fake: ModuleType,
     load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
     examples: Examples,
     prompts: Callable[..., Tensor],
     monkeypatch: pytest.MonkeyPatch,
+    reference: Callable[..., Session],
 ) -> None:
     engine = load("layers")
     session = engine.open(examples)
@@ -159,9 +118,7 @@ def test_a_populations_plan_must_pass_the_gate_when_it_is_built(
             session.evaluate(prompts(7), 1)
     fake.faults.clear()
     logits = session.evaluate(prompts(7), 1)
-    torch.testing.assert_close(
-        logits, reference(roberta, examples, "layers").evaluate(prompts(7), 1), atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(logits, reference(examples, "layers").evaluate(prompts(7), 1), atol=2e-5, rtol=0)
     monkeypatch.setattr("bbt_fast.engine.tensorrt.measure_stage", lambda *_: pytest.fail("it was measured before"))
     assert torch.equal(load("layers").open(examples).evaluate(prompts(7), 1), logits)
 
@@ -233,10 +190,10 @@ def test_a_generation_never_waits_for_the_device(
 def test_a_population_for_which_there_is_no_memory_is_run_in_smaller_chunks(
     fake: ModuleType,
     load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
     examples: Examples,
     prompts: Callable[..., Tensor],
     monkeypatch: pytest.MonkeyPatch,
+    reference: Callable[..., Session],
 ) -> None:
     session = load().open(examples)
     run = Plan.run
@@ -248,7 +205,7 @@ def test_a_population_for_which_there_is_no_memory_is_run_in_smaller_chunks(
         run(plan, inputs, output, stream)
 
     monkeypatch.setattr(Plan, "run", scarce)
-    expected = reference(roberta, examples).evaluate(prompts(5))
+    expected = reference(examples).evaluate(prompts(5))
     torch.testing.assert_close(session.evaluate(prompts(5)), expected, atol=2e-5, rtol=0)
 
 
@@ -325,105 +282,6 @@ def test_kernels_are_logged(load: Callable[..., TensorRtEngine], caplog: pytest.
     caplog.set_level(logging.DEBUG, "bbt_fast.engine.tensorrt")
     load()
     assert re.search(r"plan.engine:\n.*scaled_dot_product_attention", caplog.text, re.S)
-
-
-@pytest.fixture
-def padded(roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Examples:
-    """Texts of several lengths in one bucket."""
-    return make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=5, min_length=4, max_length=7)
-
-
-def by_lengths(builds: list[dict[str, dict[str, object]]]) -> set[bool]:
-    """Whether attention went by lengths, in the builds of graphs with masks."""
-    return {LENGTHS in build["shapes"] for build in builds if "attention_mask" in build["shapes"]}
-
-
-def forget(engine: TensorRtEngine) -> None:
-    """Delete an engine's plans, and the note that lengths have failed."""
-    notes = [note for runner in engine._runners.values() for note in runner.files.paths[0].parent.glob("no-lengths-*")]
-    for file in (*engine.artifacts, *notes):
-        file.unlink()
-
-
-@pytest.mark.parametrize("mode", ["add", "cat"])
-def test_attention_goes_by_lengths_where_all_that_is_hidden_is_padding(
-    mode: str,
-    load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
-    make_examples: Callable[..., Examples],
-    prompts: Callable[..., Tensor],
-) -> None:
-    texts = make_examples(roberta, mode, N_PROMPT_TOKENS, n_examples=5, min_length=4, max_length=7)
-    engine = load("layers", mode=mode)
-    session = engine.open(texts)
-    assert len(session._buckets) == 1
-    expected = reference(roberta, texts, "layers", mode)
-    for candidates, layer in ((1, 0), (4, 0), (4, 1), (1, 2), (4, 2)):
-        logits = session.evaluate(prompts(candidates), layer)
-        torch.testing.assert_close(logits, expected.evaluate(prompts(candidates), layer), atol=2e-5, rtol=0)
-    assert all(LENGTHS in shapes for _, shapes in session._buckets[0].run._plans)
-
-
-@pytest.mark.parametrize("fault", ["lengths", "wrong lengths"])
-def test_attention_goes_by_masks_for_good_where_lengths_fail(
-    fault: str,
-    fake: ModuleType,
-    load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
-    padded: Examples,
-    prompts: Callable[..., Tensor],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    before = load("layers")
-    before.prepare(padded, 4)
-    forget(before)
-    fake.faults.add(fault)
-    engine = load("layers")
-    engine.open(padded)
-    assert "attention by lengths fails on Fake_GPU-sm86: going by masks" in caplog.text
-    logits = engine.open(padded).evaluate(prompts(4), 1)
-    expected = reference(roberta, padded, "layers").evaluate(prompts(4), 1)
-    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-    fake.faults.clear()
-    fake.builds.clear()
-    assert torch.equal(load("layers").open(padded).evaluate(prompts(4), 1), logits)
-    assert fake.builds == []  # lengths were not tried again
-    forget(engine)
-
-
-def test_lengths_that_fail_for_a_population_only_are_given_up_in_the_middle_of_a_run(
-    fake: ModuleType,
-    load: Callable[..., TensorRtEngine],
-    roberta: PreTrainedModel,
-    padded: Examples,
-    prompts: Callable[..., Tensor],
-) -> None:
-    engine = load("layers")
-    session = engine.open(padded)
-    fake.builds.clear()
-    fake.faults.add("lengths")
-    expected = reference(roberta, padded, "layers")
-    for candidates in (9, 1):
-        logits = session.evaluate(prompts(candidates), 1)
-        torch.testing.assert_close(logits, expected.evaluate(prompts(candidates), 1), atol=2e-5, rtol=0)
-    assert by_lengths(fake.builds) == {False}
-    forget(engine)
-
-
-def test_only_masks_that_hide_padding_and_nothing_else_become_lengths(
-    roberta: PreTrainedModel, padded: Examples
-) -> None:
-    staged = StagedModel(roberta, "add", N_PROMPT_TOKENS, "input")
-    encoded = staged.encode(padded)
-    mask = encoded.tensors["attention_mask"]
-    found = padding_lengths(encoded)
-    assert found is not None
-    assert found.tolist() == padded.lengths.tolist()
-    square = torch.ones(mask.shape[-2:])
-    causal, near = square.tril().bool(), square.tril(2).triu(-2).bool()
-    for other in (mask & causal, mask & near, mask.float(), mask.flip(3)):
-        assert padding_lengths(replace(encoded, tensors=encoded.tensors | {"attention_mask": other})) is None
-    assert padding_lengths(staged.encode(padded.select(torch.tensor([0])))) is None  # no padding, hence no mask
 
 
 def test_the_script_writes_plans_and_what_they_were_built_for(
