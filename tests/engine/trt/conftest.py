@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -34,6 +36,22 @@ def load(fake: ModuleType, roberta: PreTrainedModel) -> Callable[..., TensorRtEn
         return engine
 
     return make
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TensorRtEngine], None]:
+    """A function that gives the test a cache of its own, which holds an engine's graphs so far but no plan.
+
+    For tests that leave damage, or a note, which parallel workers would meet in the shared one.
+    """
+
+    def change(engine: TensorRtEngine) -> None:
+        for runner in engine._runners.values():
+            graphs = runner.files.paths[0].parent
+            shutil.copytree(graphs, tmp_path / graphs.name, ignore=shutil.ignore_patterns(".*"))
+        monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path))
+
+    return change
 
 
 @pytest.fixture

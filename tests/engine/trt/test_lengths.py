@@ -26,16 +26,20 @@ def padded(roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> 
     return make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=5, min_length=4, max_length=7)
 
 
+@pytest.fixture
+def padded_apart(
+    load: Callable[..., TensorRtEngine], padded: Examples, own_cache: Callable[[TensorRtEngine], None]
+) -> Examples:
+    """The same texts, and from now on a cache of the test's own with their graphs."""
+    engine = load("layers")
+    engine.open(padded)
+    own_cache(engine)
+    return padded
+
+
 def by_lengths(builds: list[dict[str, dict[str, object]]]) -> set[bool]:
     """Whether attention went by lengths, in the builds of graphs with masks."""
     return {LENGTHS in build["shapes"] for build in builds if "attention_mask" in build["shapes"]}
-
-
-def forget(engine: TensorRtEngine) -> None:
-    """Delete an engine's plans, and the note that lengths have failed."""
-    notes = [note for runner in engine._runners.values() for note in runner.files.paths[0].parent.glob("no-lengths-*")]
-    for file in (*engine.artifacts, *notes):
-        file.unlink()
 
 
 @pytest.mark.parametrize("mode", ["add", "cat"])
@@ -63,45 +67,40 @@ def test_attention_goes_by_masks_for_good_where_lengths_fail(
     fault: str,
     fake: ModuleType,
     load: Callable[..., TensorRtEngine],
-    padded: Examples,
+    padded_apart: Examples,
     prompts: Callable[..., Tensor],
     caplog: pytest.LogCaptureFixture,
     reference: Callable[..., Session],
 ) -> None:
-    before = load("layers")
-    before.prepare(padded, 4)
-    forget(before)
     fake.faults.add(fault)
     engine = load("layers")
-    engine.open(padded)
+    engine.open(padded_apart)
     assert "attention by lengths fails on Fake_GPU-sm86: going by masks" in caplog.text
-    logits = engine.open(padded).evaluate(prompts(4), 1)
-    expected = reference(padded, "layers").evaluate(prompts(4), 1)
+    logits = engine.open(padded_apart).evaluate(prompts(4), 1)
+    expected = reference(padded_apart, "layers").evaluate(prompts(4), 1)
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
     fake.faults.clear()
     fake.builds.clear()
-    assert torch.equal(load("layers").open(padded).evaluate(prompts(4), 1), logits)
+    assert torch.equal(load("layers").open(padded_apart).evaluate(prompts(4), 1), logits)
     assert fake.builds == []  # lengths were not tried again
-    forget(engine)
 
 
 def test_lengths_that_fail_for_a_population_only_are_given_up_in_the_middle_of_a_run(
     fake: ModuleType,
     load: Callable[..., TensorRtEngine],
-    padded: Examples,
+    padded_apart: Examples,
     prompts: Callable[..., Tensor],
     reference: Callable[..., Session],
 ) -> None:
     engine = load("layers")
-    session = engine.open(padded)
+    session = engine.open(padded_apart)
     fake.builds.clear()
     fake.faults.add("lengths")
-    expected = reference(padded, "layers")
+    expected = reference(padded_apart, "layers")
     for candidates in (9, 1):
         logits = session.evaluate(prompts(candidates), 1)
         torch.testing.assert_close(logits, expected.evaluate(prompts(candidates), 1), atol=2e-5, rtol=0)
     assert by_lengths(fake.builds) == {False}
-    forget(engine)
 
 
 def test_only_masks_that_hide_padding_and_nothing_else_become_lengths(

@@ -124,8 +124,9 @@ def test_a_populations_plan_must_pass_the_gate_when_it_is_built(
 
 
 def test_the_plans_for_one_candidate_are_gated_once_and_again_when_they_are_rebuilt(
-    fake: ModuleType, load: Callable[..., TensorRtEngine], monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., TensorRtEngine], own_cache: Callable[[TensorRtEngine], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own_cache(load())
     measured = []
     measure = TensorRtEngine._measure
     monkeypatch.setattr(TensorRtEngine, "_measure", lambda *given: measured.append(1) or measure(*given))
