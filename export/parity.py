@@ -17,6 +17,8 @@ POPULATION = 16
 """Candidates in the gate's population."""
 WORDS = 8
 """Label words of its texts."""
+ROUNDING = torch.finfo(torch.float32).eps
+"""An error of a loss, in nats, that fp32 makes by itself."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,15 @@ class Parity:
         Raises:
             ParityError: with the figures and the way out.
         """
-        limit = precision.max_loss_error * self.loss_spread
+        limit = max(precision.max_loss_error * self.loss_spread, ROUNDING)
         if self.spearman >= precision.min_spearman and self.mean_loss_error <= limit:
             return
         raise ParityError(
             f"{artifact} disagrees with PyTorch fp32 on a random population: largest logit difference "
             f"{self.max_logit_difference:.2e}, mean loss error {self.mean_loss_error:.2e} (at most {limit:.2e} for "
-            f"{precision.name}), Spearman {self.spearman:.3f} (at least {precision.min_spearman}). It would mislead "
-            "the search and is not used. Try --precision fp32 or --engine torch, and update the driver and the runtime."
+            f"{precision.name}, as losses spread by {self.loss_spread:.2e}), Spearman {self.spearman:.3f} (at least "
+            f"{precision.min_spearman}). It would mislead the search and is not used. Try --precision fp32 or --engine "
+            "torch, and update the driver and the runtime."
         )
 
     @classmethod

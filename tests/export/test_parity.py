@@ -46,6 +46,14 @@ def test_answers_that_are_no_numbers_are_refused(value: float, logits: Tensor) -
         compare(logits, wrong).require(PRECISIONS["bf16"], "graph")
 
 
+def test_rounding_is_no_disagreement_where_losses_hardly_depend_on_the_prompt(logits: Tensor) -> None:
+    """As in a model with its first, random weights."""
+    near = 1e-6 * logits.double()
+    compare(near, near + 3e-8 * logits.sign()).require(PRECISIONS["fp32"], "graph")
+    with pytest.raises(ParityError, match=r"at most 1\.19e-07 for fp32, as losses spread by 7"):
+        compare(near, near + 1e-6 * logits.sign()).require(PRECISIONS["fp32"], "graph")
+
+
 def test_what_all_candidates_share_counts_as_error_but_not_as_rank() -> None:
     losses = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
     parity = compare_losses(losses, losses + torch.tensor([3.0, 5.0]), 0.0)
