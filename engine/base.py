@@ -248,9 +248,11 @@ class Engine(ABC):
     def _tokens_per_call(self) -> int:
         """Return how many tokens a call takes.
 
-        On a GPU about 24 H values per token are alive at a time; half of what is free is used.
+        On a GPU about 24 H values per token are alive at a time; half of what is free is used. The widest activation,
+        4 H per token, must stay within the 32-bit indices of many kernels.
         """
         if self.device.type != "cuda":
             return self.cpu_tokens
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(2048, free // 2 // (24 * self.hidden_size * self.dtype.itemsize))
+        held = free // 2 // (24 * self.hidden_size * self.dtype.itemsize)
+        return max(2048, min(held, torch.iinfo(torch.int32).max // (4 * self.hidden_size)))

@@ -175,7 +175,7 @@ def _device(name: str, device: str) -> torch.device:
     if device == "auto":
         if fault and "cpu" not in engine_class(name).precisions:
             raise DeviceError(f"engine {name!r} runs on CUDA only, which cannot be used here: {fault}.")
-        return torch.device("cpu" if fault else "cuda")
+        return torch.device("cpu") if fault else _numbered(torch.device("cuda"))
     try:
         place = torch.device(device)
     except RuntimeError as error:
@@ -184,7 +184,16 @@ def _device(name: str, device: str) -> torch.device:
         raise UsageError(f"engine {name!r} runs on {' and '.join(engine_class(name).precisions)}, not on {device!r}.")
     if place.type == "cuda" and fault:
         raise DeviceError(f"--device {device} cannot be used: {fault}.")
-    return place
+    return _numbered(place) if place.type == "cuda" else place
+
+
+def _numbered(place: torch.device) -> torch.device:
+    """Return a CUDA device as tensors name it: "cuda" without a number is equal to none of them."""
+    number = place.index if ":" in str(place) else torch.cuda.current_device()
+    there = torch.cuda.device_count()
+    if number >= there:
+        raise DeviceError(f"--device {place} cannot be used: PyTorch sees {there} CUDA devices, cuda:0 the first.")
+    return torch.device("cuda", number)
 
 
 def _cuda_fault(name: str) -> str | None:

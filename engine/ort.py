@@ -14,6 +14,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state
 from torch import Tensor
 
+from ..export.cache import digest
 from ..export.errors import ArtifactError, DeviceError
 from ..export.model import Encoded, StagedModel
 from .base import Engine
@@ -28,10 +29,18 @@ SLOW_ON_CPU = ["SkipLayerNormFusion"]
 """A graph optimization that does not pay on a CPU: its fused kernel is slower than Add and LayerNormalization apart.
 Without it a generation takes 9 % less time at hidden size 384 and 5 % less at 768 (measured on AVX-512, one thread)."""
 
-ORT_ERRORS = tuple(
-    kind for kind in vars(onnxruntime_pybind11_state).values() if isinstance(kind, type) and issubclass(kind, Exception)
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
 )
-"""What ONNX Runtime raises: plain exceptions, whose only common parent is Exception itself."""
+"""What ONNX Runtime raises, most of it plain exceptions, whose only common parent is Exception itself."""
+
+EXACT = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
+"""Options of the CUDA provider: fp32 products whole, not with TF32's ten bits, and fp16's LayerNorm sums in fp32."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +69,10 @@ class OrtRunner(OnnxRunner):
             return
         current = torch.cuda.current_stream(output.device)
         self._stream.wait_stream(current)
-        self._run(stage, binding)
-        current.wait_stream(self._stream)
+        try:
+            self._run(stage, binding)
+        finally:
+            current.wait_stream(self._stream)
 
     def _run(self, stage: int, binding: ort.IOBinding) -> None:
         try:
@@ -142,14 +153,21 @@ def _session(
     options.add_session_config_entry("session.use_env_allocators", "1")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        cuda = {"device_id": str(device.index or 0)}
+        cuda = {"device_id": str(device.index or 0), **EXACT}
         if stream is not None:
             cuda["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     slow = SLOW_ON_CPU if device.type == "cpu" else []
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=slow)
+        session = ort.InferenceSession(
+            str(path), options, providers=providers, disabled_optimizers=slow, enable_fallback=0
+        )
     except ORT_ERRORS as error:
+        if device.type == "cuda":
+            raise DeviceError(
+                f"ONNX Runtime {ort.__version__} cannot load {path} on {device}: {first_line(error)}. Close what else "
+                "uses the GPU's memory, update onnxruntime-gpu, or use another --engine or --device cpu."
+            ) from error
         raise ArtifactError(
             f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}. If the file is gone, run the "
             "command again: it is built anew. Else update onnxruntime, or use another --engine."
@@ -173,7 +191,8 @@ def _start(device: torch.device) -> None:
     memory = _memory("Cuda", device.index or 0)
     options = {"device_id": str(device.index or 0)}
     try:
-        ort.create_and_register_allocator_v2("CUDAExecutionProvider", memory, options, ort.OrtArenaCfg({}))
+        arena = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # by what is asked for, not to the next power of two
+        ort.create_and_register_allocator_v2("CUDAExecutionProvider", memory, options, arena)
     except RuntimeError as error:
         logger.warning("ONNX Runtime's sessions do not share GPU memory, so they need more of it: %s", error)
 
@@ -189,4 +208,5 @@ def _place(tensor: Tensor) -> tuple[str, int, type]:
 def _runtime(device: torch.device) -> str:
     """Return what a graph's numbers depend on besides the graph, as part of a file name."""
     where = torch.cuda.get_device_name(device).replace(" ", "_") if device.type == "cuda" else "cpu"
-    return f"ort-{ort.__version__}-{where}"
+    exact = f"-{digest(EXACT)[:8]}" if device.type == "cuda" else ""
+    return f"ort-{ort.__version__}-{where}{exact}"

@@ -72,8 +72,8 @@ def node_counts(path: Path) -> Counter[str]:
 def _trace(source: Source) -> ir.Model:
     """Trace the stage with PyTorch's exporter; SDPA becomes one ``Attention`` node per layer."""
     stage = source.stage
-    if source.dtype is not torch.float32:
-        stage = copy.deepcopy(stage).to(source.dtype)
+    if any(weight.dtype is not source.dtype or weight.device.type != "cpu" for weight in stage.parameters()):
+        stage = copy.deepcopy(stage).to("cpu", source.dtype)
     dims: dict[str, torch.export.Dim] = {}
 
     def dynamic(axes: tuple[str | None, ...]) -> dict[int, torch.export.Dim]:

@@ -172,11 +172,12 @@ class StagedModel:
             self._plans[signature] = Plan(self.parts, recorded, axes, joins, self.answer_only)
         plan = self._plans[signature]
         rows, bias = self.parts.label_rows(examples.label_token_ids)
-        answer = {"answer_position": examples.answer_position, "label_rows": rows, "label_bias": bias}
+        position = examples.answer_position.to(self.parts.device)
+        answer = {"answer_position": position, "label_rows": rows, "label_bias": bias}
         if share_prefix and can_split(plan.axes):
             return self._apart(plan, recorded, answer, examples.lengths)
         if self.family.kind != "seq2seq":
-            answer["answer_position"] = examples.answer_position + self.before
+            answer["answer_position"] = position + self.before
         return Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages, examples.lengths)
 
     def _apart(self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor) -> Encoded:

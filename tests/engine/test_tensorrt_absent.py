@@ -76,6 +76,8 @@ def test_a_tensorrt_that_does_not_load_says_which_library_is_missing(
 ) -> None:
     install("raise ImportError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(DeviceError, match=r"TensorRT does not load \(libnvinfer.so.11: cannot open .*; `pip install"):
         load_engine("trt", roberta)
     choices = {str(choice): fault for choice, fault in prospects(device="cuda")}
