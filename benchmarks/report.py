@@ -16,6 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from bbt_fast.benchmarks import accuracy, fidelity, scaling
+from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
 BUDGET = 8000
@@ -53,12 +54,16 @@ def describe(record: dict[str, Any]) -> str:
     lengths = work["lengths"]
     layers = f", a round over layers {work['layers']}" if work["layers"] else ""
     sample = f", one-by-one contenders timed on {work['sample']} candidates" if work["sample"] else ""
+    timed = {len(row["round_seconds"]["samples"]) for row in record["contenders"].values() if row["status"] == "ok"}
+    repeats = f", {' to '.join(str(n) for n in sorted({min(timed), max(timed)}))} repeats" if timed else ""
+    weights = ", random weights" if work["model"] in SHAPES else ""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
-        f"**{work['algorithm']}**, `{work['model']}` ({model.get('layers')} layers, hidden {model.get('hidden')}), "
-        f"population {work['population']} on {work['n_examples']} texts of {work['task']}'s lengths: "
+        f"**{work['algorithm']}**, `{work['model']}` ({model.get('layers')} layers, hidden {model.get('hidden')}"
+        f"{weights}), population {work['population']} on {work['n_examples']} texts of {work['task']}'s lengths: "
         f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all, prompt of {work['n_prompt_tokens']} included"
-        f"{layers}{sample}. {about['device']}, {about['threads']} threads, {versions}; commit {about['commit']}."
+        f"{layers}{sample}{repeats}. {about['device']}, {about['threads']} threads, {versions}; commit "
+        f"{about['commit']}."
     )
 
 
@@ -72,7 +77,7 @@ def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
         f"{figures['evals_per_s'] / base:.2f}x" if base else "",
         f"{figures['matmul_share']:.0%}",
         f"{figures['optimizer_share']:.1%}",
-        f"{figures['peak_mib']:.0f}",
+        "" if figures["peak_mib"] is None else f"{figures['peak_mib']:.0f}",
         f"{figures['load_seconds']:.1f} ({figures['export_seconds']:.1f})",
         f"{figures['full_run_s'] / 60:.1f}",
     ]
@@ -84,11 +89,13 @@ def _fault(name: str, figures: dict[str, Any]) -> list[str]:
 
 
 def plots(record: dict[str, Any], stem: Path) -> list[Path]:
-    """Draw a record's two plots as ``<stem>-speedup.png`` and ``<stem>-breakdown.png``."""
+    """Draw a record's two plots as ``<stem>-speedup.png`` and ``<stem>-breakdown.png``, if anything was timed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     figures = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
+    if not figures:
+        return []
     paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("speedup", "breakdown")]
     _draw_speed(figures, record, paths[0])
     _draw_parts(figures, record, paths[1])
@@ -155,6 +162,8 @@ def write(path: Path) -> list[Path]:
 def brief(record: dict[str, Any]) -> str:
     """Return what a page shows of a record: what was run, and the speed of those that gave the right answers."""
     rows = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
+    if not rows:
+        return table(record)
     against = BASELINE if BASELINE in rows else min(rows, key=lambda name: float(rows[name]["evals_per_s"]))
     base = rows[against]["evals_per_s"]
     lines = [
@@ -171,6 +180,7 @@ def brief(record: dict[str, Any]) -> str:
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": brief,
+    "gpu": lambda record: "\n\n".join(brief(part) for part in record["speed"].values()),
     "scaling": scaling.table,
     "fidelity": fidelity.table,
     "accuracy": accuracy.table,
@@ -199,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     records = {path: json.loads(path.read_text(encoding="utf-8")) for path in given.records}
     for path, record in records.items():
-        for made in write(path) if record["benchmark"] not in PAGES.keys() - {"speed"} else ():
+        for made in write(path) if record["benchmark"] in ("speed", "gpu") else ():
             print(made)
     if given.into:
         tables = [PAGES[record["benchmark"]](record) for record in records.values()]

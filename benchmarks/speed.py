@@ -16,20 +16,26 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bbt_fast.benchmarks.harness.contenders import usual
+from bbt_fast.benchmarks.harness.contenders import known, usual
 from bbt_fast.benchmarks.harness.lengths import CLASSES
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
 from bbt_fast.benchmarks.harness.worker import REFERENCE, Worker, WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.benchmarks.report import BUDGET, table
+from bbt_fast.engine import Savings
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
+
+LOADING = 0.6
+"""The part of a limited time within which a contender must be loaded; the rest is for checks and repeats."""
+FINISHING = 60.0
+"""Seconds within which a contender must say, after a limited time, what is known only at the end."""
 
 
 @dataclass
@@ -79,11 +85,6 @@ class Limit:
         """Seconds left, None for any number."""
         return None if self._ends is None else self._ends - time.monotonic()
 
-    @property
-    def reached(self) -> bool:
-        """Whether the time is up."""
-        return self._ends is not None and time.monotonic() >= self._ends
-
 
 def compare_speed(
     workload: Workload,
@@ -102,33 +103,46 @@ def compare_speed(
         repeats: timed rounds of each.
         cache: folder for built graphs; None for a fresh one per contender.
         seconds: how long it may take; contenders are then loaded at the same time, which makes their load times
-            longer, and those that are not ready in time are left out.
+            longer and hides how much of a GPU's memory is whose, and those that are not ready in time are left out.
         start: starts the process that runs a contender.
+
+    Raises:
+        WorkerError: if the reference cannot be run.
     """
-    limit = Limit(seconds)
+    limit, loading = Limit(seconds), Limit(seconds and LOADING * seconds)
     reference = start(REFERENCE, workload, cache)
     entries: list[Entry] = []
     if seconds is not None:
         entries = [_loading(name, workload, cache, start) for name in names]
-    reference("load")
-    expected = reference("check")
+    reference("load", limit.left)
+    expected = reference("check", limit.left)
     reference.close()
     if seconds is None:
         for name in names:
             entries.append(_loading(name, workload, cache, start))
-            _prepare(entries[-1], workload, expected, limit)
+            _loaded(entries[-1], limit)
+            _check(entries[-1], expected, limit)
     else:
         for entry in entries:
-            _prepare(entry, workload, expected, limit)
+            _loaded(entry, loading)
+        for entry in entries:
+            _check(entry, expected, limit)
+    spent = 0.0
     for repeat in range(repeats):
-        if not limit.reached:
-            say(f"repeat {repeat + 1} of {repeats}")
-            for entry in entries if repeat % 2 == 0 else reversed(entries):
-                _repeat(entry, limit)
+        if limit.left is not None and limit.left < spent:
+            say(f"there is no time for repeat {repeat + 1} of {repeats}")
+            break
+        say(f"repeat {repeat + 1} of {repeats}")
+        began = time.monotonic()
+        for entry in entries if repeat % 2 == 0 else reversed(entries):
+            _repeat(entry, limit)
+        spent = time.monotonic() - began
     for entry in entries:
         if entry.runs:
-            entry.facts |= entry("finish", Limit(None)) or {}
+            entry.facts |= entry("finish", Limit(seconds and FINISHING)) or {}
             entry.worker.close()
+        if seconds is not None and workload.device != "cpu":
+            entry.facts["peak_mib"] = None  # others loaded meanwhile, and it is the device's memory that is looked at
     return {
         "benchmark": "speed",
         "made": time.strftime("%Y-%m-%d"),
@@ -147,12 +161,16 @@ def _loading(name: str, workload: Workload, cache: str | None, start: Callable[.
     return entry
 
 
-def _prepare(entry: Entry, workload: Workload, expected: list[Any], limit: Limit) -> None:
-    """Check a contender's answers and warm it up."""
+def _loaded(entry: Entry, limit: Limit) -> None:
+    """Wait until a contender is loaded."""
     entry.facts |= entry.receive(limit) or {}
+
+
+def _check(entry: Entry, expected: list[Any], limit: Limit) -> None:
+    """Check a contender's answers and warm it up."""
     answers = entry("check", limit) if entry.runs else None
     if answers is not None:
-        found = agreement(expected, answers, workload)
+        found = agreement(expected, answers)
         entry.facts["agreement"] = found.as_dict()
         fault = disagreement(found, entry.facts["precision"])
         if fault:
@@ -170,10 +188,11 @@ def _repeat(entry: Entry, limit: Limit) -> None:
         entry.rates.append(rate)
 
 
-def agreement(expected: list[Any], answers: list[Any], workload: Workload) -> Parity:
-    """Compare answers [P, N, C] at each checked layer with the reference's; return the worst."""
+def agreement(expected: list[Any], answers: list[Any]) -> Parity:
+    """Compare answers [P, N, C] at each checked layer with the reference's; return the worst of each figure."""
     found = [compare(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(expected, answers, strict=True)]
-    return max(found, key=lambda parity: parity.mean_loss_error / parity.loss_spread)
+    worst = max(found, key=lambda parity: parity.mean_loss_error / parity.loss_spread)
+    return replace(worst, spearman=min(parity.spearman for parity in found))
 
 
 def disagreement(found: Parity, precision: str) -> str | None:
@@ -191,8 +210,10 @@ def disagreement(found: Parity, precision: str) -> str | None:
 def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
     """Return a contender's part of the record."""
     facts: dict[str, Any] = {"status": "ok"} | entry.facts
+    if facts["status"] != "ok":
+        return facts
     if not entry.rounds:
-        return facts if facts["status"] != "ok" else facts | {"status": "skipped", "reason": "the time was up"}
+        return facts | {"status": "skipped", "reason": "the time was up"}
     generations = facts["generations"]
     totals = [seconds["total"] for seconds in entry.rounds]
     rate = spread(entry.rates)
@@ -266,8 +287,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 per class")
-    parser.add_argument("--contenders", nargs="+", help="names; without it all that make sense on the device")
-    parser.add_argument("--ablate", nargs="+", default=[], help="savings to switch off, each in a contender of its own")
+    parser.add_argument(
+        "--contenders", nargs="+", type=known, help="names; without it all that make sense on the device"
+    )
+    parser.add_argument(
+        "--ablate",
+        nargs="+",
+        default=[],
+        choices=[saving.name for saving in fields(Savings)],
+        help="savings to switch off, each in a contender of its own",
+    )
     parser.add_argument("--ablated", default="ort-fp32", help="the engine and precision that they are switched off in")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", help="tune only these layers in a round of BBTv2")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime as ort
 import torch
 
 from bbt_fast.engine import Engine, Session
@@ -15,8 +17,10 @@ from bbt_fast.export.graphs import node_counts
 
 from .attention_calls import attention_calls, listed
 
-ORT_DEBUG = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
-"""Set to 1 before ONNX Runtime's first session, it makes the CUDA provider print the kernel of each attention."""
+ORT_SAYS = re.compile(r"Attention: using ([\w ]+?)(?: path| \(|$)", re.MULTILINE)
+"""How ONNX Runtime's CUDA provider (1.31) names the kernel of an ``Attention`` node in its verbose log."""
+VERBOSE, ERRORS, INHERITED = 0, 3, -1
+"""Levels of its logs."""
 
 
 def torch_kernel(engine: Engine, session: Session) -> str:
@@ -66,15 +70,21 @@ def _evaluate_one(engine: Engine, session: Session) -> None:
 
 
 def _printed(engine: Engine, session: Session) -> str:
-    """Return the kernels that the CUDA provider names on its standard output during one evaluation."""
-    with tempfile.TemporaryFile("w+") as file:
-        kept = os.dup(1)
-        os.dup2(file.fileno(), 1)
+    """Return the kernels that the CUDA provider names in its log, on standard error, during one evaluation."""
+    runners: Any = engine._runners.values()
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
         try:
+            for runner in runners:
+                runner._options.log_severity_level = VERBOSE
+            ort.set_default_logger_severity(VERBOSE)
             _evaluate_one(engine, session)
         finally:
-            os.dup2(kept, 1)
+            ort.set_default_logger_severity(ERRORS)
+            for runner in runners:
+                runner._options.log_severity_level = INHERITED
+            os.dup2(kept, 2)
             os.close(kept)
         file.seek(0)
-        words = [word for line in file for word in line.split() if word.startswith("SdpaKernel=")]
-    return listed(Counter(word.removeprefix("SdpaKernel=") for word in words)) or "not said"
+        return listed(Counter(ORT_SAYS.findall(file.read()))) or "not said"

@@ -13,7 +13,10 @@ KIB, MIB = 2**10, 2**20
 
 
 class PeakMemory:
-    """The peak while running, without what loading took: of the process on a CPU, of the device on CUDA, in MiB."""
+    """The peak in MiB: of the process on a CPU, while running; on CUDA of the device, less what others have there.
+
+    On CUDA the first look counts, while others that are loaded are idle and those to come are not there yet.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Remember what the device holds before the contender is loaded."""
@@ -27,8 +30,9 @@ class PeakMemory:
             CLEAR.write_text(FORGET_PEAK)
 
     def sample(self) -> None:
-        """Look at the device; the runtimes keep what they took, so that looking after each round is enough."""
-        self._peak = max(self._peak, self._used() - self._before)
+        """Look, after a round: the runtimes keep what they took."""
+        if self._device.type == "cpu" or not self._peak:
+            self._peak = max(self._peak, self._used() - self._before)
 
     @property
     def mib(self) -> float:

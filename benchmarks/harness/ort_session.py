@@ -5,15 +5,24 @@ from __future__ import annotations
 import onnxruntime as ort
 import torch
 
+from bbt_fast.engine.ort import missing_library
+from bbt_fast.export.errors import DeviceError
+
 
 def ort_session(model: str | bytes, device: torch.device) -> ort.InferenceSession:
-    """Load a graph on a device, with as many threads as PyTorch has; on CUDA with PyTorch's stream."""
+    """Load a graph on a device, with as many threads as PyTorch has; on CUDA with fp32 whole, not TF32.
+
+    Raises:
+        DeviceError: if the CUDA provider does not load; ONNX Runtime by itself would go on on the CPU.
+    """
     ort.set_default_logger_severity(3)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         ort.preload_dlls()
-        stream = torch.cuda.current_stream(device).cuda_stream
-        providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(stream)}))
-    return ort.InferenceSession(model, options, providers=providers)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(device.index or 0), "use_tf32": "0"}))
+    session = ort.InferenceSession(model, options, providers=providers)
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceError(f"ONNX Runtime's CUDA provider did not load: {missing_library()}.")
+    return session

@@ -21,9 +21,9 @@ class Local:
         del cache
         self.served = Served(name, workload)
 
-    def __call__(self, command: str) -> Any:
+    def __call__(self, command: str, seconds: float | None = None) -> Any:
         self.send(command)
-        return self.receive()
+        return self.receive(seconds)
 
     def send(self, command: str) -> None:
         self.sent = command

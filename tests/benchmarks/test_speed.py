@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbt_fast.benchmarks import report, speed
+from bbt_fast.benchmarks import gpu, report, speed
 from bbt_fast.benchmarks.harness import contenders
 from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
+from bbt_fast.benchmarks.harness.contenders.torch_best import TorchBest
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
 from bbt_fast.benchmarks.harness.shapes import make_model
+from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.engine import Savings
 
@@ -88,6 +90,111 @@ def test_what_fails_or_cannot_run_ends_only_itself(
     found = speed.compare_speed(replace(toy, algorithm="bbtv2"), names, repeats=1, start=local)["contenders"]
     assert [found[name]["status"] for name in names] == ["failed", "unavailable", "ok"]
     assert found["broken"]["reason"] == "RuntimeError: no kernel for this"
+
+
+def test_what_fails_while_it_is_timed_ends_only_itself(
+    toy: Workload, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tires(Original):
+        calls = 0
+
+        def evaluate(self, *given: Any) -> Tensor:
+            self.calls += 1
+            if self.calls == 3:  # a warm-up and a repeat went well
+                raise RuntimeError("out of breath")
+            return super().evaluate(*given)
+
+    monkeypatch.setitem(contenders.BASELINES, "tires", Tires)
+    record = speed.compare_speed(toy, ["tires", "original"], repeats=3, start=local)
+    found = record["contenders"]
+    assert found["tires"]["reason"] == "RuntimeError: out of breath"
+    assert len(found["original"]["round_seconds"]["samples"]) == 3
+    assert "| tires | **failed**: RuntimeError: out of breath |" in report.table(record)
+
+
+def test_what_is_not_loaded_in_time_is_left_out(toy: Workload, local: Callable[..., Any]) -> None:
+    class Slow(local):  # type: ignore[misc,valid-type]
+        def receive(self, seconds: float | None = None) -> Any:
+            if self.sent == "load" and self.served.name == "original-parallel":
+                seconds = -1.0
+            return super().receive(seconds)
+
+    record = speed.compare_speed(toy, ["original-parallel", "original"], repeats=2, seconds=60, start=Slow)
+    found = record["contenders"]
+    assert found["original-parallel"] == {"status": "skipped", "reason": "the time was up before it was ready"}
+    assert len(found["original"]["round_seconds"]["samples"]) == 2
+
+
+def test_a_repeat_for_which_there_is_no_time_is_not_begun(
+    toy: Workload, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([60.0] * 20 + [0.0] * 100)  # enough to load, check and time some rounds
+    monkeypatch.setattr(speed.Limit, "left", property(lambda _: next(left)))
+    figures = speed.compare_speed(toy, ["original"], repeats=50, seconds=60, start=local)["contenders"]["original"]
+    assert figures["status"] == "ok"
+    assert 1 < len(figures["round_seconds"]["samples"]) < 50
+
+
+def test_the_gpu_script_keeps_what_it_has_measured(
+    tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compare(workload: Workload, *given: Any, **options: Any) -> dict[str, Any]:
+        if workload.algorithm == "bbtv2":
+            raise WorkerError("failed", "no such model")
+        return speed.compare_speed(workload, *given, **options, start=local)
+
+    monkeypatch.setattr(gpu, "compare_speed", compare)
+    path = tmp_path / "gpu.json"
+    flags = ["--dry_run", "--repeats", "2", "--output", str(path), "--contenders", "original", "bbt-fast-torch-fp32"]
+    assert gpu.main(flags) == 1
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["faults"] == {"bbtv2": "no such model"}
+    assert [row["status"] for row in record["speed"]["bbt"]["contenders"].values()] == ["ok", "ok"]
+    assert "| bbt-fast-torch-fp32 |" in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
+    report.main([str(path), "--into", str(page)])
+    assert "| original |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_gpu_scripts_dry_run_is_green(tmp_path: Path, repo_root: Path) -> None:
+    path = tmp_path / "gpu.json"
+    command = [sys.executable, repo_root / "benchmarks" / "gpu.py", "--dry_run", "--repeats", "1", "--output", path]
+    subprocess.run(command, check=True, timeout=500)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for part in record["speed"].values():
+        statuses = {name: row["status"] for name, row in part["contenders"].items()}
+        assert {"bbt-fast-ort-fp32", "bbt-fast-torch-fp32-without-reuse"} <= set(statuses)
+        assert set(statuses.values()) <= {"ok", "unavailable"}, statuses
+
+
+def test_a_batch_that_memory_does_not_hold_is_not_taken(toy: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = TorchBest._forward
+
+    def short_of_memory(self: TorchBest, prompts: Tensor, layer: int) -> Tensor:
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, prompts, layer)
+
+    monkeypatch.setattr(TorchBest, "_forward", short_of_memory)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    best = TorchBest(toy, make_model("toy"), "fp32")
+    assert best.batch == 1
+    prompts = torch.zeros(toy.population, toy.n_prompt_tokens, best.model.config.hidden_size)
+    assert best.answer(prompts, 0).shape == (4, 4, 2)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> Tensor:
+        raise NotImplementedError("no backend")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: fails)
+    best = TorchBest(toy, make_model("toy"), "fp32")
+    assert best.compiled is False
+    assert "not compiled, as that fails (NotImplementedError: no backend)" in capsys.readouterr().err
 
 
 def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callable[..., Any]) -> None:
@@ -159,6 +266,18 @@ def test_the_usual_contenders_exist_on_both_devices() -> None:
     for device in ("cpu", "cuda"):
         for name in contenders.usual(device, ["reuse"], "ort-fp32"):
             contenders.contender(name)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--contenders", "origin"], ["--contenders", "original", "bbt-fast-ort-fp32-without-x"]]
+)
+def test_an_unknown_contender_is_refused_with_those_there_are(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        speed.main(flags)
+    said = capsys.readouterr().err
+    assert f"there is no contender '{flags[-1]}'; these are: original, original-parallel," in said
 
 
 @pytest.mark.parametrize(("name", "least"), [("README.md", 2), ("docs/benchmarks.md", 2)])

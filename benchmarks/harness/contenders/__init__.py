@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from transformers import PreTrainedModel
 
+from bbt_fast.engine import Savings
 from bbt_fast.engine.cpu import bf16_fault
+from bbt_fast.export.errors import UsageError
 
 from ..workload import Workload
 from .base import Contender
@@ -45,12 +48,31 @@ def contender(name: str) -> Make:
 
     Raises:
         KeyError: if there is none of that name.
+        UsageError: if there is no saving of that name.
     """
     if name in BASELINES:
         return BASELINES[name]
     base, _, ablated = name.partition(WITHOUT)
     engine, precision = ENGINES[base]
-    return partial(Fast, engine=engine, precision=precision, ablate=tuple(ablated.split("+")) if ablated else ())
+    savings = tuple(ablated.split("+")) if ablated else ()
+    Savings.without(*savings)
+    return partial(Fast, engine=engine, precision=precision, ablate=savings)
+
+
+def known(name: str) -> str:
+    """Return a contender's name.
+
+    Raises:
+        ArgumentTypeError: if there is none of that name.
+    """
+    try:
+        contender(name)
+    except (KeyError, UsageError) as error:
+        names = ", ".join([*BASELINES, *ENGINES])
+        raise ArgumentTypeError(
+            f"there is no contender {name!r}; these are: {names}, and these last with {WITHOUT}SAVING[+SAVING]"
+        ) from error
+    return name
 
 
 def usual(device: str, ablate: Sequence[str] = (), ablated: str = "") -> list[str]:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from ..ort_session import ort_session
 from ..workload import Workload
-from .base import Contender
+from .base import synchronise
+from .batched import Batched
 from .stock import FullHead, PromptedEncoder
 
 OPSET = 18
@@ -24,8 +25,8 @@ OPSET = 18
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
 
-class OrtRecipe(Contender):
-    """One graph from token ids to hidden states, the whole population in one call, the head in PyTorch outside."""
+class OrtRecipe(Batched):
+    """One graph from token ids to hidden states, several candidates in one call, the head in PyTorch outside."""
 
     library: ClassVar[str] = "onnxruntime"
 
@@ -42,28 +43,25 @@ class OrtRecipe(Contender):
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             path = self._optimized(Path(folder))
-            self._seconds = time.perf_counter() - began
+            self._spent = time.perf_counter() - began
             self.session = ort_session(str(path), self.device)
         self.examples = self.examples.to(self.device)
         self.committed = self.committed.to(self.device, dtype)
         model.to(self.device, dtype)  # type: ignore[arg-type]
         self.head = FullHead(model, self.examples)
+        self.batch = self._best_batch()
 
     @property
     def export_seconds(self) -> float:
         """Time for export and optimization."""
-        return self._seconds
+        return self._spent
 
     def attention_kernel(self) -> str:
         """How much attention the optimizer fused."""
-        return f"{self.fused} of {self.model.config.num_hidden_layers} attentions fused by the optimizer"
+        fused = f"{self.fused} of {self.model.config.num_hidden_layers} attentions fused by the optimizer"
+        return f"{fused} ({self.batch} candidates at once)"
 
-    def commit(self, prompt: Tensor, layer: int) -> None:
-        """Keep a layer's prompt for all later forward passes."""
-        self.committed[layer] = prompt
-
-    def answer(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the whole population in one call."""
+    def _forward(self, prompts: Tensor, layer: int) -> Tensor:
         candidates, count = len(prompts), len(self.examples)
         with torch.inference_mode():
             full = self.committed.repeat(candidates, 1, 1, 1)
@@ -78,6 +76,7 @@ class OrtRecipe(Contender):
             for name, tensor in inputs.items():
                 binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
             binding.bind_output("hidden", *_place(output), tuple(output.shape), output.data_ptr())
+            synchronise(self.device)  # ONNX Runtime has a stream of its own, which does not wait for PyTorch's
             self.session.run_with_iobinding(binding)
             logits: Tensor = self.head(output)
             return logits.reshape(candidates, count, -1)

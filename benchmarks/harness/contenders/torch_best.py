@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -10,14 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attention_calls import attention_calls
+from ..record import say
 from ..workload import Workload
-from .base import Contender, synchronise
+from .batched import Batched
 from .stock import FullHead, PromptedEncoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TorchBest(Contender):
+class TorchBest(Batched):
     """The stock model, SDPA, whole populations; batch size and ``torch.compile`` are chosen by trying them."""
 
     def __init__(self, workload: Workload, model: PreTrainedModel, precision: str) -> None:
@@ -32,19 +32,16 @@ class TorchBest(Contender):
         shape = (model.config.num_hidden_layers if deep else 1, workload.n_prompt_tokens, model.config.hidden_size)
         self.committed = torch.zeros(shape, device=self.device, dtype=dtype)
         self.run: Any = self.encoder
+        self.compiled: bool | None = None
+        """Whether the compiled model runs; None until that is known, which wants a quiet machine."""
         self.batch = self._best_batch()
-        self.compiled = self._compiles()
-
-    def commit(self, prompt: Tensor, layer: int) -> None:
-        """Keep a layer's prompt for all later forward passes."""
-        self.committed[layer] = prompt
+        self._compile()
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the population in batches of one size; a last one that is smaller is filled up."""
-        missing = -len(prompts) % self.batch
-        filled = torch.cat([prompts, prompts[:1].expand(missing, -1, -1)]) if missing else prompts
-        answers = torch.cat([self._forward(some, layer) for some in torch.split(filled, self.batch)])
-        return answers[: len(prompts)]
+        """Answer the population; the first time, see whether compiling has paid."""
+        if self.compiled is None:
+            self.compiled = self._compiled_is_faster()
+        return super().answer(prompts, layer)
 
     def attention_kernel(self) -> str:
         """What SDPA chose, with the batch size and whether the model is compiled."""
@@ -53,28 +50,23 @@ class TorchBest(Contender):
         self.run = kept
         return f"{found} ({self.batch} candidates at once, {'compiled' if self.compiled else 'not compiled'})"
 
-    def _best_batch(self) -> int:
-        """Return how many candidates to run at once."""
-        sizes = sorted({1, min(4, self.workload.population), self.workload.population})
-        return min(sizes, key=lambda size: self._seconds(size) / size)
-
-    def _compiles(self) -> bool:
-        """Compile for the batch size found, and keep that if it is faster."""
-        before = self._seconds(self.batch)
+    def _compile(self) -> None:
+        """Compile for the batch size found; what cannot be compiled runs as it is."""
         self.run = torch.compile(self.encoder, dynamic=False)
-        if self._seconds(self.batch) < before:
-            return True
-        self.run = self.encoder
-        return False
+        try:
+            self._seconds(self.batch)
+        except Exception as error:  # noqa: BLE001  the compiler raises what its many parts raise
+            say(f"torch-best-{self.precision}: not compiled, as that fails ({type(error).__name__}: {error})")
+            self.run, self.compiled = self.encoder, False
 
-    def _seconds(self, batch: int) -> float:
-        """Time one forward pass of a batch, after a first one."""
-        prompts = self.committed[:1].repeat(batch, 1, 1)
-        for _ in range(2):
-            began = time.perf_counter()
-            self._forward(prompts, 0)
-            synchronise(self.device)
-        return time.perf_counter() - began
+    def _compiled_is_faster(self) -> bool:
+        """Keep the compiled model if it is faster."""
+        compiled, seconds = self.run, self._seconds(self.batch)
+        self.run = self.encoder
+        if self._seconds(self.batch) <= seconds:
+            return False
+        self.run = compiled
+        return True
 
     def _forward(self, prompts: Tensor, layer: int) -> Tensor:
         candidates, count = len(prompts), len(self.examples)
