@@ -11,9 +11,12 @@ from ..export.model import Encoded
 def padding_lengths(encoded: Encoded) -> Tensor | None:
     """Return the real tokens of each text, [N] int32, if all that attention may not see is padding behind them.
 
-    None where a mask hides more (causal, sliding windows), is no mask but a bias (T5), or where there is none.
+    None where a mask hides more (causal, sliding windows), is no mask but a bias (T5), where there is none, or where a
+    decoder's attention, to its own tokens, goes by other lengths.
     """
     axes = {name: axes for stage in encoded.stages for name, axes in stage.axes.items()}
+    if any("target" in counts for counts in axes.values()):
+        return None
     pairwise = [name for name, counts in axes.items() if counts.count("sequence") == 2]
     if not pairwise or not all(encoded.tensors[name].dtype is torch.bool for name in pairwise):
         return None

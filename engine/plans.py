@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..export.errors import ArtifactError, DeviceError
-from ..export.tensorrt import Shape, tensorrt_errors, tensorrt_logger
+from ..export.tensorrt import Shape, start, tensorrt_errors
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -28,6 +28,9 @@ TORCH_TYPES = {
     "BOOL": torch.bool,
 }
 """PyTorch's names of TensorRT's types."""
+
+ALIGNMENT = 256
+"""Bytes; TensorRT takes addresses that are a multiple of it only."""
 
 
 class Scratch:
@@ -51,12 +54,16 @@ class Plan:
 
         Raises:
             ArtifactError: if TensorRT cannot load it.
+            DeviceError: if the device cannot hold it.
         """
         import tensorrt as trt
 
         engine = _runtime().deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise ArtifactError(f"TensorRT cannot load the plan {path}: {tensorrt_errors()}. Delete {path.parent}.")
+            reason = tensorrt_errors()
+            if "out of memory" in reason:
+                raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}")
+            raise ArtifactError(f"TensorRT cannot load the plan {path}: {reason}. Delete {path.parent}.")
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise DeviceError(f"TensorRT cannot prepare the plan {path}: {tensorrt_errors()}")
@@ -72,17 +79,18 @@ class Plan:
         self._block = -1
 
     def run(self, inputs: Mapping[str, Tensor], output: Tensor, stream: int) -> None:
-        """Queue one inference; the tensors must live until the stream has come this far.
+        """Queue one inference on PyTorch's current stream; the tensors must live until it has come this far.
 
         Args:
             inputs: contiguous tensors on the plan's device, by name; names that the plan does not take are left out.
             output: contiguous, of the shape and type that the plan writes.
-            stream: a CUDA stream other than the default one.
+            stream: that stream, which is not CUDA's default one.
 
         Raises:
             DeviceError: if TensorRT refuses any of it.
         """
-        taken = {name: inputs[name] for name in self._inputs}
+        taken = {name: _aligned(inputs[name]) for name in self._inputs}
+        written = _aligned(output)
         shapes = [tuple(tensor.shape) for tensor in taken.values()]
         if shapes != self._shapes:
             self._set_shapes(dict(zip(taken, shapes, strict=True)), tuple(output.shape))
@@ -90,11 +98,13 @@ class Plan:
         if self._block != self._scratch.block.data_ptr():
             self._block = self._scratch.block.data_ptr()
             self._context.set_device_memory(self._block, self._scratch.block.numel())
-        for name, tensor in (*taken.items(), (self._output, output)):
+        for name, tensor in (*taken.items(), (self._output, written)):
             if tensor.dtype != self._types[name] or not tensor.is_contiguous():
                 raise DeviceError(f"{self.path}: {name} must be contiguous {self._types[name]}, not {tensor.dtype}.")
             self._require(self._context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
         self._require(self._context.execute_async_v3(stream), "run")
+        if written is not output:
+            output.copy_(written)
 
     def describe(self) -> str:
         """Return the names of the kernels and layers that TensorRT made, a line each."""
@@ -121,9 +131,14 @@ class Plan:
             raise DeviceError(f"TensorRT could not {what} in the plan {self.path}: {tensorrt_errors()}")
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor, or a copy of it, at an address that TensorRT takes: rows of another one may begin anywhere."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
 @cache
 def _runtime() -> trt.Runtime:
     """Return the one runtime of this process."""
     import tensorrt as trt
 
-    return trt.Runtime(tensorrt_logger())
+    return start(trt.Runtime)

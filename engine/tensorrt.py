@@ -22,6 +22,7 @@ from ..export.stages import Stage
 from ..export.tensorrt import LENGTHS, Profile, plan_from_onnx, tensorrt_fault, tensorrt_version
 from .base import Engine
 from .cuda import Queue
+from .faults import first_line
 from .onnx_files import onnx_files
 from .onnx_runner import OnnxRunner
 from .padding import padding_lengths
@@ -226,7 +227,12 @@ class TensorRtEngine(Engine):
             if key not in self._replayed:
                 self._replayed[key] = None
                 return super().run_chain(run, first, hidden, prompts, tensors)
-            recorded = self._replayed[key] or self._record(run, first, inputs, tensors)
+            try:
+                recorded = self._replayed[key] or self._record(run, first, inputs, tensors)
+            except RuntimeError as error:
+                self.cuda_graphs = False
+                logger.warning("CUDA graphs fail on %s: going on without (%s)", self.queue.gpu, first_line(error))
+                return super().run_chain(run, first, hidden, prompts, tensors)
             self._replayed[key] = recorded
             for read, given in zip(recorded.inputs, inputs, strict=True):
                 read.copy_(given)

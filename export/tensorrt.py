@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import onnx
 from tqdm import tqdm
@@ -35,6 +35,7 @@ WORKSPACE_BYTES = 4 << 30
 LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG)
 """Our log levels for TensorRT's: internal error, error, warning, information. What is more verbose is dropped."""
 
+T = TypeVar("T")
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 """For each input by name: the least shape, the one to tune for, and the largest."""
@@ -80,11 +81,15 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
 
 
 def tensorrt_fault() -> str | None:
-    """Say why TensorRT cannot be imported, or None if it can."""
+    """Say why TensorRT cannot be imported, or is too old, or None if it can be used."""
     try:
-        import tensorrt  # noqa: F401
+        import tensorrt as trt
     except (ImportError, OSError) as error:
         return f"TensorRT does not load ({error}); `pip install --force-reinstall tensorrt` brings all its libraries"
+    if not hasattr(getattr(trt, "IAttention", None), "key_value_lengths"):
+        return (
+            f"TensorRT {trt.__version__} has no attention by lengths; `pip install 'bbt-fast[trt]'` brings a newer one"
+        )
     return None
 
 
@@ -100,6 +105,21 @@ def tensorrt_errors() -> str:
     text = "\n".join(_errors) or "TensorRT gave no reason"
     _errors.clear()
     return text.replace("OutOfMemory", "out of memory")  # the sign by which a session runs fewer candidates at a time
+
+
+def start(kind: Callable[[trt.ILogger], T]) -> T:
+    """Make one of TensorRT's first objects.
+
+    Raises:
+        DeviceError: if it refuses, as with a driver that is too old for it.
+    """
+    try:
+        return kind(tensorrt_logger())
+    except TypeError as error:  # the bindings say no more
+        raise DeviceError(
+            f"TensorRT {tensorrt_version()} does not start: {tensorrt_errors()}. Update the driver (`nvidia-smi` shows "
+            "its version), or use --engine ort."
+        ) from error
 
 
 @cache
@@ -128,7 +148,7 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
     import tensorrt as trt
 
     _errors.clear()
-    builder = trt.Builder(tensorrt_logger())
+    builder = start(trt.Builder)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, tensorrt_logger())
     if not parser.parse(_readable(path, LENGTHS in profile), str(path)):
@@ -154,6 +174,7 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise DeviceError(f"TensorRT {tensorrt_version()} cannot build a plan for {path}: {tensorrt_errors()}")
+    _errors.clear()  # of kernels that were tried and did not fit
     write_bytes(_timings_path(gpu), bytes(timings.serialize()))
     return bytes(plan)
 

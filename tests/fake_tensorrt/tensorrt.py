@@ -108,8 +108,7 @@ class ITensor:
 
 
 class IAttention:
-    def __init__(self) -> None:
-        self.key_value_lengths: ITensor | None = None
+    key_value_lengths: ITensor | None = None
 
 
 class ILayer:

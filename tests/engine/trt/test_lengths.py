@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
 from bbt_fast.engine import Examples, Session
 from bbt_fast.engine.padding import padding_lengths
@@ -117,3 +117,14 @@ def test_only_masks_that_hide_padding_and_nothing_else_become_lengths(
     for other in (mask & causal, mask & near, mask.float(), mask.flip(3)):
         assert padding_lengths(replace(encoded, tensors=encoded.tensors | {"attention_mask": other})) is None
     assert padding_lengths(staged.encode(padded.select(torch.tensor([0])))) is None  # no padding, hence no mask
+
+
+def test_lengths_do_not_stand_for_the_masks_of_a_model_with_a_decoder(make_examples: Callable[..., Examples]) -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=200, d_model=32, **sizes)).eval()
+    texts = make_examples(model, "add", N_PROMPT_TOKENS, n_examples=5, min_length=4, max_length=7)
+    staged = StagedModel(model, "add", N_PROMPT_TOKENS, "input")
+    decoder = {"decoder_input_ids": texts.input_ids[:, :2], "answer_position": torch.ones(5).long()}
+    encoded = staged.encode(replace(texts, **decoder))
+    assert encoded.tensors["attention_mask"].dtype is torch.bool
+    assert padding_lengths(encoded) is None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import Examples, Session
+from bbt_fast.engine import Examples, Session, plans
 from bbt_fast.engine.plans import Plan, Scratch
 from bbt_fast.engine.profiles import exact_profile
 from bbt_fast.engine.tensorrt import CUDA_GRAPHS, TensorRtEngine
@@ -163,6 +163,61 @@ def test_cuda_graphs_replay_what_the_plans_answer(
     assert engine.queue.captured == engine.n_layers  # once per layer, after a first time that warms up
     replayed.evaluate(prompts(1), 0)
     assert engine.queue.captured == engine.n_layers
+
+
+def test_cuda_graphs_that_cannot_be_captured_are_given_up(
+    load: Callable[..., TensorRtEngine],
+    examples: Examples,
+    prompts: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(work: Callable[[], Tensor]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setenv(CUDA_GRAPHS, "1")
+    engine = load()
+    session = engine.open(examples)
+    monkeypatch.setattr(engine.queue, "capture", fails)
+    first = session.evaluate(prompts(4))
+    for _ in range(2):
+        assert torch.equal(session.evaluate(prompts(4)), first)
+    assert caplog.text.count("CUDA graphs fail on Fake_GPU-sm86: going on without (operation not permitted") == 1
+
+
+def test_tensors_at_addresses_that_tensorrt_does_not_take_are_copied(
+    load: Callable[..., TensorRtEngine],
+    examples: Examples,
+    prompts: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    reference: Callable[..., Session],
+) -> None:
+    odd = torch.zeros(65)[1:]
+    assert plans._aligned(odd).data_ptr() != odd.data_ptr()
+    monkeypatch.setattr(plans, "_aligned", torch.clone)  # as if all of them were
+    expected = reference(examples, "layers").evaluate(prompts(4), 1)
+    torch.testing.assert_close(load("layers").open(examples).evaluate(prompts(4), 1), expected, atol=2e-5, rtol=0)
+
+
+def test_a_tensorrt_that_is_too_old_says_what_it_lacks(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TensorRtEngine.cuda_fault() is None
+    monkeypatch.delattr(fake.IAttention, "key_value_lengths")
+    assert "has no attention by lengths; `pip install 'bbt-fast[trt]'`" in str(TensorRtEngine.cuda_fault())
+
+
+def test_a_driver_that_is_too_old_is_said(
+    fake: ModuleType,
+    load: Callable[..., TensorRtEngine],
+    own_cache: Callable[[TensorRtEngine], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    own_cache(load())
+    monkeypatch.setattr(fake, "Builder", refuses)
+    with pytest.raises(DeviceError, match=r"does not start: .* Update the driver"):
+        load()
 
 
 def test_a_generation_never_waits_for_the_device(
