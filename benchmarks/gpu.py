@@ -6,8 +6,11 @@
 For each algorithm: every contender passes its parity gate, is checked against PyTorch fp32, is timed in turn with the
 others, and its generation is taken apart. All contenders are loaded at once, so that load times are too long here and
 the GPU must hold all of them: one with less than 48 GiB is given fewer, and --contenders chooses. What is not ready in
-time is left out and said. The record is written after each algorithm, so that what was measured is kept whatever comes
-next.
+time is left out and said; TensorRT's plans may take longer, and this command builds them beforehand:
+
+    python benchmarks/gpu.py --contenders bbt-fast-trt-fp16 --cache DIR --minutes 60
+
+The record is written after each algorithm, so that what was measured is kept whatever comes next.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from bbt_fast.engine import Savings
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
 
-LOADING = 0.6
-"""The part of a limited time within which a contender must be loaded; the rest is for checks and repeats."""
+LOADING, CHECKING = 0.55, 0.75
+"""The parts of a limited time within which a contender must be loaded, and checked; the rest is for repeats."""
 FINISHING = 60.0
 """Seconds within which a contender must say, after a limited time, what is known only at the end."""
 
@@ -109,7 +109,7 @@ def compare_speed(
     Raises:
         WorkerError: if the reference cannot be run.
     """
-    limit, loading = Limit(seconds), Limit(seconds and LOADING * seconds)
+    limit, loading, checking = (Limit(seconds and part * seconds) for part in (1, LOADING, CHECKING))
     reference = start(REFERENCE, workload, cache)
     entries: list[Entry] = []
     if seconds is not None:
@@ -126,7 +126,7 @@ def compare_speed(
         for entry in entries:
             _loaded(entry, loading)
         for entry in entries:
-            _check(entry, expected, limit)
+            _check(entry, expected, checking)
     spent = 0.0
     for repeat in range(repeats):
         if limit.left is not None and limit.left < spent:
