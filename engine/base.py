@@ -45,6 +45,8 @@ class Engine(ABC):
     """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}
     """What a further length bucket costs, in tokens, by device type."""
+    length_step: ClassVar[dict[str, int]] = {}
+    """What the length of a bucket that has padding must be a multiple of for a fast kernel, by device type."""
     one_thread_calls: ClassVar[bool] = False
     """Whether a call takes one CPU thread, so that as many run at a time as there are; else each takes all."""
     cpu_tokens: ClassVar[int] = 2048
@@ -169,10 +171,18 @@ class Engine(ABC):
         """Encode buckets of examples and load what runs them."""
         share = self.savings.prefix and self.shares_prefix and self.onnx_model_path is None
         share = share and self.staged.shares_prefix(examples)
-        encoded = [self.staged.encode(examples.select(some), share_prefix=share) for some in rows]
+        texts = [self._stepped(examples.select(some)) for some in rows]
+        encoded = [self.staged.encode(some, share_prefix=share) for some in texts]
         if share and any(one.prefix is None for one in encoded):
-            encoded = [self.staged.encode(examples.select(some)) for some in rows]
+            encoded = [self.staged.encode(some) for some in texts]
         return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
+
+    def _stepped(self, examples: Examples) -> Examples:
+        """Pad a bucket to the runtime's step, if it has a mask anyway and the model has positions for more."""
+        length = self.staged.before + examples.input_ids.shape[1]
+        missing = -length % self.length_step.get(self.device.type, 1)
+        masked = self.family.kind == "decoder" or not bool(examples.attention_mask.all())
+        return examples.padded(missing) if missing and masked and self.staged.reaches(length + missing) else examples
 
     def _bucket(self, rows: Tensor, encoded: Encoded) -> Bucket:
         if encoded.stages not in self._runners:

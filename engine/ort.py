@@ -88,6 +88,8 @@ class OrtEngine(Engine):
     one_thread_calls = True
     cpu_tokens = 640
     shares_prefix = True
+    length_step: ClassVar[dict[str, int]] = {"cuda": 4}
+    """The CUDA provider's memory-efficient kernel takes no other masks (its core/providers/cuda/llm/attention.cc)."""
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,12 @@ class Examples:
             self.label_token_ids,
             decoder,
         )
+
+    def padded(self, columns: int) -> Examples:
+        """Return the same examples with so many more columns of padding."""
+        ids = torch.cat([self.input_ids, self.input_ids[:, -1:].expand(-1, columns)], dim=1)
+        mask = torch.nn.functional.pad(self.attention_mask, (0, columns))
+        return replace(self, input_ids=ids, attention_mask=mask)
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""

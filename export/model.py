@@ -137,8 +137,17 @@ class StagedModel:
                 f"an example has {int(examples.lengths.min())} tokens, but add mode puts {self.n_prompt_tokens} prompt "
                 f"tokens onto positions {self.family.prompt_start} to {needed - 1}: put as many placeholders there."
             )
-        if int(examples.lengths.max()) > getattr(self.model.config, "max_position_embeddings", math.inf):
+        if int(examples.lengths.max()) > self._positions:
             raise self._too_long(examples)
+
+    def reaches(self, length: int) -> bool:
+        """Tell whether the model surely has positions for texts of this length, the prompt included."""
+        return length + POSITIONS_MARGIN <= self._positions
+
+    @property
+    def _positions(self) -> float:
+        """How many positions the model's configuration names; some of them may be no text's."""
+        return float(getattr(self.model.config, "max_position_embeddings", math.inf))
 
     def shares_prefix(self, examples: Examples) -> bool:
         """Tell whether all texts begin alike up to the prompt's end, and what they begin with does not see the rest."""
@@ -218,9 +227,10 @@ class StagedModel:
 
     def _axes(self, examples: Examples, recorded: Recorded) -> dict[str, Axes]:
         """Tell what each recorded tensor's axes count, by recording one example more and longer or shorter texts."""
-        rows = torch.cat([torch.arange(len(examples)), torch.tensor([0])])
+        more = examples.select(torch.cat([torch.arange(len(examples)), torch.tensor([0])]))
+        more = more.padded(examples.input_ids.shape[1] - more.input_ids.shape[1])
         for step in (2, -2):
-            grown = self._record(_resized(examples.select(rows), step))
+            grown = self._record(_resized(more, step))
             if tuple(grown.tensors) == tuple(recorded.tensors):
                 break
         else:
@@ -232,6 +242,8 @@ class StagedModel:
         }
 
 
+POSITIONS_MARGIN = 4
+"""RoBERTa's positions begin with 2, and texts are recorded 2 tokens longer to see which axes grow."""
 TARGET_STEP = 3
 """By how many tokens decoder texts are lengthened: unlike any change in texts or examples."""
 
