@@ -217,15 +217,15 @@ def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_a_deep_engine_with_zero_prompts_above_answers_as_a_shallow_one(
     engine: str,
-    masked_model: PreTrainedModel,
+    roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
 ) -> None:
-    prompts = make_prompts(masked_model, 3, N_PROMPT_TOKENS)
+    prompts = make_prompts(roberta, 3, N_PROMPT_TOKENS)
     for mode in ("add", "cat"):
-        examples = make_examples(masked_model, mode, N_PROMPT_TOKENS)
+        examples = make_examples(roberta, mode, N_PROMPT_TOKENS)
         shallow, deep = (
-            load_tiny(engine, mode, cuts, masked_model).open(examples).evaluate(prompts) for cuts in ("input", "layers")
+            load_tiny(engine, mode, cuts, roberta).open(examples).evaluate(prompts) for cuts in ("input", "layers")
         )
         torch.testing.assert_close(shallow, deep, atol=1e-5, rtol=0)
 
