@@ -6,8 +6,8 @@
 
 Populations are those of BBT and BBTv2 searches in fp32: first generations ("random") and later ones ("cma"). Each is
 answered by PyTorch in fp32 and by every engine; the figures are about the candidates' losses. With --runs the searches
-are not made again: their journals tell which candidates came. ``ort-int8`` is not an engine of bbt-fast: it is here to
-show why. What a precision does to whole runs is measured by accuracy.py.
+are not made again: their journals tell which candidates came. ``ort-int8`` and ``ort-int8blocks`` are no engines of
+bbt-fast: they are here to show why. What a precision does to whole runs is measured by accuracy.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from unittest.mock import patch
 import torch
 
 from bbt_fast.benchmarks.harness.fidelity import figures, generations, populations, summary
-from bbt_fast.benchmarks.harness.quantized import QuantizedOrtEngine
+from bbt_fast.benchmarks.harness.quantized import WAYS, QuantizedOrtEngine
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
-from bbt_fast.engine import Engine, Savings, load_engine
+from bbt_fast.engine import Engine, load_engine
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
@@ -38,7 +38,7 @@ SEEDS = (8, 13, 42, 50, 60)
 WANTED = {"bbt": {0, 10, 30, 80}, "bbtv2": {0, 7, 26, 33, 52, 59}}
 """The generations whose populations are compared; BBTv2's are those of several layers and rounds."""
 ENGINES = {
-    "cpu": ("torch-bf16", "ort-fp32", "openvino-fp32", "openvino-bf16", "ort-int8"),
+    "cpu": ("torch-bf16", "ort-fp32", "openvino-fp32", "openvino-bf16", "ort-int8", "ort-int8blocks"),
     "cuda": ("torch-bf16", "torch-fp16", "ort-fp32", "ort-fp16", "trt-fp16"),
 }
 
@@ -60,10 +60,13 @@ class Case:
     def compare(self, engine: Engine) -> list[dict[str, Any]]:
         """Return an engine's figures on each population."""
         session = engine.open(self.data.examples)
-        return [
-            figures(population, expected, population.logits(session), self.data.labels)
-            for population, expected in zip(self.populations, self.expected, strict=True)
-        ]
+        found = []
+        for population, expected in zip(self.populations, self.expected, strict=True):
+            began = time.perf_counter()
+            logits = population.logits(session)
+            seconds = time.perf_counter() - began
+            found.append(figures(population, expected, logits, self.data.labels) | {"seconds": seconds})
+        return found
 
 
 def measure(
@@ -72,8 +75,10 @@ def measure(
     """Return each engine's figures on the populations of some seeds."""
 
     def load(engine: str, precision: str) -> Engine:
-        if engine == "ort" and precision == "int8":
-            return int8_engine(setup, algorithm)
+        if engine == "ort" and precision in WAYS:
+            return QuantizedOrtEngine(
+                StagedModel(setup.model, "add", setup.options.n_prompt_tokens, CUTS[algorithm]), precision
+            )
         tokens = setup.options.n_prompt_tokens
         return load_engine(
             engine, setup.model, n_prompt_tokens=tokens, cuts=CUTS[algorithm], precision=precision, device=device
@@ -95,28 +100,22 @@ def measure(
     return found
 
 
-def int8_engine(setup: Setup, algorithm: str) -> Engine:
-    """Return ONNX Runtime with dynamically quantized weights."""
-    staged = StagedModel(setup.model, "add", setup.options.n_prompt_tokens, CUTS[algorithm])
-    return QuantizedOrtEngine(staged, "fp32", torch.device("cpu"), Savings())
-
-
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
     about = record["environment"]
     lines = [
         f"**fidelity** to PyTorch in fp32: `{record['model']}` on {record['task']}, populations of searches with seeds "
         f"{', '.join(map(str, record['seeds']))}. {about['device']}, {about['threads']} threads; commit "
-        f"{about['commit']}.",
+        f"{about['commit']}. Seconds are those of the fastest population, all its texts.",
         "",
         "| algorithm | engine | populations | Spearman (least) | Kendall | mean loss error | / spread | largest logit "
-        "difference | best kept | gate: Spearman, loss error / spread |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "difference | best kept | seconds | gate: Spearman, loss error / spread |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for algorithm, engines in record["fidelity"].items():
         for name, found in engines.items():
             if "refused" in found:
-                lines.append(f"| {algorithm} | {name} | refused: {found['refused'].splitlines()[0]} |" + " |" * 7)
+                lines.append(f"| {algorithm} | {name} | refused: {found['refused'].splitlines()[0]} |" + " |" * 8)
                 continue
             gate = found["gate"]
             passed = f"{gate['spearman']:.3f}, {gate['mean_loss_error'] / gate['loss_spread']:.3f}" if gate else ""
@@ -125,7 +124,7 @@ def table(record: dict[str, Any]) -> str:
                     f"| {algorithm} | {name} | {row['populations']} {kind} | {row['spearman']:.3f} "
                     f"({row['spearman_min']:.3f}) | {row['kendall_tau']:.3f} | {row['mean_loss_error']:.1e} | "
                     f"{row['mean_loss_error'] / row['loss_spread']:.3f} | {row['max_logit_difference']:.1e} | "
-                    f"{row['best_kept']:.0%} | {passed} |"
+                    f"{row['best_kept']:.0%} | {row['seconds']:.1f} | {passed} |"
                 )
     return "\n".join(lines)
 

@@ -161,5 +161,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, flo
                     "loss_spread": mean(row["loss_spread"] for row in some),
                     "max_logit_difference": max(row["max_logit_difference"] for row in some),
                     "best_kept": mean(row["best_kept"] for row in some),
+                    "seconds": min(row["seconds"] for row in some),
                 },
             )

@@ -46,10 +46,24 @@ def test_a_journal_leads_to_the_populations_of_its_search(runs: Path, monkeypatc
 def test_the_command_writes_a_record_and_a_table(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "WANTED", {"bbt": {0, 2}, "bbtv2": {0}})
     path = tmp_path / "record.json"
-    small = ["--algorithms", "bbt", "--engines", "torch-bf16", "--seeds", "8", "--device", "cpu"]
+    small = [
+        "--algorithms",
+        "bbt",
+        "--engines",
+        "torch-bf16",
+        "ort-int8",
+        "ort-int8blocks",
+        "--seeds",
+        "8",
+        "--device",
+        "cpu",
+    ]
     fidelity.main([*small, "--runs", str(runs), "--output", str(path)])
-    found = json.loads(path.read_text(encoding="utf-8"))["fidelity"]["bbt"]["torch-bf16"]
+    by_engine = json.loads(path.read_text(encoding="utf-8"))["fidelity"]["bbt"]
+    found = by_engine["torch-bf16"]
     assert set(found["summary"]) == {"random", "cma"}
     assert 0.5 < found["summary"]["random"]["spearman"] <= 1
     assert 0 < found["summary"]["cma"]["mean_loss_error"] < found["summary"]["cma"]["loss_spread"]
+    error = {name: rows["summary"]["cma"]["mean_loss_error"] for name, rows in by_engine.items()}
+    assert error["ort-int8"] > error["ort-int8blocks"] > error["torch-bf16"] > 0
     assert "| bbt | torch-bf16 | 1 cma |" in path.with_suffix(".md").read_text(encoding="utf-8")
