@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -59,8 +60,7 @@ class QuantizedOrtEngine(OrtEngine):
 
     def _load(self, encoded: Encoded) -> OrtRunner:
         files = onnx_files(self.staged, encoded, self.dtype)
-        logging.getLogger().setLevel(logging.ERROR)  # the tools advise on the root logger
-        with tempfile.TemporaryDirectory(prefix="bbt-fast-int8-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bbt-fast-int8-") as folder, _no_advice():
             paths = tuple(Path(folder) / path.name for path in files.paths)
             for source, target in zip(files.paths, paths, strict=True):
                 self._quantize(source, target)
@@ -70,3 +70,15 @@ class QuantizedOrtEngine(OrtEngine):
         runner = self._load(encoded)
         self.parity = self._measure(runner, encoded).as_dict()
         return runner
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Keep the tools from advising on the root logger."""
+    root = logging.getLogger()
+    usual = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(usual)

@@ -82,7 +82,7 @@ def load_tiny(engine: str, mode: str, cuts: str, model: PreTrainedModel, *ablate
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("mode", ["add", "cat"])
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     n_examples=st.integers(1, 7),
     candidates=st.integers(1, 6),
@@ -116,7 +116,7 @@ def test_buckets_and_chunks_change_nothing(
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("mode", ["add", "cat"])
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["commit", "evaluate"]), st.integers(0, 2)), min_size=1, max_size=8),
     candidates=st.integers(1, 5),
