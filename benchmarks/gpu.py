@@ -37,9 +37,9 @@ MINUTES = 7.5
 SHARES: dict[Algorithm, float] = {"bbt": 0.45, "bbtv2": 0.95}
 """When each algorithm's comparison has to be over, in parts of the whole time."""
 SAVINGS = ("reuse", "buckets", "answer_only")
-"""What is switched off, one at a time; the head's saving is too small to see."""
+"""What is switched off, one at a time; the head's saving is the smallest (docs/benchmarks.md)."""
 ROOM = 48 * 2**30
-"""Bytes of a GPU that holds all contenders at RoBERTa-large's size; a smaller one is given FEW."""
+"""Bytes of a GPU that is reckoned to hold all contenders at RoBERTa-large's size; a smaller one is given FEW."""
 FEW = [
     "original",
     "torch-best-fp16",

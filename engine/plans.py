@@ -62,7 +62,7 @@ class Plan:
         if engine is None:
             reason = tensorrt_errors()
             if "out of memory" in reason:
-                raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}")
+                raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}. Close what else uses the GPU.")
             raise ArtifactError(f"TensorRT cannot load the plan {path}: {reason}. Delete {path.parent}.")
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:

@@ -28,6 +28,9 @@ ONNX_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: 
 INLINE_BYTES = 1 << 30
 """Larger weights go into an external data file: a protobuf ends at 2 GiB."""
 
+TELLER = "torch.onnx._internal.exporter._registration"
+"""The logger that tells, on standard error, which packages PyTorch's exporter would know more operators with."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +88,7 @@ def _trace(source: Source) -> ir.Model:
     shapes: dict[str, Any] = {name: dynamic(axes) for name, axes in stage.joined_axes.items()}
     if tensors:
         shapes["tensors"] = tuple(dynamic(stage.axes[name]) for name in stage.names)
-    with warnings.catch_warnings(), _undisturbed(), torch.no_grad():
+    with warnings.catch_warnings(), quiet(TELLER), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage,
@@ -102,9 +105,9 @@ def _trace(source: Source) -> ir.Model:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep the exporter from telling on standard error which packages it would know more operators with."""
-    teller = logging.getLogger("torch.onnx._internal.exporter._registration")
+def quiet(name: str = "") -> Iterator[None]:
+    """Let a logger of another library report errors only; without a name the root."""
+    teller = logging.getLogger(name)
     usual = teller.level
     teller.setLevel(logging.ERROR)
     try:

@@ -24,5 +24,5 @@ def ort_session(model: str | bytes, device: torch.device) -> ort.InferenceSessio
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(device.index or 0), "use_tf32": "0"}))
     session = ort.InferenceSession(model, options, providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise DeviceError(f"ONNX Runtime's CUDA provider did not load: {missing_library()}.")
+        raise DeviceError(f"ONNX Runtime's CUDA provider did not load: {missing_library()}; see `bbt-fast doctor`.")
     return session

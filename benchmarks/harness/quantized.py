@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -17,6 +15,7 @@ from bbt_fast.engine import Savings
 from bbt_fast.engine.onnx_files import OnnxFiles, onnx_files
 from bbt_fast.engine.ort import OrtEngine, OrtRunner
 from bbt_fast.engine.session import Runner
+from bbt_fast.export.graphs import quiet
 from bbt_fast.export.model import Encoded, StagedModel
 
 
@@ -60,7 +59,8 @@ class QuantizedOrtEngine(OrtEngine):
 
     def _load(self, encoded: Encoded) -> OrtRunner:
         files = onnx_files(self.staged, encoded, self.dtype)
-        with tempfile.TemporaryDirectory(prefix="bbt-fast-int8-") as folder, _no_advice():
+        # The tools advise on the root logger.
+        with tempfile.TemporaryDirectory(prefix="bbt-fast-int8-") as folder, quiet():
             paths = tuple(Path(folder) / path.name for path in files.paths)
             for source, target in zip(files.paths, paths, strict=True):
                 self._quantize(source, target)
@@ -70,15 +70,3 @@ class QuantizedOrtEngine(OrtEngine):
         runner = self._load(encoded)
         self.parity = self._measure(runner, encoded).as_dict()
         return runner
-
-
-@contextmanager
-def _no_advice() -> Iterator[None]:
-    """Keep the tools from advising on the root logger."""
-    root = logging.getLogger()
-    usual = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(usual)

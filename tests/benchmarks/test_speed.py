@@ -21,7 +21,9 @@ from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
 from bbt_fast.benchmarks.harness.contenders.torch_best import TorchBest
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
+from bbt_fast.benchmarks.harness.kernels import ORT_SAYS
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
+from bbt_fast.benchmarks.harness.memory import MIB, PeakMemory
 from bbt_fast.benchmarks.harness.shapes import make_model
 from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
@@ -190,12 +192,30 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     toy: Workload, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any) -> Tensor:
-        raise NotImplementedError("no backend")
+        raise RuntimeError("no backend")
 
     monkeypatch.setattr(torch, "compile", lambda module, **_: fails)
     best = TorchBest(toy, make_model("toy"), "fp32")
     assert best.compiled is False
-    assert "not compiled, as that fails (NotImplementedError: no backend)" in capsys.readouterr().err
+    assert "not compiled, as that fails (RuntimeError: no backend)" in capsys.readouterr().err
+
+
+def test_on_cuda_a_contenders_memory_is_what_its_first_round_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([100, 350, 900])  # before it loads, after its round, after others have loaded too
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: ((1000 - next(taken)) * MIB, 1000 * MIB))
+    memory = PeakMemory(torch.device("cuda"))
+    memory.sample()
+    memory.sample()
+    assert memory.mib == 250
+
+
+def test_the_attention_kernel_is_read_from_onnx_runtimes_log() -> None:
+    log = (
+        "attention.cc:1400 ONNX Attention: using Flash Attention (batch=1, q_seq=16)\n"
+        "attention.cc:1451 ONNX Attention: using Memory Efficient Attention (batch=1)\n"
+        "attention.cc:1482 Attention: using unified unfused path (is_gqa=0)\n"
+    )
+    assert ORT_SAYS.findall(log) == ["Flash Attention", "Memory Efficient Attention", "unified unfused"]
 
 
 def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callable[..., Any]) -> None:

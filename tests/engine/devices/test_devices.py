@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import mmap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import Examples, Savings, load_engine
 from bbt_fast.engine.loading import _device
 from bbt_fast.engine.onnx_files import onnx_files
+from bbt_fast.engine.ort import EXACT
 from bbt_fast.engine.pytorch import TorchEngine
 from bbt_fast.export.errors import DeviceError
 from bbt_fast.export.model import Cuts, StagedModel
@@ -81,6 +85,15 @@ def test_graphs_are_exported_from_a_model_there(
     engine = load_engine("ort", model, **options)
     engine.open(texts)
     assert engine.artifacts == files.paths  # the graph made there, which passes the gate
+
+
+def test_what_is_asked_of_the_cuda_provider_stands_in_its_library() -> None:
+    found = list((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime_providers_cuda.so"))
+    if not found:
+        pytest.skip("this build of ONNX Runtime has no CUDA provider")
+    with found[0].open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
+        for name in (*EXACT, "ONNX Attention: using Flash Attention"):
+            assert library.find(name.encode()) >= 0, name
 
 
 def test_a_cuda_device_is_named_as_its_tensors_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
