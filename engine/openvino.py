@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from .session import Runner
 
 COMPUTES_IN = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's names of the precisions."""
+SUMS = ("Add", "Multiply", "MVN")
+"""OpenVINO's names of what sums up over the layers, and of a LayerNorm's parts."""
 
 
 class OpenvinoRunner(OnnxRunner):
@@ -30,7 +34,9 @@ class OpenvinoRunner(OnnxRunner):
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, precision: str) -> None:
         """Compile the graphs."""
         super().__init__(files, staged, encoded)
-        self._models = [_compiled(path, precision) for path in files.paths]
+        self._models = [
+            _compiled(path, precision, part.answers) for path, part in zip(files.paths, encoded.stages, strict=True)
+        ]
         self._mine = threading.local()
 
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
@@ -45,7 +51,7 @@ class OpenvinoRunner(OnnxRunner):
 
 
 class OpenvinoEngine(Engine):
-    """OpenVINO on the CPU. In bf16 it converts inside a stage: what enters and leaves one is fp32."""
+    """OpenVINO on the CPU. In bf16 the matrix products are bf16; hidden states, their sums and the logits are fp32."""
 
     name = "openvino"
     one_thread_calls = True
@@ -63,7 +69,7 @@ class OpenvinoEngine(Engine):
         return runner.files.parity_record(f"openvino-{version('openvino')}-{self.precision}-{cpu_kind()}")
 
 
-def _compiled(path: Path, precision: str) -> Any:
+def _compiled(path: Path, precision: str, answers: bool) -> Any:
     """Compile a graph for as many requests at a time as PyTorch uses threads, one thread each.
 
     Each has memory for its own activations; weights are there once. Pinning the threads would fight with PyTorch's and
@@ -77,12 +83,39 @@ def _compiled(path: Path, precision: str) -> Any:
         "ENABLE_CPU_PINNING": "NO",
     }
     try:
-        return _core().compile_model(str(path), "CPU", options)
+        with tempfile.TemporaryDirectory() as folder:
+            model = _with_exact_sums(path, Path(folder), answers) if precision == "bf16" else str(path)
+            return _core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise ArtifactError(
             f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is gone, run the "
             "command again: it is built anew. Else update openvino, or use another --engine."
         ) from error
+
+
+def _with_exact_sums(path: Path, folder: Path, answers: bool) -> Any:
+    """Read a graph and mark what must stay in fp32 when it is compiled for bf16.
+
+    That is what costs next to nothing and what rounding hurts most: the sum over the layers, its norms, and the product
+    with the label words, whose logits would else have three digits. Tensors of four axes are attention's own. OpenVINO
+    reads such marks from its own file format only, so the graph takes a turn through it.
+    """
+    import openvino
+
+    structure, weights = folder / "graph.xml", folder / "graph.bin"
+    openvino.serialize(_core().read_model(str(path)), structure, weights)
+    tree = ElementTree.parse(structure)
+    layers = list(tree.iter("layer"))
+    exact = [layer for layer in layers if layer.get("type") in SUMS and len(layer.findall("output/port/dim")) <= 3]
+    if answers:
+        exact.append([layer for layer in layers if layer.get("type") == "MatMul"][-1])
+    for layer in exact:
+        marks = layer.find("rt_info")
+        if marks is None:
+            marks = ElementTree.Element("rt_info")
+            layer.insert(len(layer.findall("data")), marks)
+        ElementTree.SubElement(marks, "attribute", name="precise", version="0")
+    return _core().read_model(model=ElementTree.tostring(tree.getroot()), weights=weights.read_bytes())
 
 
 @cache

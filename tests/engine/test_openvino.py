@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples, cpu, load_engine
+from bbt_fast.engine.openvino import _compiled
 
 pytest.importorskip("openvino")
 N_PROMPT_TOKENS = 5
+KIND = ("layerType", "runtimePrecision")
 
 
 @pytest.mark.parametrize("cuts", ["input", "layers"])
@@ -39,6 +42,22 @@ def test_bf16_answers_nearly_as_fp32_does_and_not_as_exactly(
     )
     assert fp32 < 1e-5
     assert 1e-4 < bf16 < 0.05  # below that it would be fp32 under another name
+
+
+@pytest.mark.parametrize("cuts", ["input", "layers"])
+def test_in_bf16_the_sum_over_the_layers_and_the_logits_stay_exact(
+    cuts: str, roberta: PreTrainedModel, make_examples: Callable[..., Examples]
+) -> None:
+    loaded = load_engine("openvino", roberta, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision="bf16")
+    loaded.open(make_examples(roberta, "add", N_PROMPT_TOKENS))
+    kinds: Counter[tuple[str, str]] = Counter()
+    for path in loaded.artifacts:
+        graph = _compiled(path, "bf16", answers=path == loaded.artifacts[-1]).get_runtime_model()
+        kinds.update(tuple(str(node.get_rt_info()[what].value) for what in KIND) for node in graph.get_ops())
+    layers = roberta.config.num_hidden_layers
+    assert kinds["MVN", "bf16"] == 0 < 2 * layers <= kinds["MVN", "f32"]
+    assert kinds["MatMul", "bf16"] == 0 < kinds["MatMul", "f32"]
+    assert kinds["FullyConnected", "f32"] == 0 < 4 * layers < kinds["FullyConnected", "bf16"]
 
 
 def test_the_rate_of_bf16_is_measured_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
