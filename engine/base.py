@@ -178,11 +178,17 @@ class Engine(ABC):
         return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
 
     def _stepped(self, examples: Examples) -> Examples:
-        """Pad a bucket to the runtime's step, if it has a mask anyway and the model has positions for more."""
+        """Pad a bucket to the runtime's step, if it has a mask anyway and the model has positions for more.
+
+        A user's graph takes a mask where buckets are padded: there each gets one.
+        """
         length = self.staged.before + examples.input_ids.shape[1]
-        missing = -length % self.length_step.get(self.device.type, 1)
-        masked = self.family.kind == "decoder" or not bool(examples.attention_mask.all())
-        return examples.padded(missing) if missing and masked and self.staged.reaches(length + missing) else examples
+        step = self.length_step.get(self.device.type, 1)
+        missing = -length % step
+        if self.family.kind != "decoder" and bool(examples.attention_mask.all()):
+            asked = self.onnx_model_path is not None and self.bucket_overhead[self.device.type]
+            missing = (missing or step) if asked else 0
+        return examples.padded(missing) if missing and self.staged.reaches(length + missing) else examples
 
     def _bucket(self, rows: Tensor, encoded: Encoded) -> Bucket:
         if encoded.stages not in self._runners:

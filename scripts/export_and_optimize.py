@@ -122,6 +122,7 @@ def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
         precision=args.precision,
         device=args.device,
         onnx_model_path=path,
+        ablate=("prefix",) if args.engine == "ort" else (),  # a user's graphs are one chain
     )
     if args.prompt_embed_dim not in (None, engine.hidden_size):
         raise UsageError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples, load_engine
+from bbt_fast.engine.ort import OrtEngine
 from bbt_fast.export.errors import ArtifactError, ParityError
 from bbt_fast.export.parity import Parity, compare, compare_losses, spearman
 from bbt_fast.export.precision import PRECISIONS
@@ -102,6 +103,21 @@ def test_a_users_graph_runs_in_the_place_of_the_caches(
     options = {"n_prompt_tokens": 5, "device": "cpu", "precision": "fp32"}
     given = load_engine("ort", roberta, onnx_model_path=graph, **options)
     assert given.artifacts == (graph,)
+    expected = load_engine("torch", roberta, **options).open(examples).evaluate(prompts)
+    torch.testing.assert_close(given.open(examples).evaluate(prompts), expected, atol=2e-5, rtol=0)
+
+
+def test_a_users_graph_answers_texts_of_one_length_where_buckets_are_padded(
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OrtEngine, "bucket_overhead", {"cpu": 512})
+    options = {"n_prompt_tokens": 5, "device": "cpu", "precision": "fp32"}
+    (path,) = load_engine("ort", roberta, **options).artifacts
+    given = load_engine("ort", roberta, onnx_model_path=path, **options)
+    examples, prompts = make_examples(roberta, "add", 5, min_length=7, max_length=7), make_prompts(roberta, 3, 5)
     expected = load_engine("torch", roberta, **options).open(examples).evaluate(prompts)
     torch.testing.assert_close(given.open(examples).evaluate(prompts), expected, atol=2e-5, rtol=0)
 

@@ -1,0 +1,43 @@
+"""The export script writes graphs that ``--onnx_model_path`` takes, of encoders and of decoders."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Examples, load_engine
+
+
+@pytest.mark.parametrize("deep", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_what_it_writes_answers_as_pytorch_does(
+    kind: str,
+    deep: bool,
+    make_model: Callable[..., PreTrainedModel],
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    repo_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = runpy.run_path(str(repo_root / "scripts" / "export_and_optimize.py"))
+    make_model(kind).save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coloredlogs.install", lambda **_: None)
+    flags = ["--model_name=model", "--n_prompt_tokens=5", "--batch_size=3", "--max_seq_len=12", "--device=cpu"]
+    assert script["main"](flags + ["--deep"] * deep) == 0
+    (advice,) = [line for line in capsys.readouterr().out.splitlines() if "--onnx_model_path" in line]
+
+    options = {"n_prompt_tokens": 5, "cuts": "layers" if deep else "input", "precision": "fp32", "device": "cpu"}
+    reference = load_engine("torch", "model", **options)
+    given = load_engine("ort", "model", onnx_model_path=Path(advice.split()[-1]), **options)
+    examples, prompts = make_examples(reference.staged.model), make_prompts(reference.staged.model, 3)
+    expected, found = (engine.open(examples).evaluate(prompts) for engine in (reference, given))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
