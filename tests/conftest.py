@@ -6,7 +6,6 @@
     make_model      function(kind="roberta", seed=0, **config) -> tiny random masked language model, eval mode, frozen.
                     kind is a key of ``TINY_MODELS`` below; config overrides any field of the transformers config.
     roberta, bert   ``make_model("roberta")``, ``make_model("bert")``, made once per run: do not change their weights.
-    masked_model    both of them, one after the other (parametrised).
     make_examples   function(model, mode="add", n_prompt_tokens=5, n_examples=6, n_classes=3, min_length=4,
                     max_length=20, prompt_start=1, seed=0) -> random ``Examples``: [CLS], n placeholders (add mode),
                     text, [MASK], [SEP]; min_length and max_length bound the number of text tokens.
@@ -135,12 +134,6 @@ def roberta(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 def bert(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """The tiny BERT that all tests share."""
     return make_model("bert")
-
-
-@pytest.fixture(params=["roberta", "bert"])
-def masked_model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """Each of the shared masked language models."""
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

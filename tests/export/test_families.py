@@ -75,6 +75,8 @@ def row_of(model_type: str) -> Family:
 
 
 ROWS = [pytest.param(family, kind, id=kind) for family in FAMILIES for kind in family.model_types]
+FAST = {("roberta", "add", "layers"), ("gpt2", "add", "layers"), ("t5", "add", "layers")}
+"""One of each kind: what the fast tests export."""
 FIRST_OF_ROWS = [pytest.param(family, family.model_types[0], id=family.model_types[0]) for family in FAMILIES]
 
 
@@ -226,15 +228,17 @@ def test_torch_answers_as_the_stock_model_does(family: Family, model_type: str, 
 
 
 @pytest.mark.parametrize(
-    ("mode", "cuts"),
+    ("family", "model_type", "mode", "cuts"),
     [
-        ("add", "layers"),
-        pytest.param("cat", "input", marks=pytest.mark.slow),
-        pytest.param("add", "input", marks=pytest.mark.slow),
-        pytest.param("cat", "layers", marks=pytest.mark.slow),
+        pytest.param(
+            *row.values, mode, cuts, id=f"{row.id}-{mode}-{cuts}", marks=() if case in FAST else pytest.mark.slow
+        )
+        for mode in ("add", "cat")
+        for cuts in ("layers", "input")
+        for row in FIRST_OF_ROWS
+        for case in [(row.id, mode, cuts)]
     ],
 )
-@pytest.mark.parametrize(("family", "model_type"), FIRST_OF_ROWS)
 def test_ort_answers_and_searches_as_torch_does(family: Family, model_type: str, mode: str, cuts: str) -> None:
     engines = [load_tiny(name, family, model_type, mode, cuts) for name in ("torch", "ort")]
     layers = engines[0].n_layers if cuts == "layers" else 1

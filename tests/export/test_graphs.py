@@ -30,12 +30,16 @@ def graphs(model: PreTrainedModel, mode: str, cuts: str, precision: str = "fp32"
     return engine.artifacts
 
 
+@pytest.mark.parametrize("kind", ["roberta", pytest.param("bert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", ["add", "cat"])
-def test_every_layer_but_the_last_has_exactly_one_attention_node(masked_model: PreTrainedModel, mode: str) -> None:
-    layers = masked_model.config.num_hidden_layers
-    whole = graphs(masked_model, mode, "input")
+def test_every_layer_but_the_last_has_exactly_one_attention_node(
+    kind: str, mode: str, request: pytest.FixtureRequest
+) -> None:
+    model: PreTrainedModel = request.getfixturevalue(kind)
+    layers = model.config.num_hidden_layers
+    whole = graphs(model, mode, "input")
     assert [node_counts(path)["Attention"] for path in whole] == [layers - 1]
-    assert [node_counts(path)["Attention"] for path in graphs(masked_model, mode, "layers")] == [1] * (layers - 1) + [0]
+    assert [node_counts(path)["Attention"] for path in graphs(model, mode, "layers")] == [1] * (layers - 1) + [0]
 
 
 def test_the_last_layer_makes_no_keys_and_values(roberta: PreTrainedModel) -> None:
