@@ -25,9 +25,10 @@ import torch
 
 import bbt_fast
 from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
+from bbt_fast.benchmarks.harness.runs import run_folder, runs_of
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.run.seeds import FIGURES, child_name
+from bbt_fast.tuner.run.seeds import FIGURES
 
 ALGORITHMS = ("bbt", "bbtv2")
 SEEDS = (8, 13, 42, 50, 60)
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kind = {"algorithm": algorithm, "engine": engine, "budget": given.budget or "preset"}
                 changes = dict(zip(("engine", "precision"), engine.split("-"), strict=True)) | {"algorithm": algorithm}
                 for seed in given.seeds:
-                    place = Path(folder) / f"{algorithm}-{engine}" / child_name(seed)
+                    place = run_folder(runs_of(Path(folder), model, task), algorithm, engine, str(kind["budget"]), seed)
                     runs.append((kind, options.changed(**changes, seed=seed, output_dir=str(place))))
         for measured in measure(record, runs):
             save(measured | {"made": time.strftime("%Y-%m-%d")}, path)

@@ -24,12 +24,12 @@ import torch
 from bbt_fast.benchmarks.harness.fidelity import figures, generations, populations, summary
 from bbt_fast.benchmarks.harness.quantized import WAYS, QuantizedOrtEngine
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.runs import runs_of, search_in_fp32
 from bbt_fast.engine import Engine, load_engine
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.model import StagedModel
 from bbt_fast.export.parity import Parity
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.run.seeds import child_name
 from bbt_fast.tuner.run.setup import CUTS, Setup
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import load_task
@@ -51,8 +51,7 @@ class Case:
     ) -> None:
         """Search, and let the reference answer."""
         self.data = setup.encode(setup.splits(seed)).train
-        folder = runs and next(runs.glob(f"{algorithm}-*-fp32/{child_name(seed)}"))
-        journal = generations(folder) if folder else []
+        journal = generations(search_in_fp32(runs, algorithm, seed)) if runs else []
         self.populations = populations(search, self.data, algorithm, seed, WANTED[algorithm], journal)
         session = reference.open(self.data.examples)
         self.expected = [population.logits(session) for population in self.populations]
@@ -144,17 +143,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     names = {name: getattr(given, name) for name in ("model_name", "task_name", "data_dir")}
     task = load_task(given.task_name)
+    model = Path(given.model_name or "demo").name
+    runs = given.runs and runs_of(given.runs, model, Path(given.task_name).stem)
     record: dict[str, Any] = {"benchmark": "fidelity", "made": time.strftime("%Y-%m-%d")}
-    record |= {"environment": environment(given.device, 0), "model": given.model_name or "demo", "task": task.name}
+    record |= {"environment": environment(given.device, 0), "model": model, "task": task.name}
     record |= {"seeds": list(given.seeds), "fidelity": {}}
     engines = given.engines or ENGINES[torch.device(given.device).type]
     for algorithm in given.algorithms:
         wanted = Options.of(**{key: value for key, value in names.items() if value}, algorithm=algorithm)
         options = resolve(wanted, task.preset)
         setup = Setup(options, task)
-        record["fidelity"][algorithm] = measure(setup, algorithm, engines, given.seeds, given.device, given.runs)
-    path = given.output or RESULTS / f"fidelity-{Path(record['model']).name}-{task.name}.json"
-    record["model"] = Path(record["model"]).name
+        record["fidelity"][algorithm] = measure(setup, algorithm, engines, given.seeds, given.device, runs)
+    path = given.output or RESULTS / f"fidelity-{model}-{task.name}.json"
     save(record, path)
     path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
     print(table(record))

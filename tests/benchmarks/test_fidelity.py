@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import bbt_fast
-from bbt_fast.benchmarks import fidelity
+from bbt_fast.benchmarks import accuracy, fidelity
 from bbt_fast.benchmarks.harness.fidelity import generations, populations
+from bbt_fast.benchmarks.harness.runs import runs_of, search_in_fp32
 from bbt_fast.engine import Session
+from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve
@@ -24,7 +25,9 @@ SMALL = {"engine": "torch", "precision": "fp32", "device": "cpu", "seed": 8, "bu
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What accuracy.py leaves of three generations."""
     folder = tmp_path_factory.mktemp("runs")
-    bbt_fast.tune(**SMALL, plots=False, output_dir=str(folder / "bbt-torch-fp32" / "seed-8"))
+    small = ["--budget", "60", "--max_test_examples", "20", "--algorithms", "bbt", "--engines", "torch-fp32"]
+    where = ["--runs", str(folder), "--output", str(folder / "record.json")]
+    accuracy.main([*small, *where, "--seeds", "8", "--device", "cpu"])
     return folder
 
 
@@ -34,13 +37,18 @@ def test_a_journal_leads_to_the_populations_of_its_search(runs: Path, monkeypatc
     engine, data = setup.load_engine({}), setup.encode(setup.splits(8)).train
     made = populations(engine, data, "bbt", 8, {0, 2})
     monkeypatch.setattr(Session, "evaluate", None)
-    journal = generations(runs / "bbt-torch-fp32" / "seed-8")
+    journal = generations(search_in_fp32(runs_of(runs, "demo", "demo"), "bbt", 8))
     told = populations(engine, data, "bbt", 8, {0, 2}, journal)
     assert [population.kind for population in told] == ["random", "cma"]
     for one, other in zip(made, told, strict=True):
         assert torch.equal(one.prompts, other.prompts)
     with pytest.raises(ValueError, match="generation 0 of the journal is of another search"):
         populations(engine, data, "bbt", 9, {0, 2}, journal)
+
+
+def test_runs_of_another_task_are_not_taken_for_this_one_s(runs: Path) -> None:
+    with pytest.raises(UsageError, match=r"no run .*demo-sst2/bbt-\*-fp32-\*/seed-8: make it with accuracy.py"):
+        search_in_fp32(runs_of(runs, "demo", "sst2"), "bbt", 8)
 
 
 def test_the_command_writes_a_record_and_a_table(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
