@@ -1,8 +1,8 @@
 """Shared fixtures. Ask for them by name; nothing here is imported by a test.
 
     repo_root       Path of the checkout.
-    shared          Path of the folder ``shared`` beside the checkout (golden, data, models); skips the test without it.
-    shared_file     function(*parts) -> Path below ``shared``; skips the test if that one is missing.
+    shared_file     function(*parts) -> Path below the folder ``shared`` beside the checkout (golden, data, models);
+                    skips the test if that one is missing.
     make_model      function(kind="roberta", seed=0, **config) -> tiny random masked language model, eval mode, frozen.
                     kind is a key of ``TINY_MODELS`` below; config overrides any field of the transformers config.
     roberta, bert   ``make_model("roberta")``, ``make_model("bert")``, made once per run: do not change their weights.
@@ -102,12 +102,6 @@ def shared_file() -> Callable[..., Path]:
         return path
 
     return find
-
-
-@pytest.fixture(scope="session")
-def shared(shared_file: Callable[..., Path]) -> Path:
-    """The folder ``shared`` beside the checkout."""
-    return shared_file()
 
 
 @pytest.fixture(scope="session")

@@ -118,12 +118,6 @@ def toy_parts() -> Callable[..., Parts]:
     return make
 
 
-@pytest.fixture
-def quiet() -> Any:
-    """A progress that shows nothing."""
-    return Silent()
-
-
 CORPUS_SENTENCES = 300
 SPECIAL_TOKENS = {
     "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},

@@ -15,7 +15,11 @@ from .files import read_json
 RESULT = "result.json"
 MEASURED = ("seconds", "evals_per_s", "optimizer_overhead", "memory")
 """What differs between two runs of one command; all else in a result is the same to the bit."""
-PACKAGES = ("bbt-fast", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "cma", "numpy")
+PACKAGES = (
+    "bbt-fast", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "cma", "numpy",
+)  # fmt: skip
+"""Those whose versions a result names, where they are installed."""
 
 
 @dataclass(frozen=True)

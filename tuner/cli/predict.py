@@ -13,7 +13,7 @@ from ...export.errors import DataError, UsageError
 from .arguments import add_options
 from .quiet import hide_progress_bars
 
-OPTIONS = ("model_name", "engine", "precision", "device", "batch_size")
+OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device", "batch_size")
 """The options of a run that the use of its prompt may change."""
 MEANINGS = {
     "model_name": "Where the base model is, if not where the run found it.",

@@ -13,13 +13,10 @@ from types import FrameType
 from ...export.errors import BbtFastError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHELL_SIGNAL_BASE = 128
 
 
 class RunInterruptedError(BbtFastError, RuntimeError):
     """A run ended on request before it was finished; its folder can be resumed."""
-
-    exit_code = SHELL_SIGNAL_BASE + signal.SIGINT
 
 
 @dataclass

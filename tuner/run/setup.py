@@ -70,6 +70,11 @@ class Setup:
         """
         return load_model(self._source, self.options.allow_pickle)
 
+    @property
+    def _answering(self) -> transformers.PreTrainedConfig:
+        """The configuration of what answers: some checkpoints (CPT) hold another model than their config.json names."""
+        return self.config if family_of(self.config).otherwise is None else self.model.config
+
     @cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The model's tokenizer.
@@ -95,7 +100,7 @@ class Setup:
         Raises:
             UsageError: if task and tokenizer do not go together.
         """
-        options, family = self.options, family_of(self.config)
+        options, family = self.options, family_of(self._answering)
         return TextEncoder(
             self.tokenizer,
             self.task,
@@ -103,7 +108,7 @@ class Setup:
             options.cat_or_add,
             options.n_prompt_tokens,
             family.prompt_start,
-            longest_sequence(self.config, self.tokenizer),
+            longest_sequence(self._answering, self.tokenizer),
         )
 
     def encode(self, splits: Splits) -> Parts:
@@ -156,7 +161,7 @@ class Setup:
             n_prompt_tokens=options.n_prompt_tokens,
             k_shot=options.k_shot,
             seed=options.seed,
-            kind=family_of(self.config).kind,
+            kind=family_of(self._answering).kind,
             task=self.task,
         )
 

@@ -145,6 +145,7 @@ def load(
     precision: str = "auto",
     device: str = "auto",
     model_name: str | None = None,
+    allow_pickle: bool = False,
     batch_size: int = 512,
 ) -> Classifier:
     """Load the tuned prompt of a run, and the model that it belongs to.
@@ -155,6 +156,7 @@ def load(
         precision: fp32, bf16, fp16, or auto.
         device: cpu, cuda, cuda:1, or auto.
         model_name: where the base model is, if not where the run found it.
+        allow_pickle: also take its weights from pickle files, where there are no safetensors.
         batch_size: texts that are answered at once; they are sorted by length first.
 
     Raises:
@@ -168,6 +170,7 @@ def load(
     options = Options.of(
         task_name=config.task.name,
         model_name=model_name or config.base_model,
+        allow_pickle=allow_pickle,
         algorithm=config.algorithm,
         cat_or_add=config.cat_or_add,
         n_prompt_tokens=config.n_prompt_tokens,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 import bbt_fast
 from bbt_fast.export.errors import ArtifactError, UsageError
@@ -26,7 +28,7 @@ from bbt_fast.tuner.use.push import push
 TEXTS = [str(row["text"]) for row in rows("test")[:12]]
 
 
-def loaded(folder: Path, **changes: str) -> bbt_fast.Classifier:
+def loaded(folder: Path, **changes: Any) -> bbt_fast.Classifier:
     return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
 
 
@@ -85,6 +87,18 @@ def test_a_prompt_is_used_with_its_own_model_only(tuned, model_folder, make_mode
         ArtifactError, match=r"was tuned on .*, and .*other is another model: its word embeddings differ"
     ):
         loaded(tuned(), model_name=str(other))
+
+
+def test_pickled_weights_answer_only_where_the_user_says_so(tuned, model_folder, tmp_path, lines):
+    pickled = shutil.copytree(model_folder(), tmp_path / "model")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="--allow_pickle also takes"):
+        loaded(tuned(), model_name=str(pickled))
+    (expected,) = loaded(tuned())(TEXTS[:1])
+    assert loaded(tuned(), model_name=str(pickled), allow_pickle=True)(TEXTS[:1]) == [expected]
+    on = ["--run", str(tuned()), "--engine", "torch", "--device", "cpu", "--model_name", str(pickled)]
+    assert lines("predict", *on, "--allow_pickle", TEXTS[0])[0].startswith(f"{expected['label']}\t")
 
 
 def test_a_prompt_of_another_shape_is_refused(tuned, tmp_path):
