@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,13 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """Return the folder that holds the files of a key, built if need be.
 
     Args:
-        key: everything that shapes the files, as JSON values.
+        key: what shapes the files beside this floor's code, as JSON values.
         build: writes the files into an empty folder.
 
     Raises:
         ArtifactError: if the cache folder cannot be written.
     """
+    key = {**key, "code": _code()}
     folder = cache_folder() / digest(key)
     with _writing(folder.parent), _locked(folder):
         for scratch in folder.parent.glob(f"{folder.name}.*/"):
@@ -66,6 +68,13 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
             write_json(made / MANIFEST, {"key": dict(key), "files": files})
             made.rename(folder)
     return folder
+
+
+@cache
+def _code() -> str:
+    """Return a digest of this floor's sources: in a checkout they change while the version stays."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:24]
 
 
 def file_digest(path: Path) -> str:

@@ -92,10 +92,17 @@ def test_a_measurement_comes_back_as_it_was_kept_or_not_at_all(
 
 
 def test_what_a_killed_build_left_is_removed(folder: Path) -> None:
-    left = folder / f"{cache.digest(KEY)}.killed" / "entry"
-    left.mkdir(parents=True)
-    cache.entry(KEY, Builder())
+    whole = cache.entry(KEY, Builder())
+    left = whole.rename(whole.with_suffix(".killed")) / "entry"
+    left.mkdir()
+    assert cache.entry(KEY, Builder()) == whole
     assert not left.parent.exists()
+
+
+def test_other_code_builds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache.entry(KEY, Builder())
+    monkeypatch.setattr(cache, "_code", lambda: "edited")
+    assert cache.entry(KEY, Builder()) != before
 
 
 def test_a_failed_build_leaves_nothing_behind(folder: Path) -> None:
