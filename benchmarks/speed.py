@@ -29,6 +29,7 @@ from bbt_fast.benchmarks.harness.worker import REFERENCE, Worker, WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.benchmarks.report import BUDGET, table
 from bbt_fast.engine import Savings
+from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
 
@@ -273,14 +274,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_flags(parser)
     options = parser.parse_args(arguments)
     name = f"speed-{Path(options.model).name}-{options.algorithm}-{options.device}.json"
-    record = run(options, options.output or RESULTS / name)
+    try:
+        record = run(options, options.output or RESULTS / name)
+    except BbtFastError as error:
+        print(f"speed.py: {error}", file=sys.stderr)
+        return 2
     print(table(record))
     return int(failed(record))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add what a comparison can be told."""
-    parser.add_argument("--model", default="minilm", help="a shape (toy, minilm, roberta-base, ...), folder or hub id")
+    parser.add_argument(
+        "--model",
+        default="minilm",
+        help="a shape (toy, minilm, roberta-base, ...), or a RoBERTa, BERT or GPT-2 by folder or hub id",
+    )
     parser.add_argument("--algorithm", default="bbt", choices=["bbt", "bbtv2"])
     parser.add_argument(
         "--task", default="sst2", choices=list(CLASSES), help="whose text lengths and number of classes"

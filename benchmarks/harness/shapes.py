@@ -17,6 +17,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from bbt_fast.export.errors import UsageError
+from bbt_fast.export.families import family_of
 from bbt_fast.export.model import load_model
 from bbt_fast.tuner.demo import MODEL_DIR
 
@@ -44,6 +46,8 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+BASELINES = ("bert", "roberta", "xlm-roberta", "gpt2")
+"""The model types that the PyTorch baselines can prompt."""
 WIDTH = 1.5
 """Standard deviation of the random weights, times sqrt(H)."""
 EMBEDDING_SPREAD = 0.5
@@ -55,6 +59,9 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
 
     "minilm:6" is the shape with 6 layers.
 
+    Raises:
+        UsageError: if there is no such model, or the baselines cannot prompt it.
+
     The weights are drawn wider than for training, so that a prompt moves the logits as it does in a trained model: with
     the usual 0.02 all candidates get nearly the same loss, and no reduced precision can tell them apart.
     """
@@ -62,7 +69,13 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
         return load_model(MODEL_DIR)
     name, _, layers = name.partition(":")
     if name not in SHAPES:
-        return load_model(Path(name) if Path(name).exists() else name)
+        model = load_model(Path(name) if Path(name).exists() else name)
+        if model.config.model_type not in BASELINES:
+            raise UsageError(
+                f"{name} is a {family_of(model).name}, whose layers and head the PyTorch baselines do not know: they "
+                f"take models of type {', '.join(BASELINES)}."
+            )
+        return model
     shape = SHAPES[name]
     config = shape.config_class(
         vocab_size=shape.vocabulary,

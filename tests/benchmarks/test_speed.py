@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from bbt_fast.benchmarks import gpu, report, speed
 from bbt_fast.benchmarks.harness import contenders
@@ -28,6 +29,7 @@ from bbt_fast.benchmarks.harness.shapes import make_model
 from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.engine import Savings
+from bbt_fast.export.errors import UsageError
 
 FIGURES = {
     "status", "precision", "library", "savings", "load_seconds", "export_seconds", "agreement", "attention_kernel",
@@ -314,3 +316,10 @@ def test_a_page_shows_what_the_records_say(name: str, least: int, repo_root: Pat
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="benchmarks: begin"):
         report.insert("nothing", [])
+
+
+def test_a_model_that_the_baselines_cannot_prompt_is_refused(tmp_path: Path) -> None:
+    config = DistilBertConfig(n_layers=1, dim=32, hidden_dim=64, n_heads=4, vocab_size=200)
+    DistilBertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="is a DistilBERT, whose layers and head the PyTorch baselines do not know"):
+        make_model(str(tmp_path))

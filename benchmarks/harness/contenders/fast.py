@@ -15,8 +15,8 @@ from ..workload import Workload
 from .base import Contender
 
 CUTS: dict[str, Any] = {"bbt": "input", "bbtv2": "layers"}
-LIBRARIES = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino", "trt": "torch"}
-"""Whose matrix product an engine is measured against; TensorRT has none to call by itself."""
+LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}
+"""Whose matrix product an engine is measured against, if not PyTorch's; TensorRT has none to call by itself."""
 
 
 class Fast(Contender):
@@ -30,7 +30,7 @@ class Fast(Contender):
         """Load the engine, parity gate included, and encode the texts."""
         super().__init__(workload, model)
         self.precision, self.savings = precision, Savings.without(*ablate)
-        self.library = LIBRARIES[engine]  # type: ignore[misc]
+        self.library = LIBRARIES.get(engine, "torch")  # type: ignore[misc]
         self.engine = load_engine(
             engine,
             model,
