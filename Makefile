@@ -1,5 +1,5 @@
 # One gate: `make check` is what pre-commit, .ci/run and a person run. It expects the environment of the README's
-# second command: pip install -c constraints.txt -e '.[test]'
+# test command: pip install -c constraints.txt -e '.[test]'
 
 PYTHON ?= python
 PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.benchmarks

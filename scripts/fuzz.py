@@ -37,6 +37,7 @@ from bbt_fast.tuner.artifacts.folder import read_config, recorded_engine
 from bbt_fast.tuner.artifacts.journal import Journal
 from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
 from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
+from bbt_fast.tuner.artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
 from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.data.splits import load_splits
@@ -197,6 +198,11 @@ def write_manifest(path: Path) -> None:
         path.write_bytes((entry({"model": "fuzz"}, build) / MANIFEST).read_bytes())
 
 
+def write_prompt_config(path: Path) -> None:
+    """Write what a prompt of the demo belongs to."""
+    PromptConfig("demo", None, "0", "bbt", "add", 50, 16, 42, "masked", two_classes()).write(path.parent)
+
+
 def write_prompt(path: Path) -> None:
     """Write a prompt."""
     save_prompt(path, torch.arange(12.0).reshape(2, 3, 2), {"model": "m", "seed": 42})
@@ -226,6 +232,14 @@ TARGETS: Mapping[str, Target] = {
         JSON,
         write_json,
         tuple(field.name for field in fields(Options)),
+    ),
+    "prompt_config": Target(
+        PROMPT_CONFIG,
+        read_prompt_config,
+        write_prompt_config,
+        JSON,
+        write_json,
+        ("format", *(field.name for field in fields(PromptConfig))),
     ),
     "result": Target(
         "result.json",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ...export.errors import ArtifactError, BbtFastError, UsageError
 from ...export.families import Kind
+from ..input.coerce import coerce
 from ..input.yaml_lines import value_of
 from ..tasks.task import Task, load_task, task_names, task_of
 from .files import read_json, write_json
@@ -63,7 +64,9 @@ def read_prompt_config(folder: Path) -> PromptConfig:
         raise UsageError(f"{path} has format {version}, but this version of bbt-fast reads {FORMAT}: update bbt-fast.")
     try:
         task = task_of(value_of(values.pop("task"), path, "task"), path)
-        return PromptConfig(**values, task=_packaged(task, values["kind"]))
+        kinds = get_type_hints(PromptConfig)
+        typed: dict[str, Any] = {name: coerce(name, value, kinds[name]) for name, value in values.items()}
+        return PromptConfig(**typed, task=_packaged(task, typed["kind"]))
     except (BbtFastError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} is damaged ({error}).") from error
 
