@@ -63,13 +63,13 @@ def test_a_cache_entry_is_waited_for_and_free_when_its_builder_is_killed(
 ) -> None:
     monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path))
     key = {"model": "m"}
-    folder = tmp_path / cache.digest(key)
-    (tmp_path / f"{folder.name}.left" / "entry").mkdir(parents=True)
     found: list[Path] = []
 
     def build(scratch: Path) -> None:
         (scratch / "graph").write_bytes(b"graph")
 
+    folder = cache.entry(key, build)
+    folder.rename(tmp_path / f"{folder.name}.left")
     with held_elsewhere(folder.with_suffix(".lock")) as kill, caplog.at_level(logging.INFO):
         thread = threading.Thread(target=lambda: found.append(cache.entry(key, build)))
         thread.start()
