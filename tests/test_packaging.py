@@ -79,7 +79,7 @@ def test_the_constraints_pin_every_direct_dependency_inside_its_range(config: co
 
 def test_the_oldest_constraints_are_the_lower_bounds(config: configparser.ConfigParser) -> None:
     lowest = {}
-    for requirement in requirements(config):
+    for requirement in requirements(config, "openvino"):
         (bound,) = requirement.specifier
         assert bound.operator == ">=", f"{requirement} has no lower bound"
         lowest[canonicalize_name(requirement.name)] = Version(bound.version)
