@@ -160,7 +160,9 @@ class Hub:
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> huggingface_hub.CommitInfo:
         shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
         address = f"https://huggingface.co/{repo_id}/commit/1"
-        return huggingface_hub.CommitInfo(address, commit_message, "", oid="1")
+        return huggingface_hub.CommitInfo(
+            commit_url=address, commit_message=commit_message, commit_description="", oid="1"
+        )
 
     def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
         if not (self.folder / repo_id).exists():
