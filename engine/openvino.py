@@ -86,10 +86,11 @@ def _compiled(path: Path, precision: str, answers: bool) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             model = _with_exact_sums(path, Path(folder), answers) if precision == "bf16" else str(path)
             return _core().compile_model(model, "CPU", options)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ArtifactError(
             f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is gone, run the "
-            "command again: it is built anew. Else update openvino, or use another --engine."
+            "command again: it is built anew. If the disk of temporary files is full (bf16 writes the weights there), "
+            "free some or set TMPDIR. Else update openvino, or use another --engine."
         ) from error
 
 

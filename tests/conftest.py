@@ -10,6 +10,7 @@
                     max_length=20, prompt_start=1, seed=0) -> random ``Examples``: [CLS], n placeholders (add mode),
                     text, [MASK], [SEP]; min_length and max_length bound the number of text tokens.
     make_prompts    function(model, n_candidates=4, n_prompt_tokens=5, scale=0.5, seed=0) -> [P, n, H] float32.
+    export_script   function(model, *flags) -> exit status of scripts/export_and_optimize.py in an empty folder.
     fake_tensorrt   the module tests/fake_tensorrt/tensorrt.py in TensorRT's place: `load_engine("trt", device="cpu")`
                     computes with ONNX Runtime while this fixture lasts (the tests of one file).
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -102,6 +104,22 @@ def shared_file() -> Callable[..., Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def export_script(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A function that runs scripts/export_and_optimize.py on a model in an empty folder, where the test then stands."""
+    main = runpy.run_path(str(repo_root / "scripts" / "export_and_optimize.py"))["main"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coloredlogs.install", lambda **_: None)
+
+    def run(model: PreTrainedModel, *flags: str) -> int:
+        model.save_pretrained("model")
+        usual = ["--model_name=model", "--n_prompt_tokens=5", "--batch_size=3", "--max_seq_len=12", "--device=cpu"]
+        code: int = main([*usual, *flags])
+        return code
+
+    return run
 
 
 @pytest.fixture(scope="session")

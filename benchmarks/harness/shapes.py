@@ -46,7 +46,7 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-BASELINES = ("bert", "roberta", "xlm-roberta", "gpt2")
+PROMPTABLE = ("bert", "roberta", "xlm-roberta", "gpt2")
 """The model types that the PyTorch baselines can prompt."""
 WIDTH = 1.5
 """Standard deviation of the random weights, times sqrt(H)."""
@@ -59,21 +59,21 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
 
     "minilm:6" is the shape with 6 layers.
 
-    Raises:
-        UsageError: if there is no such model, or the baselines cannot prompt it.
-
     The weights are drawn wider than for training, so that a prompt moves the logits as it does in a trained model: with
     the usual 0.02 all candidates get nearly the same loss, and no reduced precision can tell them apart.
+
+    Raises:
+        UsageError: if there is no such model, or the baselines cannot prompt it.
     """
     if name == "demo":
         return load_model(MODEL_DIR)
     name, _, layers = name.partition(":")
     if name not in SHAPES:
         model = load_model(Path(name) if Path(name).exists() else name)
-        if model.config.model_type not in BASELINES:
+        if model.config.model_type not in PROMPTABLE:
             raise UsageError(
                 f"{name} is a {family_of(model).name}, whose layers and head the PyTorch baselines do not know: they "
-                f"take models of type {', '.join(BASELINES)}."
+                f"take models of type {', '.join(PROMPTABLE)}."
             )
         return model
     shape = SHAPES[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import Examples, cpu, load_engine
+from bbt_fast.engine import Examples, cpu, load_engine, openvino
 from bbt_fast.engine.openvino import _compiled
+from bbt_fast.export.errors import ArtifactError
 
 pytest.importorskip("openvino")
 N_PROMPT_TOKENS = 5
@@ -89,3 +92,14 @@ def test_a_population_is_read_and_answered_in_place(
     copy = kept.clone()
     session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS, seed=1))
     assert torch.equal(kept, copy)  # an answer's memory is the caller's own, not the runtime's
+
+
+def test_a_full_disk_of_temporary_files_is_an_error_that_names_the_way_out(
+    roberta: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(openvino.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(ArtifactError, match=r"No space left on device.*set TMPDIR"):
+        load_engine("openvino", roberta, n_prompt_tokens=N_PROMPT_TOKENS, precision="bf16")

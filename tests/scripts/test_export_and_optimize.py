@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,17 +21,10 @@ def test_what_it_writes_answers_as_pytorch_does(
     make_model: Callable[..., PreTrainedModel],
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
-    repo_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    export_script: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = runpy.run_path(str(repo_root / "scripts" / "export_and_optimize.py"))
-    make_model(kind).save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("coloredlogs.install", lambda **_: None)
-    flags = ["--model_name=model", "--n_prompt_tokens=5", "--batch_size=3", "--max_seq_len=12", "--device=cpu"]
-    assert script["main"](flags + ["--deep"] * deep) == 0
+    assert export_script(make_model(kind), *["--deep"] * deep) == 0
     (advice,) = [line for line in capsys.readouterr().out.splitlines() if "--onnx_model_path" in line]
 
     options = {"n_prompt_tokens": 5, "cuts": "layers" if deep else "input", "precision": "fp32", "device": "cpu"}

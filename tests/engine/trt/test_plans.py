@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -348,18 +347,11 @@ def test_kernels_are_logged(load: Callable[..., TensorRtEngine], caplog: pytest.
 def test_the_script_writes_plans_and_what_they_were_built_for(
     fake: ModuleType,
     roberta: PreTrainedModel,
-    repo_root: Path,
+    export_script: Callable[..., int],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = runpy.run_path(str(repo_root / "scripts" / "export_and_optimize.py"))
-    roberta.save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("coloredlogs.install", lambda **_: None)
-    options = {"model_name": "model", "engine": "trt", "device": "cpu", "precision": "fp32"}
-    options |= {"n_prompt_tokens": "5", "batch_size": "3", "max_seq_len": "12"}
-    assert script["main"]([f"--{name}={value}" for name, value in options.items()]) == 0
+    assert export_script(roberta, "--engine=trt", "--precision=fp32") == 0
     folder = tmp_path / "onnx_models" / "exported_model_trt"
     manifest = read_json(folder / MANIFEST)
     assert {path.name for path in folder.glob("*.engine")} == set(manifest["plans"])
