@@ -53,6 +53,7 @@ def load_engine(
     precision: str = "auto",
     device: str = "auto",
     ablate: Iterable[str] = (),
+    include: Iterable[str] = (),
     onnx_model_path: str | Path | None = None,
 ) -> Engine:
     """Load a model on an engine, its graphs built and compared with PyTorch fp32.
@@ -66,6 +67,7 @@ def load_engine(
         precision: a row of PRECISIONS that the engine can do on the device, or "auto".
         device: "cpu", "cuda", "cuda:1", ... or "auto".
         ablate: savings to leave out, by name (see Savings); for benchmarks.
+        include: savings to use although they do not pay on the device; for tests and benchmarks.
         onnx_model_path: a file (cuts="input") or folder (cuts="layers") of graphs that scripts/export_and_optimize.py
             wrote, to run in the place of the cache's.
 
@@ -77,10 +79,11 @@ def load_engine(
         ArtifactError: if ``onnx_model_path`` holds nothing that fits.
     """
     plans = _plans(name, precision, device)
-    savings = Savings.without(*ablate)
+    wishes = tuple(ablate), tuple(include)
+    Savings.on("cpu", *wishes)
     loaded = load_model(model)
     for choice, place in plans:
-        began = time.perf_counter()
+        began, savings = time.perf_counter(), Savings.on(place.type, *wishes)
         staged = StagedModel(loaded.to(place), mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)  # type: ignore[arg-type]
         engine = engine_class(choice.engine)(staged, choice.precision, place, savings)
         engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)

@@ -270,7 +270,7 @@ def test_operations_of_an_engine_are_counted_as_pytorch_counts_them(toy: Workloa
 def test_reuse_halves_the_work_of_a_round_of_many_layers() -> None:
     sizes, lengths = Sizes(64, 256, 24, 4, 1000, 2), torch.tensor([20, 30])
     tuned = tuple(range(24))
-    without = round_flops(sizes, lengths, tuned, 20, Savings.without("reuse"))
+    without = round_flops(sizes, lengths, tuned, 20, Savings.on("cuda", ["reuse"]))
     assert round_flops(sizes, lengths, tuned, 20, Savings()) / without == pytest.approx(0.5, abs=0.03)
 
 

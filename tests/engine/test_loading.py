@@ -30,7 +30,7 @@ from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
         ),
         ("torch", {"device": "abacus"}, "device is 'abacus', but it must be auto, cpu, cuda or cuda:N"),
         ("torch", {"device": "meta"}, "runs on cpu and cuda, not on 'meta'"),
-        ("torch", {"ablate": ["prayer"]}, "there is no saving 'prayer' to ablate; these are: reuse, buckets"),
+        ("torch", {"ablate": ["prayer"]}, "there is no saving 'prayer'; these are: reuse, buckets"),
     ],
 )
 def test_an_unknown_name_is_refused_with_those_there_are(
@@ -88,8 +88,10 @@ def test_an_engine_whose_package_is_missing_says_how_to_install_it(
 
 
 def test_savings_can_be_switched_off_one_by_one() -> None:
-    assert Savings.without() == Savings()
-    assert Savings.without("reuse", "buckets") == Savings(reuse=False, buckets=False)
+    assert Savings.on("cuda") == Savings()
+    assert Savings.on("cuda", ["reuse", "buckets"]) == Savings(reuse=False, buckets=False)
+    assert Savings.on("cpu") == Savings(packing=False, fusion=False, graph=False)
+    assert Savings.on("cpu", including=["packing"]) == Savings(fusion=False, graph=False)
 
 
 def test_the_rest_of_a_process_makes_its_own_onnx_runtime_sessions(roberta: PreTrainedModel) -> None:

@@ -20,7 +20,7 @@ from .ort_recipe import OrtRecipe
 from .torch_best import TorchBest
 
 Make = Callable[[Workload, PreTrainedModel], Contender]
-WITHOUT = "-without-"
+WITH, WITHOUT = "-with-", "-without-"
 
 BASELINES: dict[str, Make] = {
     "original": Original,
@@ -44,7 +44,10 @@ ENGINES: dict[str, tuple[str, str]] = {
 
 
 def contender(name: str) -> Make:
-    """Return what makes a contender; "bbt-fast-ort-fp32-without-buckets+reuse" leaves savings out.
+    """Return what makes a contender.
+
+    "bbt-fast-ort-fp32-without-buckets+reuse" leaves savings out, "bbt-fast-ort-fp32-with-packing" takes one that does
+    not pay on the device; "-with-..." stands before "-without-..." if there are both.
 
     Raises:
         KeyError: if there is none of that name.
@@ -53,10 +56,11 @@ def contender(name: str) -> Make:
     if name in BASELINES:
         return BASELINES[name]
     base, _, ablated = name.partition(WITHOUT)
+    base, _, included = base.partition(WITH)
     engine, precision = ENGINES[base]
-    savings = tuple(ablated.split("+")) if ablated else ()
-    Savings.without(*savings)
-    return partial(Fast, engine=engine, precision=precision, ablate=savings)
+    ablate, include = (tuple(filter(None, names.split("+"))) for names in (ablated, included))
+    Savings.on("cpu", ablate, include)
+    return partial(Fast, engine=engine, precision=precision, ablate=ablate, include=include)
 
 
 def known(name: str) -> str:
@@ -70,7 +74,8 @@ def known(name: str) -> str:
     except (KeyError, UsageError) as error:
         names = ", ".join([*BASELINES, *ENGINES])
         raise ArgumentTypeError(
-            f"there is no contender {name!r}; these are: {names}, and these last with {WITHOUT}SAVING[+SAVING]"
+            f"there is no contender {name!r}; these are: {names}, and these last "
+            f"with {WITH}SAVING[+SAVING] or {WITHOUT}SAVING[+SAVING] behind"
         ) from error
     return name
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from bbt_fast.tuner.search.projection import Projection
 
 from ..workload import Workload
 
-PLAIN = Savings(reuse=False, buckets=False, answer_only=False, label_head=False, prefix=False)
+PLAIN = Savings(**dict.fromkeys((saving.name for saving in fields(Savings)), False))
 """What a baseline saves: nothing."""
 
 

@@ -25,11 +25,17 @@ class Fast(Contender):
     overlaps: ClassVar[bool] = True
 
     def __init__(
-        self, workload: Workload, model: PreTrainedModel, engine: str, precision: str, ablate: Sequence[str] = ()
+        self,
+        workload: Workload,
+        model: PreTrainedModel,
+        engine: str,
+        precision: str,
+        ablate: Sequence[str] = (),
+        include: Sequence[str] = (),
     ) -> None:
         """Load the engine, parity gate included, and encode the texts."""
         super().__init__(workload, model)
-        self.precision, self.savings = precision, Savings.without(*ablate)
+        self.precision, self.savings = precision, Savings.on(self.device.type, ablate, include)
         self.library = LIBRARIES.get(engine, "torch")  # type: ignore[misc]
         self.engine = load_engine(
             engine,
@@ -39,6 +45,7 @@ class Fast(Contender):
             precision=precision,
             device=workload.device,
             ablate=ablate,
+            include=include,
         )
         self.session = self.engine.open(workload.examples(model))
 
