@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..export.cache import read_record, write_record
+from ..export.errors import DeviceError, ParityError
 from ..export.examples import Examples
 from ..export.families import Family
 from ..export.graphs import cast_tensor
@@ -22,8 +23,9 @@ from ..export.parity import Parity, compare, probe_examples, probe_prompts
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
-from .buckets import bucket_rows
+from .buckets import bucket_rows, pack_rows
 from .crew import Crew
+from .faults import is_out_of_memory
 from .prefix import run_prefix
 from .reference import ModuleRunner
 from .savings import Savings
@@ -51,6 +53,8 @@ class Engine(ABC):
     """Whether a call takes one CPU thread, so that as many run at a time as there are; else each takes all."""
     cpu_tokens: ClassVar[int] = 2048
     """How many tokens a call takes on a CPU, as many as a cache holds: a layer's widest activations are 4 H each."""
+    packing_kernels: ClassVar[dict[str, str]] = {}
+    """By device type, the row of KERNELS that attention runs on where texts stand in a row."""
     shares_prefix: ClassVar[bool] = False
     """Whether it can run stages that do not lead to logits, as a causal model's prompt apart from the texts needs."""
 
@@ -70,6 +74,8 @@ class Engine(ABC):
         self.tokens_per_call = self._tokens_per_call()
         self.crew = Crew(torch.get_num_threads() if self.one_thread_calls and device.type == "cpu" else 1)
         """The threads that calls run on."""
+        self.packs = savings.packing
+        """Whether texts stand in a row where the model allows it; what fails there ends it."""
         self._runners: dict[tuple[Stage, ...], Runner] = {}
 
     @classmethod
@@ -129,15 +135,21 @@ class Engine(ABC):
         if not self.savings.label_head:
             columns = examples.label_token_ids.to(self.device)
             examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)))
-        if self.savings.buckets:
-            most = self.tokens_per_call
-            if self.crew.size > 1:
-                most = min(most, int(examples.lengths.sum()) // self.crew.size)
-            most = max(most, int(examples.lengths.max()))
-            rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
-        else:
+        most = self.tokens_per_call
+        if self.crew.size > 1:
+            most = min(most, int(examples.lengths.sum()) // self.crew.size)
+        most = max(most, int(examples.lengths.max()))
+        buckets = self._packed(examples, most) if self.packs else []
+        if not buckets:
             rows = [torch.arange(len(examples))]
-        return Session(self, self._buckets(rows, examples), columns)
+            if self.savings.buckets:
+                rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
+            buckets = self._buckets(rows, examples)
+        return Session(self, buckets, columns)
+
+    def packing_kernel(self) -> str | None:
+        """Return what attention runs on where texts stand in a row, or None if they cannot here."""
+        return None if self.onnx_model_path else self.packing_kernels.get(self.device.type)
 
     def prepare(self, examples: Examples, population: int) -> None:
         """Build and check all that a search with this many candidates on these examples will run."""
@@ -167,10 +179,37 @@ class Engine(ABC):
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""
         self.open(probe_examples(self.staged))
 
+    def _packed(self, examples: Examples, most: int) -> list[Bucket]:
+        """Encode examples that stand in rows and load what runs them; an empty list if that cannot be done."""
+        kernel = self.packing_kernel()
+        if kernel is None or len(examples) == 1:
+            return []
+        rows = pack_rows(examples.lengths.cpu(), most)
+        try:
+            encoded = [
+                self.staged.encode(examples.select(some), share_prefix=self._shares(examples), kernel=kernel)
+                for some in rows
+            ]
+            if any(one.row is None for one in encoded):
+                self.packs = False
+                logger.info("%s: attention of %s needs padded texts", self.name, self.family.name)
+                return []
+            return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
+        except (RuntimeError, DeviceError, ParityError) as error:
+            if is_out_of_memory(error):
+                raise
+            self.packs = False
+            logger.warning("texts in a row fail on %s: going on with padded ones (%s)", self.device, error)
+            return []
+
+    def _shares(self, examples: Examples) -> bool:
+        """Tell whether the prompt of these texts runs apart from them."""
+        shares = self.savings.prefix and self.shares_prefix and self.onnx_model_path is None
+        return shares and self.staged.shares_prefix(examples)
+
     def _buckets(self, rows: Sequence[Tensor], examples: Examples) -> list[Bucket]:
         """Encode buckets of examples and load what runs them."""
-        share = self.savings.prefix and self.shares_prefix and self.onnx_model_path is None
-        share = share and self.staged.shares_prefix(examples)
+        share = self._shares(examples)
         texts = [self._stepped(examples.select(some)) for some in rows]
         encoded = [self.staged.encode(some, share_prefix=share) for some in texts]
         if share and any(one.prefix is None for one in encoded):
@@ -233,14 +272,14 @@ class Engine(ABC):
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
         """Let runner and reference answer a population at the first and at the last cut; return the worse."""
-        prompts = probe_prompts(self.staged)
+        prompts, plain = probe_prompts(self.staged), encoded.whole or encoded
         last = self.staged.n_stages - 1
         reference = None if encoded.prefix is None else ModuleRunner(encoded.prefix.stages)
         found = []
         for layer in {0, last}:
             answers = []
             for run, run_before, at, device, dtype in (
-                (ModuleRunner(encoded.stages), reference, encoded, encoded.hidden.device, torch.float32),
+                (ModuleRunner(plain.stages), reference, plain, plain.hidden.device, torch.float32),
                 (runner, self._prefix_runner(encoded), self._placed(encoded), self.device, self.dtype),
             ):
                 hidden, moved = at.hidden, prompts.to(device, dtype)
@@ -249,7 +288,7 @@ class Engine(ABC):
                     if at.prefix is not None and run_before is not None:
                         entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
                     for stage, prompt in enumerate(entering):
-                        hidden = run(stage, hidden, prompt, at.tensors)
+                        hidden = run(stage, hidden, prompt, at.tensors_for(max(len(hidden), len(prompt))))
                 answers.append(hidden)
             found.append(compare(*answers))
         return min(found, key=lambda parity: parity.spearman)
@@ -259,7 +298,8 @@ class Engine(ABC):
         tensors = {k: cast_tensor(k, v, self.dtype).to(self.device).contiguous() for k, v in encoded.tensors.items()}
         hidden = encoded.hidden.to(self.device, self.dtype).contiguous()
         prefix = None if encoded.prefix is None else self._placed(encoded.prefix)
-        return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix)
+        row = None if encoded.row is None else encoded.row.to(self.device)
+        return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix, row=row, whole=None)
 
     def _tokens_per_call(self) -> int:
         """Return how many tokens a call takes.

@@ -42,3 +42,21 @@ def bucket_rows(lengths: Tensor, overhead: int, most: int) -> list[Tensor]:
         buckets[:0] = torch.split(rows, max(1, most // int(values[end - 1])))
         end = begin
     return buckets
+
+
+def pack_rows(lengths: Tensor, most: int) -> list[Tensor]:
+    """Split examples into rows of tokens.
+
+    Args:
+        lengths: [N] int64, tokens per example.
+        most: tokens a row may have, at least the longest example's.
+
+    Returns:
+        For each row the examples in it ([M] int64, M > 1 where N > 1), shortest first; each is in exactly one.
+    """
+    order = torch.argsort(lengths, stable=True)
+    count = -(-int(lengths.sum()) // most)
+    number = (lengths[order].cumsum(0) - 1) * count // int(lengths.sum())
+    rows = [order[number == one] for one in range(count)]
+    rows = [row for row in rows if len(row)]
+    return rows if all(len(row) > 1 for row in rows) else [order]

@@ -38,7 +38,9 @@ class OnnxFiles:
         return self.paths[0].with_name(f"parity-{runtime}.json") if self.kept else None
 
 
-def onnx_files(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, given: Path | None = None) -> OnnxFiles:
+def onnx_files(
+    staged: StagedModel, encoded: Encoded, dtype: torch.dtype, given: Path | None = None, *, fused: bool = False
+) -> OnnxFiles:
     """Return the files for a stage chain: those given, else from the cache, else built now.
 
     Args:
@@ -46,22 +48,25 @@ def onnx_files(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, given:
         encoded: an example of what the stages take.
         dtype: what the graphs compute in.
         given: a file (cuts="input") or a folder of stage files (cuts="layers").
+        fused: whether operators of ONNX Runtime's own take the place of several standard ones.
 
     Raises:
         ArtifactError: if the given files are missing, or were made for something else.
     """
-    key = _key(staged, encoded, dtype)
+    key = _key(staged, encoded, dtype) | {"fused": fused}
     if given is not None:
         return OnnxFiles(_given_paths(given, staged, key), kept=False)
-    folder = entry(key, lambda folder: _build(staged, encoded, dtype, _paths(folder, staged)))
+    folder = entry(key, lambda folder: _build(staged, encoded, dtype, _paths(folder, staged), key))
     return OnnxFiles(_paths(folder, staged), kept=True)
 
 
-def _build(staged: StagedModel, encoded: Encoded, dtype: torch.dtype, paths: tuple[Path, ...]) -> None:
+def _build(
+    staged: StagedModel, encoded: Encoded, dtype: torch.dtype, paths: tuple[Path, ...], key: dict[str, Any]
+) -> None:
     title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
-    made_for = json.dumps(_key(staged, encoded, dtype))
+    made_for = json.dumps(key)
     for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
-        graph = onnx_from_stage(_source(encoded, dtype, stage))
+        graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]))
         graph.metadata_props[METADATA] = made_for
         save_graph(graph, path)
 
@@ -75,6 +80,7 @@ def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str,
         "cuts": staged.cuts,
         "answer_only": staged.answer_only,
         "part": type(encoded.stages[0]).__name__,
+        "kernel": None if encoded.stages[0].packing is None else encoded.stages[0].packing.kernel,
         "tensors": sorted(encoded.tensors),
         "precision": str(dtype).removeprefix("torch."),
         "opset": OPSET,
@@ -113,7 +119,7 @@ def _paths(folder: Path, staged: StagedModel) -> tuple[Path, ...]:
     return tuple(folder / f"stage_{stage:02d}.onnx" for stage in range(staged.n_stages))
 
 
-def _source(encoded: Encoded, dtype: torch.dtype, stage: int) -> Source:
+def _source(encoded: Encoded, dtype: torch.dtype, stage: int, *, fused: bool) -> Source:
     """Return what to trace a stage with: two candidates, and at least two examples."""
     part = encoded.stages[stage]
     examples, _, hidden_size = encoded.hidden.shape[1:]
@@ -122,8 +128,8 @@ def _source(encoded: Encoded, dtype: torch.dtype, stage: int) -> Source:
     joined = [torch.zeros(2, examples * repeats, encoded.joined_length, hidden_size)]
     if part.join.kind == "follow":
         joined.append(torch.zeros(2, part.join.n_prompt_tokens, width))
-    tensors = []
+    tensors, given = [], encoded.tensors_for(2)
     for name in part.names:
-        tensor = encoded.tensors[name].cpu()
+        tensor = given[name].cpu()
         tensors.append(torch.cat([tensor] * repeats) if part.axes[name][0] == "examples" else tensor)
-    return Source(part, dtype, tuple(joined), width, tuple(tensors))
+    return Source(part, dtype, tuple(joined), width, tuple(tensors), fused)

@@ -33,12 +33,16 @@ class OnnxRunner(ABC):
         """Run a stage; nothing is copied between host and device."""
         part = self._stages[stage]
         population, examples, length = max(hidden.shape[0], prompt.shape[0]), *hidden.shape[1:3]
+        index = part.join.names
         if part.answers:
-            output = hidden.new_empty(population, examples, len(tensors["label_rows"]), dtype=torch.float32)
+            shape = len(tensors["answer_position"]), len(tensors["label_rows"])
+            output = hidden.new_empty(population, *shape, dtype=torch.float32)
         else:
             width = part.output_width(hidden.shape[3])
-            output = hidden.new_empty(population, examples, part.join.length(length), width)
-        inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
+            length = len(tensors[index[0]]) if index else part.join.length(length)
+            output = hidden.new_empty(population, examples, length, width)
+        inputs = {"hidden": hidden.contiguous(), "prompt": prompt}
+        inputs |= {name: tensors[name] for name in (*index, *part.names)}
         self._infer(stage, inputs, output)
         return output
 

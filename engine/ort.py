@@ -23,7 +23,13 @@ from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
 from .session import Runner
 
-NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
+NUMPY_TYPES = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.bool: np.bool_,
+}
 
 SLOW_ON_CPU = ["SkipLayerNormFusion"]
 """A graph optimization that does not pay on a CPU: its fused kernel is slower than Add and LayerNormalization apart.
@@ -90,6 +96,7 @@ class OrtEngine(Engine):
     shares_prefix = True
     length_step: ClassVar[dict[str, int]] = {"cuda": 4}
     """The CUDA provider's memory-efficient kernel takes no other masks (its core/providers/cuda/llm/attention.cc)."""
+    packing_kernels: ClassVar[dict[str, str]] = {"cpu": "padded", "cuda": "contrib"}
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
     @classmethod
@@ -103,7 +110,7 @@ class OrtEngine(Engine):
         )
 
     def _load(self, encoded: Encoded) -> OrtRunner:
-        files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path)
+        files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path, fused=self.savings.fusion)
         return OrtRunner(files, self.staged, encoded, self.device)
 
     def _parity_record(self, runner: Runner) -> Path | None:

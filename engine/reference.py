@@ -21,5 +21,6 @@ class ModuleRunner:
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Join the prompt and run a stage."""
         part = self._stages[stage]
-        out: Tensor = part(*part.join(hidden, prompt), *(tensors[name] for name in part.names))
+        joined = part.join(hidden, prompt, *(tensors[name] for name in part.join.names))
+        out: Tensor = part(*joined, *(tensors[name] for name in part.names))
         return out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
+from ..export.packing import KEY_INDEX
 from .crew import Crew
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
@@ -197,6 +198,9 @@ class Session:
                 if self._prefix is not None and (layer or self.engine.staged.mode == "add"):
                     before = self._prefix.hidden_states(layer)[0].expand(hidden.shape[0], -1, -1)
                     hidden = torch.cat([before, hidden], dim=1)
+                    if bucket.encoded.row is not None:
+                        states.append(hidden[0, bucket.encoded.tensors[KEY_INDEX]].float())
+                        continue
                 lengths = bucket.encoded.lengths.to(hidden.device) + (hidden.shape[1] - bucket.encoded.hidden.shape[2])
                 real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
                 states.append(hidden[real].float())
@@ -242,7 +246,7 @@ class Session:
         def climbed(bucket: Bucket) -> Tensor:
             hidden = bucket.entering
             for stage in range(bucket.layer, layer):
-                hidden = bucket.run(stage, hidden, below[stage - lowest], bucket.encoded.tensors)
+                hidden = bucket.run(stage, hidden, below[stage - lowest], bucket.encoded.tensors_for(1))
             return hidden
 
         for bucket, hidden in zip(behind, self.engine.crew.each(climbed, behind), strict=True):
@@ -331,7 +335,7 @@ class Session:
         encoded, first, hidden = part.bucket.encoded, layer, part.bucket.entering
         if not self.engine.savings.reuse:
             first, hidden = 0, encoded.hidden.expand(len(part), -1, -1, -1)
-        return self.engine.run_chain(part.bucket.run, first, hidden, entering, encoded.tensors)
+        return self.engine.run_chain(part.bucket.run, first, hidden, entering, encoded.tensors_for(len(part)))
 
     def _count(self, bucket: Bucket, stage: int, population: int) -> None:
         self.layer_evaluations += len(bucket.encoded.stages[stage].layers) * population * len(bucket.rows)

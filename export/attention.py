@@ -7,9 +7,10 @@ powers, all exact and all independent of the family:
 - ``supply``: run a layer for a few positions only, with the keys and values of all of them;
 - ``attend``: run a layer for one position only, with an attention of the caller's own;
 - ``watch``: run a layer as it is and take down its keys and values;
-- ``extend``: run a causal layer on what follows a prefix, with the prefix's keys and values.
+- ``extend``: run a causal layer on what follows a prefix, with the prefix's keys and values;
+- ``pack``: run a layer on texts that stand one behind the other in a row (``packing.py``).
 
-The first three compute a layer's output at the answer position alone, the others a prompt only once for many texts.
+The first three compute a layer's output at the answer position alone, the next two a prompt only once for many texts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,20 @@ Attend = Callable[[Tensor, Tensor | None, float | None], Tensor]
 [B, heads, Q, d]."""
 
 
+class Packed(Protocol):
+    """Texts in a row (``packing.Row``)."""
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        before: KeysValues | None,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """Attend within each text: queries, keys and values [P, heads, T, d] -> [P, T, heads, d]."""
+        ...
+
+
 class _CapturedError(Exception):
     """Ends a layer's forward pass at its attention."""
 
@@ -44,13 +59,16 @@ _supplied: ContextVar[list[tuple[KeysValues, Tensor | None]] | None] = ContextVa
 _attend: ContextVar[list[tuple[Attend, Tensor | None]] | None] = ContextVar("attend", default=None)
 _watched: ContextVar[list[KeysValues] | None] = ContextVar("watched", default=None)
 _before: ContextVar[KeysValues | None] = ContextVar("before", default=None)
+_packed: ContextVar[Packed | None] = ContextVar("packed", default=None)
 
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Answer as SDPA does, [B, heads, S, d] -> [B, S, heads, d]."""
-    captured, supplied, watched, before = _captured.get(), _supplied.get(), _watched.get(), _before.get()
+    if (packed := _packed.get()) is not None:
+        return packed.attend(module, (query, key, value), _before.get(), kwargs), None
+    captured, supplied, watched = _captured.get(), _supplied.get(), _watched.get()
     if captured is not None:
         captured.append((key, value))
         if not torch.compiler.is_exporting():
@@ -66,15 +84,39 @@ def _attention(
         own, mask = attend.pop()
         seen = own(query, mask if attention_mask is None else attention_mask, kwargs.get("scaling"))
         return seen.transpose(1, 2), None
+    return sdpa(module, query, key, value, attention_mask, _before.get(), kwargs), None
+
+
+def sdpa(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    before: KeysValues | None,
+    how: dict[str, Any],
+) -> Tensor:
+    """Run PyTorch's attention, [B, heads, S, d] -> [B, S, heads, d].
+
+    Args:
+        module: the attention module.
+        query: [B, heads, S, d].
+        key: likewise.
+        value: likewise.
+        mask: True where a query may look, broadcast to [B, heads, S, S]; None for what the module says itself.
+        before: keys and values of a prefix that all queries see; what follows it is causal then.
+        how: what `transformers` hands to an attention function.
+    """
     if before is not None:
         (key, value), prefix = after(before, (key, value)), before[0].shape[2]
         columns = torch.arange(key.shape[2], device=key.device)
-        attention_mask = (columns <= columns[prefix:, None])[None, None]
-        kwargs["is_causal"] = False
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        mask = (columns <= columns[prefix:, None])[None, None]
+        how = how | {"is_causal": False}
+    return sdpa_attention_forward(module, query, key, value, mask, **how)[0]
 
 
-AttentionInterface.register(NAME, _attention)
+# PyTorch's compiler knows no context variables.
+AttentionInterface.register(NAME, torch.compiler.disable(_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
@@ -151,3 +193,13 @@ def extend(prefix: KeysValues | None) -> Iterator[None]:
         yield
     finally:
         _before.reset(token)
+
+
+@contextmanager
+def pack(row: Packed | None) -> Iterator[None]:
+    """Let attention within this block go by the bounds of texts in a row; None for whole batches."""
+    token = _packed.set(row)
+    try:
+        yield
+    finally:
+        _packed.reset(token)

@@ -50,8 +50,8 @@ class Family:
     prompt_start: int = 1
     """Position of the first prompt token in add mode: 1 after a leading special token, 0 without one."""
     entrance: Callable[[nn.Module], nn.Module] | None = None
-    """What stands between the token embeddings [B, S, H], which a prompt at the input joins, and the first layer;
-    None where a prompt at the input joins what enters that layer."""
+    """What stands between the token embeddings [B, S, H] at positions [1, S], which a prompt at the input joins, and
+    the first layer; None where a prompt at the input joins what enters that layer."""
     label_rows: Callable[[Any, Tensor], tuple[Tensor, Tensor | None]] = label_rows
     """Gives the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
     chained: bool = False

@@ -17,6 +17,7 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor
 
+from .fusion import fuse, leave_unread
 from .stages import ANSWER_AXES, Stage
 
 OPSET = 23
@@ -46,6 +47,8 @@ class Source:
     """The width of what joins."""
     tensors: tuple[Tensor, ...]
     """Samples of what else the stage takes, in order of its names."""
+    fused: bool = False
+    """Whether operators of ONNX Runtime's own take the place of several standard ones."""
 
 
 def onnx_from_stage(source: Source) -> ir.Model:
@@ -137,16 +140,19 @@ def _prepend_join(model: ir.Model, source: Source) -> None:
 
 
 def _check_attention(model: ir.Model, source: Source) -> None:
-    """Make sure that the fast kernels will run: they need the standard operator."""
-    found = sum(node.op_type == "Attention" for node in model.graph.all_nodes())
+    """Make sure that the fast kernels will run: they need operators that stand for attention as a whole."""
+    operators = ("Attention", "PackedMultiHeadAttention")
+    found = sum(node.op_type in operators for node in model.graph.all_nodes())
     if found != source.stage.n_attentions:
         logger.warning("the graph has %d Attention nodes for %d layers", found, source.stage.n_attentions)
 
 
-def _tidy(model: ir.Model, source: Source) -> None:
-    """Fold what the join repeats."""
-    del source
+def _fuse(model: ir.Model, source: Source) -> None:
+    """Put fused operators in, if asked to, and fold what the join repeats."""
+    if source.fused:
+        fuse(model)
     tidy(model)
+    leave_unread(model)
 
 
 def tidy(model: ir.Model) -> None:
@@ -160,4 +166,4 @@ def tidy(model: ir.Model) -> None:
         step(model)
 
 
-PASSES: tuple[Callable[[ir.Model, Source], None], ...] = (_prepend_join, _check_attention, _tidy)
+PASSES: tuple[Callable[[ir.Model, Source], None], ...] = (_prepend_join, _check_attention, _fuse)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .absorb import Absorbed, absorbed
-from .attention import KeysValues, after, attend, capture, extend, supply, watch
+from .attention import KeysValues, after, attend, capture, extend, pack, supply, watch
+from .packing import Axes, Row
 from .recording import Call
-
-Axes = tuple[str | None, ...]
-"""What each axis of a tensor counts: "examples", "sequence", "target", "labels" or None for a fixed size."""
 
 
 class Layers(nn.Module):
@@ -43,18 +41,22 @@ class Layers(nn.Module):
         """Return how many layers there are."""
         return len(self.stack)
 
-    def forward(self, states: Tensor, named: Mapping[str, Tensor], before: Sequence[KeysValues] = ()) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        named: Mapping[str, Tensor],
+        before: Sequence[KeysValues] = (),
+        row: Row | None = None,
+    ) -> Tensor:
         """Run all layers.
 
         Args:
-            states: [B, S, H], what enters the first layer.
+            states: [B, S, H], what enters the first layer; [P, T, H] if the texts stand in a row.
             named: the recorded tensors.
             before: the keys and values, per layer, of a prefix that the positions follow; none if they follow nothing.
+            row: how the texts stand in a row, if they do.
         """
-        for layer, call, prefix in self._steps(before):
-            with extend(prefix):
-                states = call(layer, states, named)
-        return states
+        return self._run(self._steps(before), states, named, row)
 
     def at(
         self,
@@ -62,23 +64,25 @@ class Layers(nn.Module):
         states: Tensor,
         named: Mapping[str, Tensor],
         before: Sequence[KeysValues] = (),
+        row: Row | None = None,
         *,
         alone: bool = True,
     ) -> Tensor:
-        """Run all layers and return the hidden states at one position ([B]) of each row: [B, S, H] -> [B, H].
+        """Run all layers and return the hidden states at one position ([B]) of each text: [B, S, H] -> [B, H].
 
         Args:
             position: where.
             states: what enters the first layer.
             named: the recorded tensors.
             before: as in forward().
+            row: as in forward(); the last layer lays the texts out with padding.
             alone: run the last layer's queries, attention output and feed-forward block at that position only; keys and
                 values at all, unless absorb() found that none are needed. Nothing reads the rest.
         """
         *below, (layer, call, prefix) = self._steps(before)
-        for each, its_call, its_prefix in below:
-            with extend(its_prefix):
-                states = its_call(each, states, named)
+        states = self._run(below, states, named, row)
+        if row is not None:
+            states, prefix = row.unpack(states), None if prefix is None else row.repeat(prefix)
         if not alone:
             with extend(prefix):
                 return take(call(layer, states, named), position, 1)[:, 0]
@@ -129,6 +133,18 @@ class Layers(nn.Module):
                 states = call(layer, states, named)
             found.append(seen[0])
         return found, states
+
+    def _run(
+        self,
+        steps: Sequence[tuple[nn.Module, Call, KeysValues | None]],
+        states: Tensor,
+        named: Mapping[str, Tensor],
+        row: Row | None,
+    ) -> Tensor:
+        for layer, call, prefix in steps:
+            with extend(prefix), pack(row):
+                states = call(layer, states, named if row is None else row.named)
+        return states
 
     def _steps(self, before: Sequence[KeysValues]) -> list[tuple[nn.Module, Call, KeysValues | None]]:
         prefixes: Sequence[KeysValues | None] = before or [None] * len(self)

@@ -16,9 +16,20 @@ from .anatomy import Anatomy, Recorded
 from .errors import ShapeError, UsageError
 from .examples import Examples
 from .families import Family
-from .layers import Axes
 from .loading import load_config as load_config
 from .loading import load_model as load_model
+from .packing import (
+    CAT_INDEX,
+    KERNELS,
+    PROMPT_INDEX,
+    TOKEN_INDEX,
+    Axes,
+    Packing,
+    Texts,
+    cat_index,
+    pack_recorded,
+    prompt_index,
+)
 from .plan import Plan
 from .prefix import can_split, split
 from .prompts import MODES, Join, Mode
@@ -33,19 +44,29 @@ class Encoded:
     """One batch of examples as a stage chain takes it."""
 
     hidden: Tensor
-    """[1, N, S, H] float32: the embedded text, one state for all candidates."""
+    """[1, N, S, H] float32: the embedded text, one state for all candidates; [1, 1, T, H] if texts stand in a row."""
     tensors: dict[str, Tensor]
     """What the stages take besides the hidden states and prompts, by name."""
     stages: tuple[Stage, ...]
     lengths: Tensor
-    """[N] int64: real tokens per text."""
+    """[N] int64: real tokens per text; [1] if they stand in a row."""
     prefix: Encoded | None = None
     """The positions up to the prompt's end, [1, 1, n, H], if they are run apart from the texts that follow them."""
+    row: Texts | None = None
+    """How the texts stand in a row, if they do."""
+    whole: Encoded | None = None
+    """The same texts as a batch, if they stand in a row: what the parity gate compares with."""
 
     @property
     def joined_length(self) -> int:
         """How many positions the hidden states have once the prompt has joined them."""
+        if self.row is not None:
+            return len(self.tensors[TOKEN_INDEX])
         return self.stages[0].join.length(self.hidden.shape[2])
+
+    def tensors_for(self, population: int) -> dict[str, Tensor]:
+        """Return what the stages take besides hidden states and prompts of so many candidates, by name."""
+        return self.tensors if self.row is None else self.tensors | self.row.of(population)
 
 
 class StagedModel:
@@ -159,7 +180,7 @@ class StagedModel:
         alike = bool((examples.input_ids[:, :n] == examples.input_ids[:1, :n]).all())
         return alike and int(examples.answer_position.min()) >= n
 
-    def encode(self, examples: Examples, *, share_prefix: bool = False) -> Encoded:
+    def encode(self, examples: Examples, *, share_prefix: bool = False, kernel: str | None = None) -> Encoded:
         """Embed examples, record what the layers are given, and return the stages for them.
 
         The tensors stay on the model's device, float32.
@@ -168,11 +189,16 @@ class StagedModel:
             examples: the examples.
             share_prefix: run the positions up to the prompt's end apart from the texts (see ``shares_prefix``), unless
                 what the layers are given stands in the way.
+            kernel: put the texts into a row and let attention run on this kernel (a row of KERNELS), unless what the
+                layers are given stands in the way.
 
         Raises:
             ShapeError: if a text is longer than the model's position embeddings reach, or the model needs
                 decoder_input_ids and has no rule to make them by, or has no decoder to give them to.
         """
+        longest = examples.input_ids.shape[1]
+        if kernel is not None and bool(examples.attention_mask.all()) and self.reaches(self.before + longest + 1):
+            examples = examples.padded(1)  # so that there is a mask, whatever the lengths are: one graph serves all
         examples = replace(examples, decoder_input_ids=self.parts.decoder_input_ids(examples))
         recorded = self._record(examples)
         signature = tuple(recorded.tensors)
@@ -183,13 +209,51 @@ class StagedModel:
         rows, bias = self.parts.label_rows(examples.label_token_ids)
         position = examples.answer_position.to(self.parts.device)
         answer = {"answer_position": position, "label_rows": rows, "label_bias": bias}
+        lengths = examples.lengths.cpu()
         if share_prefix and can_split(plan.axes):
-            return self._apart(plan, recorded, answer, examples.lengths)
+            return self._apart(plan, recorded, answer, lengths, kernel)
         if self.family.kind != "seq2seq":
             answer["answer_position"] = position + self.before
-        return Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages, examples.lengths)
+        whole = Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages(), lengths)
+        row = Texts(lengths + self.before, examples.input_ids.shape[1] + self.before)
+        packed = None if kernel is None else self._packed(plan, row, recorded.tensors, kernel)
+        if packed is None:
+            return whole
+        packing, tensors = packed
+        start = self.join(1).start
+        index = {PROMPT_INDEX: prompt_index(row.positions, start, self.n_prompt_tokens)}
+        if self.before:
+            index[CAT_INDEX] = cat_index(row.positions, self.before)
+        return self._in_row(whole, row, tensors | index, plan.stages(packing))
 
-    def _apart(self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor) -> Encoded:
+    def _packed(
+        self, plan: Plan, row: Texts, tensors: dict[str, Tensor], kernel: str
+    ) -> tuple[Packing, dict[str, Tensor]] | None:
+        """Return how the layers run on texts in a row and what they take there, if they and the kernel can."""
+        causal = self.family.kind == "decoder"
+        names = dict.fromkeys(name for call in plan.calls for name in call.names)
+        found = pack_recorded(tuple(names), tensors, plan.axes, row)
+        if found is None or (causal and not KERNELS[kernel].causal):
+            return None
+        recorded: dict[str, Axes] = {name: (None, "tokens", *[None] * (one.ndim - 2)) for name, one in found[1].items()}
+        return Packing(kernel, found[0], recorded, causal), found[1]
+
+    def _in_row(self, whole: Encoded, row: Texts, tensors: dict[str, Tensor], stages: tuple[Stage, ...]) -> Encoded:
+        """Return the same texts in a row."""
+        hidden = Texts(whole.lengths, whole.hidden.shape[2]).pack(whole.hidden[0])
+        return Encoded(
+            hidden[None, None],
+            whole.tensors | row.tensors | tensors,
+            stages,
+            torch.tensor([len(hidden)]),
+            whole.prefix,
+            row,
+            whole,
+        )
+
+    def _apart(
+        self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor, kernel: str | None
+    ) -> Encoded:
         """Encode the positions up to the prompt's end and the rest of the texts apart."""
         embedded = torch.nn.functional.pad(recorded.embedded, (0, 0, self.before, 0))
         n = self.n_prompt_tokens + (self.family.prompt_start if self.mode == "add" else 0)
@@ -197,15 +261,22 @@ class StagedModel:
         tensors, text_tensors = split(recorded.tensors, plan.axes, n)
         prefix = embedded[None, :1, :n]
         before, stages = plan.shared(prefix, tensors)
-        texts = embedded if self.parts.entrance is None else self.parts.entrance(embedded)
+        texts = embedded
+        if self.parts.entrance is not None:
+            texts = self.parts.entrance(embedded, torch.arange(embedded.shape[1], device=embedded.device)[None])
         answer = answer | {"answer_position": answer["answer_position"] - placed}
-        return Encoded(
+        whole = Encoded(
             texts[None, :, n:],
             text_tensors | answer,
             stages,
             lengths - placed,
             Encoded(prefix, tensors, before, torch.tensor([n])),
         )
+        row = Texts(whole.lengths, whole.hidden.shape[2], shared=n)
+        packed = None if kernel is None else self._packed(plan, row, text_tensors, kernel)
+        if packed is None:
+            return whole
+        return self._in_row(whole, row, packed[1], plan.shared(prefix, tensors, packed[0])[1])
 
     @property
     def before(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,10 +17,10 @@ class Gpt2Entrance(nn.Module):
         super().__init__()
         self.positions = model.transformer.wpe
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """Return what enters the first layer for [B, S, H]."""
-        positions: Tensor = self.positions(torch.arange(embedded.shape[1], device=embedded.device))
-        return embedded + positions
+    def forward(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        """Return what enters the first layer for [B, S, H] at positions [1, S]."""
+        out: Tensor = embedded + self.positions(positions)
+        return out
 
 
 class BartEntrance(nn.Module):
@@ -33,9 +32,9 @@ class BartEntrance(nn.Module):
         self.positions = model.model.encoder.embed_positions
         self.norm = model.model.encoder.layernorm_embedding
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """Return what enters the first layer for [B, S, H]."""
-        out: Tensor = self.norm(embedded + self.positions(embedded[:, :, -1]))  # it reads a shape only
+    def forward(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        """Return what enters the first layer for [B, S, H] at positions [1, S]."""
+        out: Tensor = self.norm(embedded + self.positions(positions, position_ids=positions[0]))
         return out
 
 

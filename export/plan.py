@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Recorded
-from .layers import Axes, Layers
+from .layers import Layers
+from .packing import Axes, Packing
 from .prefix import PrefixStage, TextStage
-from .prompts import Join
+from .prompts import Join, in_row
 from .stages import DECODER_STATES, ENCODER_STATES, Answer, Stage
 
 
@@ -29,16 +29,33 @@ class Plan:
     def __init__(
         self, parts: Anatomy, recorded: Recorded, axes: Mapping[str, Axes], joins: Sequence[Join], alone: bool
     ) -> None:
-        self.axes, self.joins = axes, joins
+        self.axes, self.joins, self.calls = axes, joins, recorded.calls
         self._parts, self._recorded, self._alone = parts, recorded, alone
-        self._shared: tuple[tuple[PrefixStage, ...], tuple[TextStage, ...]] | None = None
+        self._before: tuple[PrefixStage, ...] = ()
+        self._made: dict[tuple[str, str], tuple[Stage, ...]] = {}
 
-    @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages for whole texts."""
+    def stages(self, packing: Packing | None = None) -> tuple[Stage, ...]:
+        """Return the stages for whole texts.
+
+        Args:
+            packing: how they run on texts in a row; None for a batch of texts.
+        """
+        return self._once("whole", packing, self._whole)
+
+    def _once(
+        self, what: str, packing: Packing | None, make: Callable[[Packing | None], tuple[Stage, ...]]
+    ) -> tuple[Stage, ...]:
+        """Make stages when they are first asked for: what runs them is loaded once for each tuple."""
+        key = (what, "" if packing is None else packing.kernel)
+        if key not in self._made:
+            self._made[key] = make(packing)
+        return self._made[key]
+
+    def _whole(self, packing: Packing | None) -> tuple[Stage, ...]:
+        joins = self.joins if packing is None else [in_row(join) for join in self.joins]
         stages = tuple(
-            Stage(layers, join, self._entrance(number), self._answer(number))
-            for number, (layers, join) in enumerate(zip(self._cut(), self.joins, strict=True))
+            Stage(layers, join, self._entrance(number), self._answer(number), packing)
+            for number, (layers, join) in enumerate(zip(self._cut(), joins, strict=True))
         )
         recorded = self._recorded
         examples, text, width = recorded.embedded.shape
@@ -51,26 +68,32 @@ class Plan:
         return stages
 
     def shared(
-        self, prefix: Tensor, tensors: Mapping[str, Tensor]
-    ) -> tuple[tuple[PrefixStage, ...], tuple[TextStage, ...]]:
+        self, prefix: Tensor, tensors: Mapping[str, Tensor], packing: Packing | None = None
+    ) -> tuple[tuple[PrefixStage, ...], tuple[Stage, ...]]:
         """Return the stages for the positions up to the prompt's end, and those for what follows.
 
         Args:
             prefix: [1, 1, n, H], what enters the first.
             tensors: what the layers take there.
+            packing: how the others run on texts in a row; None for a batch of texts.
         """
-        if self._shared is None:
-            n = prefix.shape[2]
-            join = Join("add", self.joins[-1].start, self.joins[-1].n_prompt_tokens)
-            last = len(self.joins) - 1
-            before, texts = [], []
-            for number, layers in enumerate(self._cut()):
-                before.append(PrefixStage(layers, join, self._entrance(number), last=number == last))
+        if not self._before:
+            self._before = tuple(self._prefix_stage(number, layers) for number, layers in enumerate(self._cut()))
+            for stage in self._before:
                 with torch.no_grad():
-                    before[-1].measure(prefix, *(tensors[name] for name in before[-1].names))
-                texts.append(TextStage(layers, Join("follow", 0, n), self._answer(number), before[-1].layout))
-            self._shared = tuple(before), tuple(texts)
-        return self._shared
+                    stage.measure(prefix, *(tensors[name] for name in stage.names))
+        n = prefix.shape[2]
+        return self._before, self._once("text", packing, lambda packing: self._texts(n, packing))
+
+    def _prefix_stage(self, number: int, layers: Layers) -> PrefixStage:
+        join = Join("add", self.joins[-1].start, self.joins[-1].n_prompt_tokens)
+        return PrefixStage(layers, join, self._entrance(number), last=number == len(self.joins) - 1)
+
+    def _texts(self, n: int, packing: Packing | None) -> tuple[Stage, ...]:
+        return tuple(
+            TextStage(layers, Join("follow", 0, n), self._answer(number), self._before[number].layout, packing)
+            for number, layers in enumerate(self._cut())
+        )
 
     def _cut(self) -> list[Layers]:
         modules, calls = self._parts.layers, self._recorded.calls

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import KeysValues
-from .layers import Axes, Layers
+from .layers import Layers
+from .packing import Axes, Packing
 from .prompts import Join
 from .stages import Answer, Stage
 
@@ -59,8 +60,11 @@ class PrefixStage(Stage):
         return _width(self.layout) + hidden_size
 
     def _run(self, hidden: Tensor, tensors: Sequence[Tensor]) -> tuple[list[KeysValues], Tensor]:
-        states = hidden[:, 0] if self.entrance is None else self.entrance(hidden[:, 0])
-        return self.layers.prefix(states, self.named(tensors, hidden.shape[0], 1), last=self.last)
+        states = hidden[:, 0]
+        if self.entrance is not None:
+            states = self.entrance(states, torch.arange(states.shape[1], device=states.device)[None])
+        named = self.named(dict(zip(self.names, tensors, strict=True)), hidden.shape[0], 1)
+        return self.layers.prefix(states, named, last=self.last)
 
 
 class TextStage(Stage):
@@ -75,8 +79,10 @@ class TextStage(Stage):
         "prefix": ("population", None, None),
     }
 
-    def __init__(self, layers: Layers, join: Join, answer: Answer | None, layout: Layout) -> None:
-        super().__init__(layers, join, answer=answer)
+    def __init__(
+        self, layers: Layers, join: Join, answer: Answer | None, layout: Layout, packing: Packing | None = None
+    ) -> None:
+        super().__init__(layers, join, answer=answer, packing=packing)
         self.layout = layout
 
     def forward(self, hidden: Tensor, prefix: Tensor, *tensors: Tensor) -> Tensor:  # type: ignore[override]

@@ -3,12 +3,14 @@
 Each way stands here twice, as a torch function and as the ONNX prelude that stands before an exported stage; no two
 share a branch, so the graph of one mode holds no node of the other. Above the input, a concatenated prompt has
 positions of its own, 0 to n-1, onto which the deeper layers' prompts are added. A third way serves texts whose prompt
-is computed apart from them (``prefix.py``): they follow it, and only their population joins.
+is computed apart from them (``prefix.py``): they follow it, and only their population joins. Texts in a row
+(``packing.py``) are joined likewise, each by its own copy of the prompt: an index says which token goes where.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -16,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .packing import CAT_INDEX, PROMPT_INDEX
+
 Mode = Literal["add", "cat"]
-Way = Literal["add", "cat", "follow"]
+Way = Literal["add", "cat", "follow", "add_row", "cat_row"]
 MODES: tuple[Mode, ...] = ("add", "cat")
 
 
@@ -30,12 +34,20 @@ class Join:
 
     kind: Way
     start: int
-    """Position of the first prompt token; 0 but for "add"."""
+    """Position of the first prompt token in each text; 0 but for "add" and "add_row"."""
     n_prompt_tokens: int
 
-    def __call__(self, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
-        """Return hidden states [max(P', P), N, S or n + S, H], and to "follow" also the prompts [max(P', P), n, W]."""
-        return _JOINS[self.kind](self, hidden, prompt)
+    def __call__(self, hidden: Tensor, prompt: Tensor, *index: Tensor) -> tuple[Tensor, ...]:
+        """Return hidden states [max(P', P), N, S or n + S, H], and to "follow" also the prompts [max(P', P), n, W].
+
+        For texts in a row they are [max(P', P), 1, T, H], and the index is the tensor of ``names``.
+        """
+        return _JOINS[self.kind](self, hidden, prompt, *index)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors it takes after the prompts."""
+        return _INDEX.get(self.kind, ())
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -55,15 +67,23 @@ class Join:
             dtype: an ONNX type name such as "float16".
             opset: the version of the operators.
         """
-        n, text = self.n_prompt_tokens, "text" if self.kind == "cat" else "sequence"
-        inputs = f"{dtype}[hidden_population,examples,{text},{hidden_size}] hidden"
+        n, row = self.n_prompt_tokens, self.kind in _INDEX
+        texts, joined = ("1", "tokens") if row else ("examples", "sequence")
+        text = "text" if self.kind in ("cat", "cat_row") else joined
+        inputs = f"{dtype}[hidden_population,{texts},{text},{hidden_size}] hidden"
         inputs += f", {dtype}[prompt_population,{n},{prompt_size}] prompt"
-        outputs = [f"{dtype}[population,examples,sequence,{hidden_size}] joined"]
+        inputs += "".join(f", int64[tokens] {name}" for name in self.names)
+        outputs = [f"{dtype}[population,{texts},{joined},{hidden_size}] joined"]
         outputs += [f"{dtype}[population,{n},{prompt_size}] prefix"] * (self.kind == "follow")
         body = _PRELUDES[self.kind].format(start=self.start, end=self.start + n)
         return ir.from_onnx_text(
             f'<ir_version: 11, opset_import: ["": {opset}]>\njoin ({inputs}) => ({", ".join(outputs)}) {{{body}}}'
         )
+
+
+def in_row(join: Join) -> Join:
+    """Return the way in which prompts join texts in a row where this one joins a batch."""
+    return replace(join, kind=_IN_ROW[join.kind])
 
 
 def _add(join: Join, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +102,27 @@ def _follow(join: Join, hidden: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
     return hidden.expand(population, -1, -1, -1), prompt.expand(population, -1, -1)
 
 
-_JOINS = {"add": _add, "cat": _cat, "follow": _follow}
+def _add_row(join: Join, hidden: Tensor, prompt: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    del join
+    return (hidden + pad(prompt, (0, 0, 0, 1)).index_select(1, index)[:, None],)
+
+
+def _cat_row(join: Join, hidden: Tensor, prompt: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    del join
+    population = max(hidden.shape[0], prompt.shape[0])
+    both = [part.expand(population, -1, -1, -1) for part in (prompt[:, None], hidden)]
+    return (torch.cat(both, dim=2).index_select(2, index),)
+
+
+_JOINS: dict[Way, Callable[..., tuple[Tensor, ...]]] = {
+    "add": _add,
+    "cat": _cat,
+    "follow": _follow,
+    "add_row": _add_row,
+    "cat_row": _cat_row,
+}
+_IN_ROW: dict[Way, Way] = {"add": "add_row", "cat": "cat_row"}
+_INDEX: dict[Way, tuple[str, ...]] = {"add_row": (PROMPT_INDEX,), "cat_row": (CAT_INDEX,)}
 
 _PRELUDES: dict[Way, str] = {
     "add": """
@@ -118,5 +158,26 @@ _PRELUDES: dict[Way, str] = {
         prompt_shape = Concat <axis = 0> (states, prompt_rest)
         joined = Expand (hidden, hidden_shape)
         prefix = Expand (prompt, prompt_shape)
+    """,
+    "add_row": f"""
+        axis = Constant <value_ints = [1]> ()
+        pads = Constant <value_ints = [0, 1]> ()
+        padded = Pad (prompt, pads, , axis)
+        placed = Gather <axis = 1> (padded, {PROMPT_INDEX})
+        over_row = Unsqueeze (placed, axis)
+        joined = Add (hidden, over_row)
+    """,
+    "cat_row": f"""
+        candidates = Shape <start = 0, end = 1> (prompt)
+        states = Shape <start = 0, end = 1> (hidden)
+        axis = Constant <value_ints = [1]> ()
+        rest = Constant <value_ints = [1, 1, 1]> ()
+        one = Unsqueeze (prompt, axis)
+        text_shape = Concat <axis = 0> (candidates, rest)
+        prompt_shape = Concat <axis = 0> (states, rest)
+        over_states = Expand (one, prompt_shape)
+        text = Expand (hidden, text_shape)
+        both = Concat <axis = 2> (over_states, text)
+        joined = Gather <axis = 2> (both, {CAT_INDEX})
     """,
 }

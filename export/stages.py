@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .attention import KeysValues
-from .layers import Axes, Layers
+from .layers import Layers
+from .packing import AXES, TEXT_INDEX, Axes, Packing, Row
 from .prompts import Join
 
 ANSWER_AXES: dict[str, Axes] = {
@@ -55,17 +57,29 @@ class Stage(nn.Module):
         join: how prompts join what enters the stage.
         entrance: what stands between the embeddings that a prompt has joined and the first layer, if anything does.
         answer: what follows the layers, if the stage answers.
+        packing: how the layers run on texts in a row, if they do: hidden states are then [P, 1, T, H], T tokens of N
+            texts.
     """
 
     joined_axes: ClassVar[dict[str, Axes]] = {"hidden": ("population", "examples", "sequence", None)}
     """The arguments of forward() before the tensors, and what their axes count."""
 
     def __init__(
-        self, layers: Layers, join: Join, entrance: nn.Module | None = None, answer: Answer | None = None
+        self,
+        layers: Layers,
+        join: Join,
+        entrance: nn.Module | None = None,
+        answer: Answer | None = None,
+        packing: Packing | None = None,
     ) -> None:
         super().__init__()
-        self.layers, self.join, self.entrance = layers, join, entrance
-        self.axes: dict[str, Axes] = dict(layers.axes)
+        self.layers, self.join, self.entrance, self.packing = layers, join, entrance, packing
+        self.axes: dict[str, Axes] = {}
+        if packing is None or answer is not None:
+            self.axes |= layers.axes
+        if packing is not None:
+            self.axes |= packing.axes(answers=answer is not None, entrance=entrance is not None)
+            self.joined_axes = dict(self.joined_axes) | {"hidden": ("population", None, "tokens", None)}  # type: ignore[misc]
         self.head: nn.Sequential | None = None
         self.decoder: Layers | None = None
         if answer is None:
@@ -108,31 +122,39 @@ class Stage(nn.Module):
     def run(self, hidden: Tensor, tensors: Sequence[Tensor], before: Sequence[KeysValues] = ()) -> Tensor:
         """Do what forward() does, for positions that follow a prefix whose keys and values are given per layer."""
         population, examples, length, width = hidden.shape
-        named = self.named(tensors, population, examples)
-        states = hidden.reshape(population * examples, length, width)
+        given = dict(zip(self.names, tensors, strict=True))
+        row = None if self.packing is None else self.packing.row(given)
+        if row is not None and self.head is not None:
+            examples = given[TEXT_INDEX].shape[0]
+        named = self.named(given, population, examples)
+        states = hidden.flatten(0, 1)
         if self.entrance is not None:
-            states = self.entrance(states)
+            positions = torch.arange(length, device=hidden.device)[None] if row is None else row.positions()
+            states = self.entrance(states, positions)
         if self.head is None:
-            return self.layers(states, named, before).reshape(population, examples, length, width)  # type: ignore[no-any-return]
-        answer = self.head(self._answer_state(states, named, before))
+            return self.layers(states, named, before, row).reshape(population, examples, length, width)  # type: ignore[no-any-return]
+        answer = self.head(self._answer_state(states, named, before, row))
         logits = linear(answer.float(), named["label_rows"].float(), named["label_bias"].float())
         return logits.reshape(population, examples, logits.shape[-1])
 
-    def named(self, tensors: Sequence[Tensor], population: int, examples: int) -> dict[str, Tensor]:
+    def named(self, given: Mapping[str, Tensor], population: int, examples: int) -> dict[str, Tensor]:
         """Return the tensors by name, those that differ between examples repeated for each candidate."""
         return {
             name: _over_population(tensor, population)
-            if self.axes[name][0] == "examples" and tensor.shape[0] == examples
+            if name not in AXES and self.axes[name][0] == "examples" and tensor.shape[0] == examples
             else tensor
-            for name, tensor in zip(self.names, tensors, strict=True)
+            for name, tensor in given.items()
         }
 
-    def _answer_state(self, states: Tensor, named: Mapping[str, Tensor], before: Sequence[KeysValues]) -> Tensor:
+    def _answer_state(
+        self, states: Tensor, named: Mapping[str, Tensor], before: Sequence[KeysValues], row: Row | None
+    ) -> Tensor:
         """Return the last hidden states at the answer position: [B, S, H] -> [B, H]."""
         position = named["answer_position"]
         if self.decoder is None:
-            return self.layers.at(position, states, named, before, alone=self.alone)
-        memory = {ENCODER_STATES: self.encoder_head(self.layers(states, named))}
+            return self.layers.at(position, states, named, before, row, alone=self.alone)
+        encoded = self.layers(states, named, before, row)
+        memory = {ENCODER_STATES: self.encoder_head(encoded if row is None else row.unpack(encoded))}
         return self.decoder.at(position, named[DECODER_STATES], {**named, **memory}, alone=self.alone)
 
 

@@ -18,7 +18,7 @@ from bbt_fast.export.graphs import node_counts
 from .attention_calls import attention_calls, listed
 
 ORT_SAYS = re.compile(r"Attention: using ([\w ]+?)(?: path| \(|$)", re.MULTILINE)
-"""How ONNX Runtime's CUDA provider (1.31) names the kernel of an ``Attention`` node in its verbose log."""
+"""How ONNX Runtime's CUDA provider (1.31) names the kernel of an attention node in its verbose log."""
 VERBOSE, ERRORS, INHERITED = 0, 3, -1
 """Levels of its logs."""
 
@@ -30,10 +30,11 @@ def torch_kernel(engine: Engine, session: Session) -> str:
 
 def ort_kernel(engine: Engine, session: Session) -> str:
     """Count the graphs' Attention nodes; on CUDA also read what the provider prints about them."""
-    nodes = sum(node_counts(path)["Attention"] for path in engine.artifacts)
+    counts = sum((node_counts(path) for path in engine.artifacts), Counter[str]())
+    nodes = listed({name: counts[name] for name in ("Attention", "PackedMultiHeadAttention") if counts[name]})
     if engine.device.type == "cpu":
-        return f"Attention x{nodes}, CPU provider"
-    return f"Attention x{nodes}, CUDA provider: {_printed(engine, session)}"
+        return f"{nodes}, CPU provider"
+    return f"{nodes}, CUDA provider: {_printed(engine, session)}"
 
 
 def openvino_kernel(engine: Engine, session: Session) -> str:

@@ -40,16 +40,21 @@ def test_the_second_device_sees_what_is_mixed(elsewhere: Place) -> None:
 @pytest.mark.parametrize("kind", ["roberta", "gpt2"])
 @pytest.mark.parametrize("mode", ["add", "cat"])
 @pytest.mark.parametrize(("cuts", "precision"), [("input", "bf16"), ("layers", "fp32"), ("layers", "bf16")])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_an_engine_answers_there_as_on_the_cpu(
     kind: str,
     mode: Mode,
     cuts: Cuts,
     precision: str,
+    layout: str,
     elsewhere: Place,
+    monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[..., PreTrainedModel],
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
 ) -> None:
+    kernels = {"cpu": "padded", "meta": "padded"} if layout == "packed" else {}
+    monkeypatch.setattr(TorchEngine, "packing_kernels", kernels)
     model = make_model(kind)
     texts, prompts = make_examples(model, mode), make_prompts(model)
     last = 2 if cuts == "layers" else 0
