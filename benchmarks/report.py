@@ -154,9 +154,14 @@ def write(path: Path) -> list[Path]:
     stem = path.with_suffix("")
     parts = record.get("speed", {"": record})
     text = stem.with_suffix(".md")
-    text.write_text("\n\n".join(table(part) for part in parts.values()) + "\n", encoding="utf-8")
+    text.write_text("\n\n".join([*map(table, parts.values()), *_note(record)]) + "\n", encoding="utf-8")
     drawn = [plots(part, stem.with_name(f"{stem.name}-{name}" if name else stem.name)) for name, part in parts.items()]
     return [text, *(plot for some in drawn for plot in some)]
+
+
+def _note(record: dict[str, Any]) -> list[str]:
+    """Return what a person had to add to a record, as a paragraph, or nothing."""
+    return [f"Note on the record: {record['note']}"] if "note" in record else []
 
 
 def brief(record: dict[str, Any]) -> str:
@@ -174,13 +179,14 @@ def brief(record: dict[str, Any]) -> str:
     ]
     for name, row in rows.items():
         rate = row["evals_per_s"]
-        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {row['full_run_s'] / 60:.0f} min |")
+        minutes = row["full_run_s"] / 60
+        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {minutes:.{0 if minutes >= 10 else 1}f} min |")
     return "\n".join(lines)
 
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": brief,
-    "gpu": lambda record: "\n\n".join(brief(part) for part in record["speed"].values()),
+    "gpu": lambda record: "\n\n".join([*map(brief, record["speed"].values()), *_note(record)]),
     "scaling": scaling.table,
     "fidelity": fidelity.table,
     "accuracy": accuracy.table,
