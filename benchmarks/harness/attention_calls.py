@@ -22,7 +22,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.scaled_dot_product_attention.default:
             with self:  # the operator that chooses; what it chooses counts
                 return func.decompose(*args, **(kwargs or {}))
-        if "attention" in name:
+        if "attention" in name or "attn" in name:
             self.found[name] += 1
         return func(*args, **(kwargs or {}))
 
