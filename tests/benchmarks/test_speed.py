@@ -146,7 +146,7 @@ def test_the_gpu_script_keeps_what_it_has_measured(
     def compare(workload: Workload, *given: Any, **options: Any) -> dict[str, Any]:
         if workload.algorithm == "bbtv2":
             raise WorkerError("failed", "no such model")
-        return speed.compare_speed(workload, *given, **options, start=local)
+        return speed.compare_speed(workload, *given, **options | {"start": local})
 
     monkeypatch.setattr(gpu, "compare_speed", compare)
     path = tmp_path / "gpu.json"
