@@ -202,6 +202,7 @@ class Served:
 def prepared(workload: Workload, cache: str | None) -> Iterator[None]:
     """Make a process one of a contender's: quiet libraries, its threads, a folder for graphs."""
     warnings.simplefilter("ignore")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler else writes lines to standard error
     for library in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch._dynamo"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if workload.threads:
