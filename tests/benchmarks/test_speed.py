@@ -153,7 +153,9 @@ def test_the_gpu_script_keeps_what_it_has_measured(
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["faults"] == {"bbtv2": "no such model"}
     assert [row["status"] for row in record["speed"]["bbt"]["contenders"].values()] == ["ok", "ok"]
-    assert "| bbt-fast-torch-fp32 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("| bbt-fast-torch-fp32 |") == 2  # its speed, and where its time goes
+    assert "| share of a generation | attention | products |" in said
     page = tmp_path / "page.md"
     page.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
     report.main([str(path), "--into", str(page)])
