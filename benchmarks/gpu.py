@@ -80,12 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, model = ("cpu", "toy") if given.dry_run else ("cuda", given.model)
     ablated = "torch-fp32" if given.dry_run else "torch-fp16" if OrtEngine.cuda_fault() else "ort-fp16"
     names = given.contenders or (variants(device) if given.lab else usual(device, SAVINGS, ablated))
-    if (
-        not given.contenders
-        and not given.lab
-        and device == "cuda"
-        and torch.cuda.get_device_properties(device).total_memory < ROOM
-    ):
+    chosen = given.contenders or given.lab
+    if not chosen and device == "cuda" and torch.cuda.get_device_properties(device).total_memory < ROOM:
         say(f"the GPU may not hold all contenders at once; give --contenders for more than {', '.join(FEW)}")
         names = FEW
     here = ROOT / "build" if given.dry_run else RESULTS

@@ -11,8 +11,9 @@ from .breakdown import KINDS, shares
 from .contenders import WITH, WITHOUT
 
 ENGINES = ("torch", "ort")
-GRAPHS = ("packing", "fusion")
-"""The savings that make another ONNX graph: each is exported in a process of its own, side by side with the others."""
+APART = {"torch": ("fusion",), "ort": ("packing", "fusion")}
+"""The savings by which each engine's variants are divided among processes: with and without them other code is compiled
+or another graph exported, which takes long, so they do it side by side. All others share a model and its memory."""
 BASELINE = "torch-best"
 HEADINGS = (
     "variant",
@@ -50,9 +51,10 @@ def _joined(mark: str, savings: Sequence[str]) -> str:
 
 
 def group_of(name: str) -> str:
-    """Return which contenders share a process and a model: those of one engine and precision, and of one ONNX graph."""
+    """Return which contenders share a process and a model, by their names."""
     base, without = _split(name)
-    return base if "-ort-" not in base else "-".join([base, *(saving for saving in GRAPHS if saving in without)])
+    apart = next((savings for engine, savings in APART.items() if base.startswith(f"bbt-fast-{engine}-")), ())
+    return "-".join([base, *(saving for saving in apart if saving in without)])
 
 
 def _split(name: str) -> tuple[str, frozenset[str]]:

@@ -38,9 +38,10 @@ def test_on_a_cpu_variants_name_what_they_include() -> None:
             contender(known(name))
 
 
-def test_what_needs_another_graph_runs_in_another_process() -> None:
+def test_what_needs_other_code_or_another_graph_runs_in_another_process() -> None:
     groups = {name: group_of(name) for name in variants("cuda")}
     assert groups["bbt-fast-torch-fp16"] == groups["bbt-fast-torch-fp16-without-packing"] == "bbt-fast-torch-fp16"
+    assert groups["bbt-fast-torch-fp16-without-packing+fusion+graph"] == "bbt-fast-torch-fp16-fusion"
     assert groups["bbt-fast-ort-fp16"] == groups["bbt-fast-ort-fp16-without-graph"] == "bbt-fast-ort-fp16"
     assert groups["bbt-fast-ort-fp16-without-packing+fusion+graph"] == "bbt-fast-ort-fp16-packing-fusion"
     assert groups["bbt-fast-torch-fp8"] != groups["bbt-fast-torch-fp16"] != groups["torch-best-fp16"]
