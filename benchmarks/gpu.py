@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                  RoBERTa-large's shape, all contenders, BBT and BBTv2
     python benchmarks/gpu.py --dry_run        the same on a CPU with a toy model: shows that the script works
+    python benchmarks/gpu.py --lab            each engine with and without what pays on CUDA only, in under six minutes
 
 For each algorithm: every contender passes its parity gate, is checked against PyTorch fp32, is timed in turn with the
 others, and its generation is taken apart. All contenders are loaded at once, so that load times are too long here and
@@ -9,6 +10,10 @@ the GPU must hold all of them: one with less than 48 GiB is given fewer, and --c
 time is left out and said; TensorRT's plans may take longer, and this command builds them beforehand:
 
     python benchmarks/gpu.py --contenders bbt-fast-trt-fp16 --cache DIR --minutes 60
+
+The lab has texts packed or in buckets, fused or not, as one CUDA graph or not, in fp16, fp8 and with fp16 accumulation,
+each with its parity and where its time goes, beside torch-best. Variants that can share a model run in one process.
+What this version or this machine does not have is unavailable, and no reason to stop.
 
 The record is written after each algorithm, so that what was measured is kept whatever comes next.
 """
@@ -27,13 +32,15 @@ import torch
 
 from bbt_fast.benchmarks import report
 from bbt_fast.benchmarks.harness.contenders import known, usual
+from bbt_fast.benchmarks.harness.pool import Pool
 from bbt_fast.benchmarks.harness.record import RESULTS, ROOT, device_name, save, say
-from bbt_fast.benchmarks.harness.worker import WorkerError
+from bbt_fast.benchmarks.harness.variants import group_of, variants
+from bbt_fast.benchmarks.harness.worker import Worker, WorkerError
 from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.benchmarks.speed import compare_speed, failed
 from bbt_fast.engine.ort import OrtEngine
 
-MINUTES = 7.5
+MINUTES, LAB_MINUTES = 7.5, 5.7
 SHARES: dict[Algorithm, float] = {"bbt": 0.45, "bbtv2": 0.95}
 """When each algorithm's comparison has to be over, in parts of the whole time."""
 SAVINGS = ("reuse", "buckets", "answer_only")
@@ -46,6 +53,7 @@ FEW = [
     "ort-recipe",
     *(f"bbt-fast-{engine}-fp16" for engine in ("torch", "ort", "trt")),
 ]
+MISSING = "this version does not have it"
 MIDDLE = (10, 11, 12, 13)
 """Layers of RoBERTa-large that stand for a round of BBTv2: a generation's cost is linear in the layer's number, and
 their mean is the mean of all 24."""
@@ -56,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="roberta-large", help="a shape, folder or hub id")
     parser.add_argument("--layers", type=int, nargs="+", help="a round's in BBTv2; all, or RoBERTa-large's middle")
-    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--lab", action="store_true", help="compare the variants of our engines")
+    parser.add_argument("--minutes", type=float, help=f"how long it may take: {MINUTES}, in the lab {LAB_MINUTES}")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--contenders", nargs="+", type=known, help="names; without it all that make sense on the device"
@@ -65,21 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
+    given.minutes = given.minutes or (LAB_MINUTES if given.lab else MINUTES)
     if not given.dry_run and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} sees no CUDA device; --dry_run shows the script on a CPU")
     device, model = ("cpu", "toy") if given.dry_run else ("cuda", given.model)
     ablated = "torch-fp32" if given.dry_run else "torch-fp16" if OrtEngine.cuda_fault() else "ort-fp16"
-    names = given.contenders or usual(device, SAVINGS, ablated)
-    if not given.contenders and device == "cuda" and torch.cuda.get_device_properties(device).total_memory < ROOM:
+    names = given.contenders or (variants(device) if given.lab else usual(device, SAVINGS, ablated))
+    chosen = given.contenders or given.lab
+    if not chosen and device == "cuda" and torch.cuda.get_device_properties(device).total_memory < ROOM:
         say(f"the GPU may not hold all contenders at once; give --contenders for more than {', '.join(FEW)}")
         names = FEW
     here = ROOT / "build" if given.dry_run else RESULTS
-    path = given.output or here / f"gpu-{device_name(device).replace(' ', '_')}.json"
+    path = given.output or here / f"{'lab' if given.lab else 'gpu'}-{device_name(device).replace(' ', '_')}.json"
     with TemporaryDirectory(prefix="bbt-fast-gpu-") as scratch:
         record = _measure(given, model, device, names, given.cache or scratch, path)
     for made in report.write(path):
         say(str(made))
-    print("\n\n".join(report.table(part) for part in record["speed"].values()))
+    print(path.with_suffix(".md").read_text(encoding="utf-8"), end="")
     return int(bool(record["faults"]) or any(failed(part) for part in record["speed"].values()))
 
 
@@ -88,7 +99,8 @@ def _measure(
 ) -> dict[str, Any]:
     """Run both comparisons and return the record, which is written after each."""
     began = time.monotonic()
-    record: dict[str, Any] = {"benchmark": "gpu", "dry_run": given.dry_run, "speed": {}, "faults": {}}
+    kind = "lab" if given.lab else "gpu"
+    record: dict[str, Any] = {"benchmark": kind, "dry_run": given.dry_run, "speed": {}, "faults": {}}
     for algorithm, share in SHARES.items():
         layers = MIDDLE if model == "roberta-large" else ()
         workload = Workload(
@@ -103,13 +115,34 @@ def _measure(
         say(f"{algorithm} on {device_name(device)}")
         left = share * given.minutes * 60 - (time.monotonic() - began)
         try:
-            record["speed"][algorithm] = compare_speed(workload, names, given.repeats, cache, seconds=left)
+            record["speed"][algorithm] = _compare(workload, names, given.repeats, cache, left, given.lab)
         except WorkerError as error:
             say(f"{algorithm}: the reference cannot be run: {error}")
             record["faults"][algorithm] = str(error)
         record["minutes"] = (time.monotonic() - began) / 60
         save(record, path)
     return record
+
+
+def _compare(
+    workload: Workload, names: Sequence[str], repeats: int, cache: str, seconds: float, lab: bool
+) -> dict[str, Any]:
+    """Compare the contenders that this version has; the lab's may name others, which are unavailable."""
+    missing = [name for name in names if not _is_known(name)]
+    for name in missing:
+        say(f"{name}: unavailable: {MISSING}")
+    there = [name for name in names if name not in missing]
+    start = Pool(group_of) if lab else Worker
+    record = compare_speed(workload, there, repeats, cache, seconds=seconds, take_apart=True, start=start)
+    found = record["contenders"] | {name: {"status": "unavailable", "reason": MISSING} for name in missing}
+    return record | {"contenders": {name: found[name] for name in names}}
+
+
+def _is_known(name: str) -> bool:
+    try:
+        return bool(known(name))
+    except argparse.ArgumentTypeError:
+        return False
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from bbt_fast.benchmarks import accuracy, fidelity, scaling
+from bbt_fast.benchmarks.harness import breakdown, variants
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
@@ -154,9 +155,24 @@ def write(path: Path) -> list[Path]:
     stem = path.with_suffix("")
     parts = record.get("speed", {"": record})
     text = stem.with_suffix(".md")
-    text.write_text("\n\n".join(table(part) for part in parts.values()) + "\n", encoding="utf-8")
+    if record["benchmark"] == "lab":
+        text.write_text(lab(record) + "\n", encoding="utf-8")
+        return [text]
+    tables = [some for part in parts.values() for some in (table(part), breakdown.table(part["contenders"])) if some]
+    text.write_text("\n\n".join([*tables, *_note(record)]) + "\n", encoding="utf-8")
     drawn = [plots(part, stem.with_name(f"{stem.name}-{name}" if name else stem.name)) for name, part in parts.items()]
     return [text, *(plot for some in drawn for plot in some)]
+
+
+def lab(record: dict[str, Any]) -> str:
+    """Return the variants of a lab's record, and at the end which was fastest."""
+    parts = [f"{describe(part)}\n\n{variants.table(part['contenders'])}" for part in record["speed"].values()]
+    return "\n\n".join([*parts, *_note(record), variants.winners(record["speed"])])
+
+
+def _note(record: dict[str, Any]) -> list[str]:
+    """Return what a person had to add to a record, as a paragraph, or nothing."""
+    return [f"Note on the record: {record['note']}"] if "note" in record else []
 
 
 def brief(record: dict[str, Any]) -> str:
@@ -174,13 +190,15 @@ def brief(record: dict[str, Any]) -> str:
     ]
     for name, row in rows.items():
         rate = row["evals_per_s"]
-        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {row['full_run_s'] / 60:.0f} min |")
+        minutes = row["full_run_s"] / 60
+        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {minutes:.{0 if minutes >= 10 else 1}f} min |")
     return "\n".join(lines)
 
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": brief,
-    "gpu": lambda record: "\n\n".join(brief(part) for part in record["speed"].values()),
+    "gpu": lambda record: "\n\n".join([*map(brief, record["speed"].values()), *_note(record)]),
+    "lab": lab,
     "scaling": scaling.table,
     "fidelity": fidelity.table,
     "accuracy": accuracy.table,
@@ -209,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     records = {path: json.loads(path.read_text(encoding="utf-8")) for path in given.records}
     for path, record in records.items():
-        for made in write(path) if record["benchmark"] in ("speed", "gpu") else ():
+        for made in write(path) if record["benchmark"] in ("speed", "gpu", "lab") else ():
             print(made)
     if given.into:
         tables = [PAGES[record["benchmark"]](record) for record in records.values()]

@@ -35,6 +35,8 @@ from bbt_fast.export.precision import precision_of
 
 LOADING, CHECKING = 0.55, 0.75
 """The parts of a limited time within which a contender must be loaded, and checked; the rest is for repeats."""
+TAKEN_APART = ("bbt-fast", "torch-best")
+"""How the names of contenders begin whose generations are worth taking apart."""
 FINISHING = 60.0
 """Seconds within which a contender must say, after a limited time, what is known only at the end."""
 
@@ -58,6 +60,14 @@ class Entry:
         """Run a command; what fails ends the contender and not the comparison."""
         self.worker.send(command)
         return self.receive(limit)
+
+    def profile(self, limit: Limit) -> None:
+        """Take a generation apart; where that fails the times stand."""
+        self.worker.send("breakdown")
+        try:
+            self.facts["breakdown"] = self.worker.receive(limit.left)
+        except WorkerError as error:
+            say(f"{self.name}: a generation cannot be taken apart: {error.reason}")
 
     def receive(self, limit: Limit) -> Any:
         """Return the answer to the command that was sent last, or None if the contender failed."""
@@ -94,6 +104,7 @@ def compare_speed(
     cache: str | None = None,
     *,
     seconds: float | None = None,
+    take_apart: bool = False,
     start: Callable[[str, Workload, str | None], Any] = Worker,
 ) -> dict[str, Any]:
     """Run a comparison and return its record.
@@ -105,6 +116,7 @@ def compare_speed(
         cache: folder for built graphs; None for a fresh one per contender.
         seconds: how long it may take; contenders are then loaded at the same time, which makes their load times
             longer and hides how much of a GPU's memory is whose, and those that are not ready in time are left out.
+        take_apart: whether to record where a generation's time goes, by kind of kernel, of all but the slow baselines.
         start: starts the process that runs a contender.
 
     Raises:
@@ -141,7 +153,9 @@ def compare_speed(
     for entry in entries:
         if entry.runs:
             entry.facts |= entry("finish", Limit(seconds and FINISHING)) or {}
-            entry.worker.close()
+        if entry.runs and entry.rounds and take_apart and entry.name.startswith(TAKEN_APART):
+            entry.profile(Limit(seconds and FINISHING))
+        entry.worker.close()
         if seconds is not None and workload.device != "cpu":
             entry.facts["peak_mib"] = None  # others loaded meanwhile, and it is the device's memory that is looked at
     return {

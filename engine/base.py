@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +21,7 @@ from ..export.examples import Examples
 from ..export.families import Family
 from ..export.graphs import cast_tensor
 from ..export.model import Encoded, StagedModel
-from ..export.parity import Parity, compare, probe_examples, probe_prompts
+from ..export.parity import Parity, judge, probe_examples, probe_prompts
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
@@ -272,34 +274,26 @@ class Engine(ABC):
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
         """Let runner and reference answer a population at the first and at the last cut; return the worse."""
-        prompts, plain = probe_prompts(self.staged), encoded.whole or encoded
-        last = self.staged.n_stages - 1
-        reference = None if encoded.prefix is None else ModuleRunner(encoded.prefix.stages)
-        found = []
-        for layer in {0, last}:
-            answers = []
-            for run, run_before, at, device, dtype in (
-                (ModuleRunner(plain.stages), reference, plain, plain.hidden.device, torch.float32),
-                (runner, self._prefix_runner(encoded), self._placed(encoded), self.device, self.dtype),
-            ):
-                hidden, moved = at.hidden, prompts.to(device, dtype)
-                entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in range(last + 1)]
-                with torch.inference_mode():
-                    if at.prefix is not None and run_before is not None:
-                        entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
-                    for stage, prompt in enumerate(entering):
-                        hidden = run(stage, hidden, prompt, at.tensors_for(max(len(hidden), len(prompt))))
-                answers.append(hidden)
-            found.append(compare(*answers))
+        prompts, precision = probe_prompts(self.staged), precision_of(self.precision)
+        widest = float(encoded.hidden.std().cpu() / prompts.std())
+        plain = encoded.whole or encoded
+        ours = self._placed(encoded), runner, self._prefix_runner(encoded)
+        found = [
+            judge(
+                prompts,
+                widest,
+                precision,
+                reference=partial(_probe_modules, layer, plain, torch.float32),
+                found=partial(_probe, layer, *ours),
+                rounded=partial(_probe_modules, layer, plain, precision.dtype),
+            )
+            for layer in {0, self.staged.n_stages - 1}
+        ]
         return min(found, key=lambda parity: parity.spearman)
 
     def _placed(self, encoded: Encoded) -> Encoded:
         """Move what the stages take to the device, in the engine's dtype."""
-        tensors = {k: cast_tensor(k, v, self.dtype).to(self.device).contiguous() for k, v in encoded.tensors.items()}
-        hidden = encoded.hidden.to(self.device, self.dtype).contiguous()
-        prefix = None if encoded.prefix is None else self._placed(encoded.prefix)
-        row = None if encoded.row is None else encoded.row.to(self.device)
-        return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix, row=row, whole=None)
+        return _cast(encoded, self.device, self.dtype)
 
     def _tokens_per_call(self) -> int:
         """Return how many tokens a call takes.
@@ -312,3 +306,36 @@ class Engine(ABC):
         free, _ = torch.cuda.mem_get_info(self.device)
         held = free // 2 // (24 * self.hidden_size * self.dtype.itemsize)
         return max(2048, min(held, torch.iinfo(torch.int32).max // (4 * self.hidden_size)))
+
+
+def _cast(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encoded:
+    """Move what the stages take to a device, in a dtype."""
+    tensors = {k: cast_tensor(k, v, dtype).to(device).contiguous() for k, v in encoded.tensors.items()}
+    hidden = encoded.hidden.to(device, dtype).contiguous()
+    prefix = None if encoded.prefix is None else _cast(encoded.prefix, device, dtype)
+    row = None if encoded.row is None else encoded.row.to(device)
+    return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix, row=row, whole=None)
+
+
+def _probe_modules(layer: int, encoded: Encoded, dtype: torch.dtype, prompts: Tensor) -> Tensor:
+    """Return what PyTorch's own modules answer in a dtype; see ``_probe``."""
+
+    def runner(stages: tuple[Stage, ...]) -> Runner:
+        same = dtype is torch.float32
+        return ModuleRunner(stages if same else tuple(stage.to(dtype) for stage in copy.deepcopy(stages)))
+
+    before = None if encoded.prefix is None else runner(encoded.prefix.stages)
+    return _probe(layer, _cast(encoded, encoded.hidden.device, dtype), runner(encoded.stages), before, prompts)
+
+
+def _probe(layer: int, at: Encoded, run: Runner, run_before: Runner | None, prompts: Tensor) -> Tensor:
+    """Return a chain's answers to prompts [P, L or 1, n, H] that enter a layer; all others have the first one's."""
+    hidden, moved = at.hidden, prompts.to(at.hidden.device, at.hidden.dtype)
+    stages = range(moved.shape[1])
+    entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in stages]
+    with torch.inference_mode():
+        if at.prefix is not None and run_before is not None:
+            entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
+        for stage, prompt in enumerate(entering):
+            hidden = run(stage, hidden, prompt, at.tensors_for(max(len(hidden), len(prompt))))
+    return hidden

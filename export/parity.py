@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -19,6 +22,16 @@ WORDS = 8
 """Label words of its texts."""
 ROUNDING = torch.finfo(torch.float32).eps
 """An error of a loss, in nats, that fp32 makes by itself."""
+LEAST_SPREAD = 0.02
+"""How far losses must differ, in nats, for their ranks to say more of the engine than of the format. A small trained
+model's differ by 0.025 on prompts of its word embeddings' scale, an untrained large one's by a tenth of that."""
+LEAST_ORDER = 0.5
+"""Rank correlation below which prompts of the word embeddings' scale tell nothing: a search begins there."""
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Tensor], Tensor]
+"""Answers prompts [P, L or 1, n, H] with logits [P, N, C]."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +52,9 @@ class Parity:
         Raises:
             ParityError: with the figures and the way out.
         """
-        limit = max(precision.max_loss_error * self.loss_spread, ROUNDING)
-        if self.spearman >= precision.min_spearman and self.mean_loss_error <= limit:
+        if self.suits(precision):
             return
+        limit = self._limit(precision)
         raise ParityError(
             f"{artifact} disagrees with PyTorch fp32 on a random population: largest logit difference "
             f"{self.max_logit_difference:.2e}, mean loss error {self.mean_loss_error:.2e} (at most {limit:.2e} for "
@@ -49,6 +62,13 @@ class Parity:
             f"{precision.min_spearman}). It would mislead the search and is not used. Try --precision fp32 or --engine "
             "torch, and update the driver and the runtime."
         )
+
+    def suits(self, precision: Precision) -> bool:
+        """Tell whether the figures are good enough for a format."""
+        return self.spearman >= precision.min_spearman and self.mean_loss_error <= self._limit(precision)
+
+    def _limit(self, precision: Precision) -> float:
+        return max(precision.max_loss_error * self.loss_spread, ROUNDING)
 
     @classmethod
     def from_dict(cls, figures: Any) -> Parity | None:
@@ -72,8 +92,7 @@ def compare(reference: Tensor, logits: Tensor) -> Parity:
     is a matter of luck where a format is neither exact nor wrong.
     """
     reference, logits = reference.double().cpu(), logits.double().cpu()
-    expected, found = (-answers.log_softmax(dim=2).flatten(1) for answers in (reference, logits))
-    return compare_losses(expected, found, float((reference - logits).abs().max()))
+    return compare_losses(_losses(reference), _losses(logits), float((reference - logits).abs().max()))
 
 
 def compare_losses(expected: Tensor, found: Tensor, max_logit_difference: float) -> Parity:
@@ -82,15 +101,66 @@ def compare_losses(expected: Tensor, found: Tensor, max_logit_difference: float)
     A search compares candidates with each other, so spread and ranks are those of the losses less their column's mean.
     A NaN or infinite loss compares as infinitely wrong.
     """
-    varying = expected - expected.mean(dim=0)
+    varying = _varying(expected)
     if not bool(torch.isfinite(found).all()):
         return Parity(float("inf"), float("inf"), float(varying.std()), 0.0)
     return Parity(
         max_logit_difference,
         float((expected - found).abs().mean()),
         float(varying.std()),
-        spearman(varying.flatten(), (found - found.mean(dim=0)).flatten()),
+        spearman(varying.flatten(), _varying(found).flatten()),
     )
+
+
+def _losses(logits: Tensor) -> Tensor:
+    """Return the loss of each text for each label word, [P, N * C], of logits [P, N, C]."""
+    return -logits.double().cpu().log_softmax(dim=2).flatten(1)
+
+
+def _varying(losses: Tensor) -> Tensor:
+    """Return losses [P, M] less their columns' means."""
+    return losses - losses.mean(dim=0)
+
+
+def judge(
+    prompts: Tensor, widest: float, precision: Precision, reference: Answer, found: Answer, rounded: Answer
+) -> Parity:
+    """Compare what is to be checked with the reference, and tell a wrong answer from prompts that hardly matter.
+
+    Where losses differ less than the format can tell apart, their ranks are wrong though nothing else is. Such figures
+    are measured again on wider prompts, up to the width of the hidden states that they join. As wider prompts would
+    also hide an error that all candidates share, it must then be explained by the format: PyTorch's own error in it,
+    on the same prompts, is the measure.
+
+    Args:
+        prompts: [P, L or 1, n, H], of the word embeddings' scale.
+        widest: how many times as wide they may become.
+        precision: the format.
+        reference: answers in fp32.
+        found: what is to be checked.
+        rounded: PyTorch's answers in the format.
+    """
+    parity = compare(reference(prompts), found(prompts))
+    if parity.suits(precision) or parity.loss_spread >= LEAST_SPREAD or parity.spearman < LEAST_ORDER:
+        return parity
+    scale, spread = 1.0, parity.loss_spread
+    while spread < LEAST_SPREAD and scale < widest:
+        scale = min(widest, scale * max(2.0, LEAST_SPREAD / max(spread, ROUNDING)))
+        expected = reference(prompts * scale)
+        spread = float(_varying(_losses(expected)).std())
+    if scale == 1:
+        return parity
+    wide = compare(expected, found(prompts * scale))
+    rounding = compare(expected, rounded(prompts * scale)).mean_loss_error
+    limit = max(precision.max_rounding * rounding, ROUNDING)
+    if not wide.suits(precision) or not wide.mean_loss_error <= limit < math.inf:
+        return parity
+    logger.warning(
+        "prompts of the word embeddings' scale hardly change this model's losses (by %.1e, Spearman %.3f): the engine "
+        "is judged on prompts %.0f times as wide, and the first ranks of a search in %s may be chance",
+        parity.loss_spread, parity.spearman, scale, precision.name,
+    )  # fmt: skip
+    return wide
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

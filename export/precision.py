@@ -19,6 +19,8 @@ class Precision:
     """Least rank correlation of a random population's losses with fp32's, text by text."""
     max_loss_error: float
     """Largest mean error of a text's loss, in units of its standard deviation over the population."""
+    max_rounding: float = 4.0
+    """Largest mean error of a loss where prompts hardly matter, in units of what PyTorch's is in ``dtype``."""
 
 
 PRECISIONS: dict[str, Precision] = {

@@ -9,16 +9,20 @@ import tempfile
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from bbt_fast.export.errors import BbtFastError, DeviceError, MissingExtraError, ParityError, UsageError
 from bbt_fast.export.families import family_of
 
+from .breakdown import breakdown
 from .contenders import contender
 from .contenders.base import Contender
 from .contenders.original import Reference
@@ -105,15 +109,15 @@ class WorkerError(BbtFastError):
 class Served:
     """The child's end: the commands."""
 
-    def __init__(self, name: str, workload: Workload) -> None:
-        """Take the name of what to load."""
-        self.name, self.workload = name, workload
+    def __init__(self, name: str, workload: Workload, model: PreTrainedModel | None = None) -> None:
+        """Take the name of what to load, and the model if it is there."""
+        self.name, self.workload, self.model = name, workload, model
         self.memory = PeakMemory(torch.device(workload.device))
 
     def load(self) -> dict[str, Any]:
         """Load the contender and say what it is."""
         make = Reference if self.name == REFERENCE else contender(self.name)
-        model = make_model(self.workload.model)
+        model = self.model or make_model(self.workload.model)
         began = time.perf_counter()
         self.contender: Contender = make(self.workload, model)
         loaded = time.perf_counter() - began
@@ -177,6 +181,14 @@ class Served:
         """Measure the matrix-product rate, FLOP/s."""
         return self.rate()
 
+    def breakdown(self) -> dict[str, Any]:
+        """Take a generation apart, at the middle one of the tuned layers."""
+        layers, workload = self.rounds.oracle.layers, self.workload
+        layer = layers[len(layers) // 2]
+        candidates = np.random.default_rng(CHECK_SEED).standard_normal((workload.population, workload.intrinsic_dim))
+        prompts = self.rounds.oracle.projections[layer](candidates)
+        return breakdown(lambda: self.contender.answer(prompts, layer), self.contender.device)
+
     def finish(self) -> dict[str, Any]:
         """Say what is known only at the end."""
         try:
@@ -186,15 +198,23 @@ class Served:
         return {"peak_mib": self.memory.mib, "attention_kernel": kernel}
 
 
-def serve(connection: Connection, name: str, workload: Workload, cache: str | None) -> None:
-    """Answer commands until the parent hangs up."""
+@contextmanager
+def prepared(workload: Workload, cache: str | None) -> Iterator[None]:
+    """Make a process one of a contender's: quiet libraries, its threads, a folder for graphs."""
     warnings.simplefilter("ignore")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler else writes lines to standard error
     for library in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch._dynamo"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if workload.threads:
         torch.set_num_threads(workload.threads)
     with tempfile.TemporaryDirectory(prefix="bbt-fast-benchmark-") as scratch:
         os.environ["BBT_FAST_CACHE"] = cache or scratch
+        yield
+
+
+def serve(connection: Connection, name: str, workload: Workload, cache: str | None) -> None:
+    """Answer commands until the parent hangs up."""
+    with prepared(workload, cache):
         served = Served(name, workload)
         while True:
             try:

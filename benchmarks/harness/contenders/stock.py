@@ -31,15 +31,21 @@ class PromptedEncoder(nn.Module):
 
     def _add(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del layer
-        hidden, prompt = args[0], self._prompts
-        assert prompt is not None
-        after = hidden.shape[1] - self.start - prompt.shape[2]
-        return (hidden + pad(prompt[:, index], (0, 0, self.start, after)), *args[1:]), kwargs
+        if self._prompts is None:
+            return None  # another encoder of this model runs
+        return (args[0] + self.added(args[0], self._prompts[:, index]), *args[1:]), kwargs
 
-    def forward(self, ids: Tensor, mask: Tensor, prompts: Tensor) -> Tensor:
-        """Return the hidden states [B, S, H] for ids and mask [B, S] and prompts [B, L or 1, n, H]."""
+    def added(self, hidden: Tensor, prompt: Tensor) -> Tensor:
+        """Return what is added to hidden states [B, S, H] for prompts [B, n, H]."""
+        return pad(prompt, (0, 0, self.start, hidden.shape[1] - self.start - prompt.shape[1]))
+
+    def forward(self, ids: Tensor, mask: Tensor | None, prompts: Tensor, **more: Any) -> Tensor:
+        """Return the hidden states [B, S, H] for ids and mask [B, S] and prompts [B, L or 1, n, H].
+
+        ``more`` goes to the model as it is.
+        """
         self._prompts = prompts
-        hidden: Tensor = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden: Tensor = self.base(input_ids=ids, attention_mask=mask, **more).last_hidden_state
         self._prompts = None
         return hidden
 

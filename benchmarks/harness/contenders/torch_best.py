@@ -1,4 +1,4 @@
-"""PyTorch as a strong user would run it: population batches, SDPA, the device's best dtype, compiled if that pays."""
+"""PyTorch as a strong user would run it: no padding wasted, SDPA or varlen, compiled into CUDA graphs if that pays."""
 
 from __future__ import annotations
 
@@ -12,71 +12,85 @@ from ..attention_calls import attention_calls
 from ..record import say
 from ..workload import Workload
 from .batched import Batched
-from .stock import FullHead, PromptedEncoder
+from .layouts import InARow, Padded, layouts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MODES: dict[str, tuple[str, ...]] = {"cpu": ("default",), "cuda": ("default", "reduce-overhead")}
+"""How it may be compiled, by device type; the second records CUDA graphs."""
 
 
 class TorchBest(Batched):
-    """The stock model, SDPA, whole populations; batch size and ``torch.compile`` are chosen by trying them."""
+    """The stock model, whole populations; the texts' layout, batch size and compilation are chosen by trying them."""
 
     def __init__(self, workload: Workload, model: PreTrainedModel, precision: str) -> None:
-        """Put the model on the device, find the fastest batch size, and compile for it."""
+        """Put the model on the device, find the fastest layout and batch size, and compile for them."""
         super().__init__(workload, model)
         self.precision, dtype = precision, DTYPES[precision]
-        model.set_attn_implementation("sdpa")
         model.to(self.device, dtype)  # type: ignore[arg-type]
-        self.examples = workload.examples(model).to(self.device)
         deep = workload.algorithm == "bbtv2"
-        self.encoder, self.head = PromptedEncoder(model, deep), FullHead(model, self.examples)
+        self.examples = workload.examples(model).to(self.device)
         shape = (model.config.num_hidden_layers if deep else 1, workload.n_prompt_tokens, model.config.hidden_size)
         self.committed = torch.zeros(shape, device=self.device, dtype=dtype)
-        self.run: Any = self.encoder
-        self.compiled: bool | None = None
-        """Whether the compiled model runs; None until that is known, which wants a quiet machine."""
-        self.batch = self._best_batch()
+        self.layout = self._best_layout(layouts(model, deep, self.examples, workload.n_prompt_tokens))
+        self.compiled: dict[str, Any] = {}
+        """The layout as it is and compiled, by mode, until it is known what is fastest: that wants a quiet machine."""
         self._compile()
 
+    @property
+    def mode(self) -> str:
+        """How the layout runs."""
+        return next(name for name, run in self.compiled.items() if run is self.run)
+
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the population; the first time, see whether compiling has paid."""
-        if self.compiled is None:
-            self.compiled = self._compiled_is_faster()
+        """Answer the population; the first time, see which way is fastest."""
+        if len(self.compiled) > 1:
+            seconds = {name: self._timed(run) for name, run in self.compiled.items()}
+            name = min(seconds, key=lambda name: seconds[name])
+            self.run, self.compiled = self.compiled[name], {name: self.compiled[name]}
         return super().answer(prompts, layer)
 
     def attention_kernel(self) -> str:
-        """What SDPA chose, with the batch size and whether the model is compiled."""
-        kept, self.run = self.run, self.encoder  # a compiled model calls the same kernels where nobody sees it
+        """What ran, with the layout, the batch size and how it is compiled."""
+        kept, self.run = self.run, self.layout  # a compiled model calls the same kernels where nobody sees it
         found = attention_calls(lambda: self._forward(self.committed[:1], 0))
         self.run = kept
-        return f"{found} ({self.batch} candidates at once, {'compiled' if self.compiled else 'not compiled'})"
+        return f"{found} ({self.layout.name}, {self.batch} candidates at once, {self.mode})"
+
+    def _best_layout(self, found: list[Padded | InARow]) -> Padded | InARow:
+        """Return the fastest layout, with the attention it takes, and keep its fastest batch size."""
+        tried: list[tuple[float, int, Padded | InARow]] = []
+        for layout in found:
+            self.model.set_attn_implementation(layout.attention)
+            self.run = layout
+            size = self._best_batch()
+            tried.append((self._seconds(size) / size, size, layout))
+        _, self.batch, best = min(tried, key=lambda one: one[0])
+        self.model.set_attn_implementation(best.attention)
+        self.run = best
+        return best
 
     def _compile(self) -> None:
-        """Compile for the batch size found; what cannot be compiled runs as it is."""
-        self.run = torch.compile(self.encoder, dynamic=False)
-        try:
-            self._seconds(self.batch)
-        except Exception as error:  # noqa: BLE001  the compiler raises what its many parts raise
-            say(f"torch-best-{self.precision}: not compiled, as that fails ({type(error).__name__}: {error})")
-            self.run, self.compiled = self.encoder, False
+        """Compile for the layout and batch size found, in each mode; what cannot be compiled is left out."""
+        self.compiled = {"not compiled": self.layout}
+        for mode in MODES[self.device.type]:
+            self.compiled[mode] = torch.compile(self.layout, dynamic=False, mode=mode)
+            try:
+                self._timed(self.compiled[mode])
+            except Exception as error:  # noqa: BLE001  the compiler raises what its many parts raise
+                say(f"torch-best-{self.precision}: mode {mode} fails ({type(error).__name__}: {error})")
+                del self.compiled[mode]
+        self.run = self.layout
 
-    def _compiled_is_faster(self) -> bool:
-        """Keep the compiled model if it is faster."""
-        compiled, seconds = self.run, self._seconds(self.batch)
-        self.run = self.encoder
-        if self._seconds(self.batch) <= seconds:
-            return False
-        self.run = compiled
-        return True
+    def _timed(self, run: Any) -> float:
+        """Time the layout, run this way."""
+        self.run = run
+        return self._seconds(self.batch)
 
     def _forward(self, prompts: Tensor, layer: int) -> Tensor:
-        candidates, count = len(prompts), len(self.examples)
         with torch.inference_mode():
-            full = self.committed.repeat(candidates, 1, 1, 1)
+            full = self.committed.repeat(len(prompts), 1, 1, 1)
             full[:, layer] = prompts.to(full.dtype)
-            hidden = self.run(
-                self.examples.input_ids.repeat(candidates, 1),
-                self.examples.attention_mask.repeat(candidates, 1),
-                full.repeat_interleave(count, dim=0),
-            )
-            logits: Tensor = self.head(hidden)
-            return logits.reshape(candidates, count, -1)
+            if self.device.type == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            logits: Tensor = self.run(full)
+            return logits.clone()  # a CUDA graph writes its next answer over this one

@@ -1,0 +1,136 @@
+"""A process for several contenders that can share a model: a big one takes longer to make than to run."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .shapes import make_model
+from .worker import Served, WorkerError, obey, prepared
+from .workload import Workload
+
+CLOSE = "close"
+
+
+class Pool:
+    """Starts contenders; those of one group run in one process, one command at a time, as they are told."""
+
+    def __init__(self, group_of: Callable[[str], str]) -> None:
+        """Take what tells a contender's group by its name."""
+        self._group_of = group_of
+        self._shared: dict[str, Shared] = {}
+
+    def __call__(self, name: str, workload: Workload, cache: str | None = None) -> Guest:
+        """Start a contender."""
+        group = self._group_of(name)
+        if group not in self._shared:
+            self._shared[group] = Shared(workload, cache)
+        return Guest(name, self._shared[group])
+
+
+class Shared:
+    """The parent's end of one process."""
+
+    def __init__(self, workload: Workload, cache: str | None) -> None:
+        """Start the process; it makes the model when the first contender is loaded."""
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve_many, args=(theirs, workload, cache), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.guests: set[str] = set()
+        self.answers: dict[str, Any] = {}
+        """Those that came while another's was waited for."""
+
+    def receive(self, name: str, seconds: float | None) -> Any:
+        """Wait for the answer to a contender's last command.
+
+        Raises:
+            WorkerError: if it failed there, or is not there in time.
+        """
+        while name not in self.answers:
+            try:
+                if seconds is not None and not self.connection.poll(max(0.0, seconds)):
+                    raise WorkerError("skipped", "the time was up before it was ready")
+                whose, answer = self.connection.recv()
+            except (EOFError, OSError) as error:
+                self.process.join(timeout=10)
+                raise WorkerError("failed", f"its process died with exit code {self.process.exitcode}") from error
+            if whose in self.guests:  # the others were not waited for
+                self.answers[whose] = answer
+        ok, answer = self.answers.pop(name)
+        if not ok:
+            raise WorkerError(*answer)
+        return answer
+
+    def leave(self, name: str) -> None:
+        """Drop a contender, and end the process with the last one."""
+        self.guests.discard(name)
+        self.answers.pop(name, None)
+        if self.guests:
+            with suppress(OSError):
+                self.connection.send((name, CLOSE))
+            return
+        self.connection.close()
+        self.process.join(timeout=1)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+
+class Guest:
+    """One contender in a shared process; as a ``Worker``."""
+
+    def __init__(self, name: str, shared: Shared) -> None:
+        """Take the process."""
+        self.name, self._shared = name, shared
+        shared.guests.add(name)
+
+    def __call__(self, command: str, seconds: float | None = None) -> Any:
+        """Run a method of Served and return its answer.
+
+        Raises:
+            WorkerError: if it failed there, or took longer than these seconds.
+        """
+        self.send(command)
+        return self.receive(seconds)
+
+    def send(self, command: str) -> None:
+        """Start a command whose answer receive() will return."""
+        with suppress(OSError):  # receive() will say so
+            self._shared.connection.send((self.name, command))
+
+    def receive(self, seconds: float | None = None) -> Any:
+        """Return the answer to the command that was sent last.
+
+        Raises:
+            WorkerError: if it failed there, or is not there in time.
+        """
+        return self._shared.receive(self.name, seconds)
+
+    def close(self) -> None:
+        """Leave the process."""
+        if self.name in self._shared.guests:
+            self._shared.leave(self.name)
+
+
+def serve_many(connection: Connection, workload: Workload, cache: str | None) -> None:
+    """Answer commands to several contenders until the parent hangs up."""
+    with prepared(workload, cache):
+        model = None
+        served: dict[str, Served] = {}
+        while True:
+            try:
+                name, command = connection.recv()
+            except (EOFError, OSError):
+                return
+            if command == CLOSE:
+                served.pop(name, None)
+                continue
+            if name not in served:
+                model = model or make_model(workload.model)
+                served[name] = Served(name, workload, model)
+            connection.send((name, obey(served[name], command)))

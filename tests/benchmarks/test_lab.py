@@ -1,0 +1,143 @@
+"""The lab compares variants: their names, what shares a process, and the table that decides."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbt_fast.benchmarks import gpu
+from bbt_fast.benchmarks.harness import contenders
+from bbt_fast.benchmarks.harness.contenders import contender, known
+from bbt_fast.benchmarks.harness.pool import Pool
+from bbt_fast.benchmarks.harness.variants import group_of, table, variants, winners
+from bbt_fast.benchmarks.harness.worker import WorkerError
+from bbt_fast.benchmarks.harness.workload import Workload
+
+
+def test_each_engine_runs_with_all_without_one_and_without_any() -> None:
+    names = variants("cuda")
+    assert names[0] == "torch-best-fp16"
+    for engine in ("torch", "ort"):
+        base = f"bbt-fast-{engine}-fp16"
+        ends = ("", "-without-packing", "-without-fusion", "-without-graph", "-without-packing+fusion+graph", "-fast")
+        assert {base + end for end in ends} | {f"bbt-fast-{engine}-fp8"} <= set(names)
+    assert len(names) == len(set(names)) == 15
+
+
+def test_on_a_cpu_variants_name_what_they_include() -> None:
+    names = variants("cpu")
+    assert {"bbt-fast-torch-fp32", "bbt-fast-ort-fp32-with-packing+fusion+graph"} <= set(names)
+    for name in names:
+        if "fp8" not in name:
+            contender(known(name))
+
+
+def test_what_needs_other_code_or_another_graph_runs_in_another_process() -> None:
+    groups = {name: group_of(name) for name in variants("cuda")}
+    assert groups["bbt-fast-torch-fp16"] == groups["bbt-fast-torch-fp16-without-packing"] == "bbt-fast-torch-fp16"
+    assert groups["bbt-fast-torch-fp16-without-packing+fusion+graph"] == "bbt-fast-torch-fp16-fusion"
+    assert groups["bbt-fast-ort-fp16"] == groups["bbt-fast-ort-fp16-without-graph"] == "bbt-fast-ort-fp16"
+    assert groups["bbt-fast-ort-fp16-without-packing+fusion+graph"] == "bbt-fast-ort-fp16-packing-fusion"
+    assert groups["bbt-fast-torch-fp8"] != groups["bbt-fast-torch-fp16"] != groups["torch-best-fp16"]
+    assert group_of("bbt-fast-ort-fp32-with-fusion+graph") == "bbt-fast-ort-fp32-packing"
+    assert group_of("bbt-fast-ort-fp32") == "bbt-fast-ort-fp32"
+
+
+def row(milliseconds: float, **more: Any) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "agreement": {"spearman": 0.9987, "mean_loss_error": 0.01, "loss_spread": 2.0},
+        "generation_ms": milliseconds,
+        "evals_per_s": 20e3 / milliseconds,
+        "attention_kernel": "varlen x24",
+        **more,
+    }
+
+
+def test_the_table_says_how_fast_each_variant_is_and_the_last_line_which_is_fastest() -> None:
+    rows = {
+        "torch-best-fp16": row(100.0),
+        "bbt-fast-torch-fp16": row(50.0),
+        "bbt-fast-torch-fp16-without-graph": row(40.0),
+        "bbt-fast-torch-fp8": {"status": "wrong", "reason": "Spearman 0.1 | and\nmore"},
+        "bbt-fast-ort-fp16": {"status": "unavailable", "reason": "no"},
+    }
+    lines = table(rows).splitlines()
+    assert lines[3].startswith("| bbt-fast-torch-fp16 | 0.9987 | 0.0050 | 50.0 | 400 | 2.00 |")
+    assert "| **wrong**: Spearman 0.1 / and |" in lines[5]
+    assert [line.count("|") for line in lines] == [17] * 7
+    assert winners({"bbt": {"contenders": rows}}) == (
+        "Fastest: bbt torch: bbt-fast-torch-fp16-without-graph (40.0 ms); bbt ort: none ran."
+    )
+
+
+def test_the_lab_writes_a_record_of_all_variants_and_stops_at_none(
+    tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "Pool", lambda _: local)
+    path = tmp_path / "lab.json"
+    names = ["original", "bbt-fast-torch-fp32", "bbt-fast-torch-fp32-with-packing+fusion", "bbt-fast-torch-fp7"]
+    assert gpu.main(["--lab", "--dry_run", "--repeats", "1", "--output", str(path), "--contenders", *names[:3]]) == 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["benchmark"] == "lab"
+    for part in record["speed"].values():
+        kinds = part["contenders"]["bbt-fast-torch-fp32"]["breakdown"]["kinds"]
+        assert min(kinds["products"], kinds["attention"], kinds["gelu"], kinds["norms"]) > 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
+    monkeypatch.setattr(gpu, "variants", lambda _: names)
+    assert gpu.main(["--lab", "--dry_run", "--repeats", "1", "--output", str(path)]) == 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["speed"]["bbtv2"]["contenders"]["bbt-fast-torch-fp7"]["status"] == "unavailable"
+
+
+def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) -> None:
+    start = Pool(lambda name: name.partition("-without")[0])
+    one, other = (start(name, toy) for name in ("bbt-fast-torch-fp32", "bbt-fast-torch-fp32-without-buckets"))
+    assert one._shared is other._shared
+    for guest in (one, other):
+        guest.send("load")
+    assert other.receive(120)["savings"]["buckets"] is False  # asked for before the other's answer
+    assert one.receive(120)["savings"]["buckets"] is True
+    first, second = one("check", 120), other("check", 120)
+    assert abs(first[0] - second[0]).max() < 1e-4
+    with pytest.raises(WorkerError, match="AttributeError"):
+        one("no such command", 120)
+    one.close()
+    assert other("round", 120)["total"] > 0
+    other.close()
+    assert other._shared.process.exitcode is not None
+    with pytest.raises(WorkerError, match="its process died"):
+        other("round", 10)
+
+
+def test_an_unavailable_contender_ends_only_itself_in_a_shared_process(toy: Workload) -> None:
+    start = Pool(lambda _: "all")
+    names = ("bbt-fast-trt-fp16", "original")
+    missing, there = (start(name, toy) for name in names)
+    assert set(names) <= {*contenders.BASELINES, *contenders.ENGINES}
+    with pytest.raises(WorkerError) as error:
+        missing("load", 120)
+    assert error.value.status == "unavailable"
+    missing.close()
+    assert there("load", 120)["precision"] == "fp32"
+    there.close()
+
+
+@pytest.mark.slow
+def test_the_labs_dry_run_is_green(tmp_path: Path, repo_root: Path) -> None:
+    path = tmp_path / "lab.json"
+    script = repo_root / "benchmarks" / "gpu.py"
+    flags = ["--lab", "--dry_run", "--minutes", "30", "--repeats", "1", "--output", path]
+    done = subprocess.run([sys.executable, script, *flags], check=True, timeout=1800, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
+    for part in json.loads(path.read_text(encoding="utf-8"))["speed"].values():
+        statuses = {name: found["status"] for name, found in part["contenders"].items()}
+        assert set(statuses) == set(variants("cpu"))
+        assert set(statuses.values()) <= {"ok", "unavailable"}, statuses

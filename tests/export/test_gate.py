@@ -1,0 +1,158 @@
+"""The parity gate tells a wrong engine from prompts that hardly change a model's losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaForMaskedLM
+
+from bbt_fast.engine.base import Engine
+from bbt_fast.engine.pytorch import TorchEngine
+from bbt_fast.engine.reference import ModuleRunner
+from bbt_fast.engine.savings import Savings
+from bbt_fast.engine.session import Runner
+from bbt_fast.export import parity
+from bbt_fast.export.errors import ParityError
+from bbt_fast.export.model import Encoded, StagedModel
+from bbt_fast.export.parity import LEAST_SPREAD, Parity, judge
+from bbt_fast.export.precision import PRECISIONS
+
+EPSILON = 1e-5
+
+
+@pytest.fixture(scope="module")
+def untrained() -> StagedModel:
+    """A model whose prompts move losses as little beside fp16's rounding as those of an untrained RoBERTa-large do."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=500,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=64,
+        initializer_range=0.04,
+        layer_norm_eps=EPSILON,
+    )
+    return StagedModel(RobertaForMaskedLM(config).eval().requires_grad_(False), "add", 5, "input")
+
+
+class Altered(TorchEngine):
+    """PyTorch's modules in the engine's format, changed before they run, behind the gate in fp32 too."""
+
+    _gated = Engine._gated
+
+    def __init__(self, staged: StagedModel, precision: str, alter: Callable[[nn.Module], Runner | None]) -> None:
+        super().__init__(staged, precision, torch.device("cpu"), Savings.on("cpu", ["buckets"]))
+        self.alter = alter
+
+    def _load(self, encoded: Encoded) -> Runner:
+        stages = nn.ModuleList(copy.deepcopy(encoded.stages)).to(self.dtype)
+        return self.alter(stages) or ModuleRunner(tuple(stages))  # type: ignore[arg-type]
+
+
+def nothing(stages: nn.Module) -> None:
+    """Leave it right."""
+
+
+def tanh_gelu(stages: nn.Module) -> None:
+    for module in list(stages.modules()):
+        for name, part in module.named_children():
+            if "gelu" in type(part).__name__.lower():
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def wide_epsilon(stages: nn.Module) -> None:
+    for module in stages.modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == EPSILON
+            module.eps *= 1e3
+
+
+class Unmasked(ModuleRunner):
+    """Lets texts see their padding."""
+
+    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        (name,) = (name for name in tensors if "mask" in name)
+        return super().__call__(stage, hidden, prompt, tensors | {name: torch.ones_like(tensors[name])})
+
+
+def no_mask(stages: nn.Module) -> Runner:
+    return Unmasked(tuple(stages))  # type: ignore[arg-type]
+
+
+def test_rounding_is_not_taken_for_a_fault_where_prompts_hardly_matter(
+    untrained: StagedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Altered(untrained, "fp16", nothing)
+    engine.check_parity()
+    assert engine.parity["spearman"] > 0.99
+    assert "hardly change this model's losses" in caplog.text
+    monkeypatch.setattr(parity, "LEAST_SPREAD", 0.0)  # never on wider prompts: as the gate was
+    with pytest.raises(ParityError, match=r"Spearman 0\.9[0-4]"):
+        Altered(untrained, "fp16", nothing).check_parity()
+
+
+@pytest.mark.parametrize("wrong", [tanh_gelu, wide_epsilon, no_mask])
+def test_a_small_fault_is_refused_in_fp32(wrong: Callable[[nn.Module], Runner | None], untrained: StagedModel) -> None:
+    with pytest.raises(ParityError, match="torch in fp32 on cpu disagrees with PyTorch fp32"):
+        Altered(untrained, "fp32", wrong).check_parity()
+    Altered(untrained, "fp32", nothing).check_parity()
+
+
+@pytest.mark.parametrize("wrong", [wide_epsilon, no_mask])
+def test_a_fault_larger_than_rounding_is_refused_in_fp16(
+    wrong: Callable[[nn.Module], Runner | None], untrained: StagedModel
+) -> None:
+    with pytest.raises(ParityError, match="torch in fp16 on cpu disagrees with PyTorch fp32"):
+        Altered(untrained, "fp16", wrong).check_parity()
+
+
+LOOSE, PROMPTS = PRECISIONS["fp16"], torch.randn(16, 1, 1, 6, generator=torch.Generator().manual_seed(0))
+
+
+def answers(error: float, *, shared: float = 0.0, gain: float = 1e-3) -> Callable[[Tensor], Tensor]:
+    """Logits [P, 1, 6] in proportion to the prompts, with an error of each, and one that all candidates share."""
+    noise = torch.randn(16, 1, 6, generator=torch.Generator().manual_seed(1))
+    return lambda prompts: gain * prompts[:, 0] + error * noise + shared * torch.linspace(-1, 1, 6)
+
+
+def judged(found: Callable[[Tensor], Tensor], widest: float = 1e3, gain: float = 1e-3, error: float = 5e-4) -> Parity:
+    exact, rounded = answers(0, gain=gain), answers(-error, gain=gain)
+    return judge(PROMPTS, widest, LOOSE, exact, found, rounded)
+
+
+def test_wider_prompts_are_as_wide_as_it_takes() -> None:
+    found = judged(answers(5e-4))
+    assert found.suits(LOOSE)
+    assert LEAST_SPREAD <= found.loss_spread < 3 * LEAST_SPREAD
+
+
+def test_prompts_are_never_wider_than_what_they_join() -> None:
+    assert judged(answers(5e-4), widest=2).loss_spread == pytest.approx(
+        2 * judged(answers(5e-4), 1).loss_spread, rel=0.1
+    )
+
+
+def test_an_error_beyond_the_formats_is_judged_on_narrow_prompts() -> None:
+    alike, beyond = judged(answers(5e-4, shared=5e-4)), judged(answers(5e-4, shared=5e-3))
+    assert alike.suits(LOOSE)
+    assert not beyond.suits(LOOSE)
+    assert beyond.loss_spread < LEAST_SPREAD
+
+
+@pytest.mark.parametrize(("gain", "error"), [(1e-3, 5e-3), (1.0, 0.5)])
+def test_chance_ranks_and_losses_that_differ_enough_are_not_measured_again(gain: float, error: float) -> None:
+    narrow = judged(answers(error, gain=gain), widest=1, gain=gain, error=error)
+    assert judged(answers(error, gain=gain), gain=gain, error=error) == narrow
+    assert not narrow.suits(LOOSE)
+
+
+def test_a_format_that_overflows_excuses_nothing() -> None:
+    exact, found = answers(0), answers(5e-4)
+    overflow: Callable[[Tensor], Tensor] = lambda prompts: torch.full((16, 1, 6), torch.inf)  # noqa: E731
+    assert not judge(PROMPTS, 1e3, LOOSE, exact, found, overflow).suits(LOOSE)
