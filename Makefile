@@ -5,7 +5,7 @@ PYTHON ?= python
 PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.benchmarks
 PYTEST_ARGS ?= -n 2
 
-.PHONY: check check-all check-oldest lint format types test test-slow demo clean
+.PHONY: check check-all check-oldest lint format types test test-narrow test-slow demo clean
 
 check: lint types test
 
@@ -31,6 +31,12 @@ build/mypy: Makefile
 
 test:
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow"
+
+# The engines as on a CPU with AVX2 alone: oneDNN (PyTorch, OpenVINO), PyTorch's own kernels and numpy's OpenBLAS can be
+# told so. ONNX Runtime's kernels cannot.
+test-narrow:
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
+		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" tests/engine tests/export
 
 test-slow:
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -m slow

@@ -85,6 +85,12 @@ class Engine(ABC):
         """Say what this engine lacks to run on a CUDA device that PyTorch sees, or None if it can."""
         return None
 
+    @classmethod
+    def precision_fault(cls, precision: str, device: torch.device) -> str | None:
+        """Say why this engine cannot compute in one of its precisions on this hardware, or None if it can."""
+        del precision, device
+        return None
+
     @property
     def mode(self) -> Mode:
         """How prompts join the text: "add" or "cat"."""

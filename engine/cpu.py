@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import cache
 
@@ -14,6 +15,13 @@ NOTABLE = (
     "amx_int8", "amx_fp16", "amx_bf16", "neon", "bf16", "sve", "sve_bf16",
 )  # fmt: skip
 
+BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+"""Those of them that multiply bf16."""
+LIMIT = "ONEDNN_MAX_CPU_ISA"
+"""The environment variable that keeps oneDNN, which PyTorch and OpenVINO multiply with, from newer instructions."""
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Its values that leave no bf16 instructions."""
+
 PAYS = 1.2
 """How many times fp32's rate of matrix products bf16 must reach to be worth its lost digits."""
 SIZE = 512
@@ -24,6 +32,12 @@ TURNS = 5
 def instruction_sets() -> tuple[str, ...]:
     """Return the instruction sets that matter here and that this CPU has."""
     return tuple(name for name in NOTABLE if get_capabilities().get(name))
+
+
+def has_bf16() -> bool:
+    """Tell whether this CPU has bf16 instructions that oneDNN may use."""
+    hidden = os.environ.get(LIMIT, "").upper() in WITHOUT_BF16
+    return not hidden and any(get_capabilities().get(name) for name in BF16)
 
 
 @cache

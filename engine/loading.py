@@ -130,7 +130,7 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
     place = _device(name, device)
     if precision == "auto":
         offered = kind.precisions[place.type]
-        precision = next((one for one in offered if not hardware_fault(Choice(name, one), place.type)), offered[0])
+        precision = next((one for one in offered if _precision_fault(Choice(name, one), place) is None), offered[0])
     precision_of(precision)
     if precision not in kind.precisions[place.type]:
         raise UsageError(
@@ -138,6 +138,8 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
             f"{', '.join(kind.precisions[place.type])}. Give one of these with --precision."
         )
     choice = Choice(name, precision)
+    if fault := kind.precision_fault(precision, place):
+        raise DeviceError(f"engine {name!r} cannot compute in {precision} here: {fault}. Give another --precision.")
     slow = hardware_fault(choice, place.type)
     if slow:
         logger.warning("%s: %s", choice, slow)
@@ -153,7 +155,12 @@ def _fault(choice: Choice, place: torch.device) -> str | None:
         _device(choice.engine, str(place))
     except (MissingExtraError, DeviceError, UsageError) as error:
         return str(error)
-    return hardware_fault(choice, place.type)
+    return _precision_fault(choice, place)
+
+
+def _precision_fault(choice: Choice, place: torch.device) -> str | None:
+    """Say why an engine cannot compute in a precision here, or why that is not worth it, or None."""
+    return engine_class(choice.engine).precision_fault(choice.precision, place) or hardware_fault(choice, place.type)
 
 
 def engine_class(name: str) -> type[Engine]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..export.errors import ArtifactError
 from ..export.model import Encoded, StagedModel
 from .base import Engine
-from .cpu import cpu_kind
+from .cpu import cpu_kind, has_bf16
 from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
@@ -59,6 +59,16 @@ class OpenvinoEngine(Engine):
     shares_prefix = True
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("bf16", "fp32")}
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {"bf16": torch.float32}
+
+    @classmethod
+    def precision_fault(cls, precision: str, device: torch.device) -> str | None:
+        """Say why OpenVINO cannot compute in a precision on this CPU, or None if it can."""
+        if precision != "bf16" or has_bf16():
+            return None
+        return (
+            "this CPU has no bf16 instructions, and OpenVINO would emulate them at a fraction of fp32's rate, or "
+            "compute in fp32 and call it bf16"
+        )
 
     def _load(self, encoded: Encoded) -> OpenvinoRunner:
         files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path)

@@ -14,18 +14,22 @@ from bbt_fast.engine.loading import prospects
 from bbt_fast.export.errors import ParityError, UsageError
 
 pytest.importorskip("openvino")
+needs_bf16 = pytest.mark.skipif(not cpu.has_bf16(), reason="needs a CPU with bf16 instructions, not hidden from oneDNN")
 
 
 @pytest.fixture
 def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 1.9)
+    monkeypatch.setattr("bbt_fast.engine.openvino.has_bf16", lambda: True)
 
 
 @pytest.fixture
 def slow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 0.54)
+    monkeypatch.setattr("bbt_fast.engine.openvino.has_bf16", lambda: True)
 
 
+@needs_bf16
 @pytest.mark.usefixtures("fast_bf16")
 def test_auto_takes_openvino_in_bf16_where_that_is_faster(
     roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture
@@ -55,7 +59,9 @@ def test_bf16_that_is_asked_for_where_it_is_slow_is_said_to_be(
     assert any("torch in bf16: this CPU multiplies matrices in bf16 at 0.5 times" in m for m in caplog.messages)
 
 
-@pytest.mark.parametrize(("rates", "precision"), [("fast_bf16", "bf16"), ("slow_bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("rates", "precision"), [pytest.param("fast_bf16", "bf16", marks=needs_bf16), ("slow_bf16", "fp32")]
+)
 def test_the_precision_auto_of_an_engine_is_its_first_that_pays(
     rates: str, precision: str, roberta: PreTrainedModel, request: pytest.FixtureRequest
 ) -> None:

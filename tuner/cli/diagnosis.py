@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ...engine.cpu import bf16_speedup, instruction_sets
+from ...engine.cpu import bf16_speedup, has_bf16, instruction_sets
 from ...engine.loading import ENGINES, engine_class, prospects
 from ...export.cache import cache_folder
 from ...export.errors import BbtFastError
@@ -45,7 +45,7 @@ def _hardware() -> Section:
         "system": platform.platform(),
         "CPU": f"{platform.machine()}, {torch.get_num_threads()} threads for PyTorch",
         "instruction sets": ", ".join(instruction_sets()) or "none that matter here",
-        "bf16": f"{bf16_speedup():.1f} times fp32's rate of matrix products",
+        "bf16": f"{'' if has_bf16() else 'no instructions; '}{bf16_speedup():.1f} times fp32's rate of matrix products",
     }
     if not torch.cuda.is_available():
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
