@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..export.errors import BbtFastError, UsageError
+from ..export.families import family_of
 from .artifacts.files import write_json
 from .artifacts.folder import RunFolder, new_folder, recorded_engine, resumed
 from .artifacts.model_card import write_card
@@ -103,6 +104,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     control = control or Control()
     control.max_time, control.target_metric = options.max_time, options.target_metric
     setup = Setup(options, task)
+    family_of(setup.config)  # a model that is not there is said before the data, which may have to be downloaded
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
     if options.push_to_hub:
         check_base_model(str(options.model_name))

@@ -86,6 +86,11 @@ class RunFolder:
             raise ArtifactError(
                 f"another process is running in {self.path}. Wait for it, or choose another --output_dir."
             ) from None
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ArtifactError(
+                f"{self.path} cannot be a run's folder, as {error.filename or self.path} is a file. Choose another "
+                "--output_dir."
+            ) from error
         except OSError as error:
             raise unwritable(self.path, error) from error
         began = not self.config.exists()
@@ -211,6 +216,12 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
                 f"change it. Leave it out, or start again in another --output_dir."
             )
     return old.changed(**{name: value for name, value in changes.items() if name in FREE}, output_dir=str(folder))
+
+
+def latest_run() -> Path | None:
+    """Return the unfinished run below ./runs that was worked on last, if there is one."""
+    begun = [path.parent for path in RUNS.glob(f"*/{CONFIG}") if not (path.parent / RESULT).exists()]
+    return max(begun, key=lambda folder: max(path.stat().st_mtime for path in folder.iterdir()), default=None)
 
 
 def recorded_engine(folder: Path) -> dict[str, str]:

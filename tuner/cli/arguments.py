@@ -82,6 +82,8 @@ def _argument(field: Field[Any], hint: Any, meaning: str | None) -> dict[str, An
     known["help"] = ((meaning or helps()[field.name]) + default).replace("%", "%%")
     if hint is bool:
         return known | {"action": argparse.BooleanOptionalAction}
+    if field.name == "resume":  # without a folder it is told which there is
+        known |= {"nargs": "?"}
     return known | {"metavar": _metavar(hint)}
 
 

@@ -38,13 +38,22 @@ def run(args: argparse.Namespace) -> str:
         BbtFastError: see ``tune``.
     """
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
+    from ..artifacts.folder import latest_run
     from ..tune import given_options
 
     written = read_config_file(Path(args.config)) if args.config else {}
+    if getattr(args, "resume", None) is None and "resume" in vars(args):
+        raise UsageError(f"--resume needs the folder of an unfinished run. {_offer(latest_run())}")
     names = set(get_type_hints(Options))
     written |= {name: value for name, value in vars(args).items() if name in names}
     options = given_options(None, written)
     return _config_text(options) if args.print_config else _tuned(options)
+
+
+def _offer(folder: Path | None) -> str:
+    if folder is None:
+        return "There is none below ./runs."
+    return f"The last one below ./runs goes on with: bbt-fast tune --resume {folder}"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

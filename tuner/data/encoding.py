@@ -98,6 +98,12 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} cannot tell where its tokens stand in the text. Take a model that has a "
                 "fast tokenizer (a tokenizer.json)."
             )
+        self.max_text_length = max_length - n_prompt_tokens
+        if self.max_text_length < 1:
+            raise UsageError(
+                f"a prompt of {n_prompt_tokens} tokens leaves no room for a text: this model takes {max_length} tokens "
+                "in all. Give fewer --n_prompt_tokens, such as 50."
+            )
         self.tokenizer = tokenizer
         self.task = task
         self.kind = kind
@@ -106,7 +112,6 @@ class TextEncoder:
         self.label_token_ids = label_word_ids(tokenizer, task, kind)
         self.placeholder_ids = placeholder_ids(tokenizer, n_prompt_tokens) if mode == "add" else []
         self.prompt_start = prompt_start
-        self.max_text_length = max_length - n_prompt_tokens
         self._template = task.template(kind)
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
         self.special_tokens = [token for token in special if len(token) > 1]

@@ -81,6 +81,9 @@ def test_several_seeds_end_in_one_table(small, capsys):
         (["--config", "nowhere.yaml"], r"cannot read nowhere\.yaml"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["--resume", "nowhere"], "nowhere holds no run"),
+        (["--resume"], r"--resume needs the folder of an unfinished run\. There is none below \./runs\."),
+        (["--model_name", "/nosuch", "--task_name", "sst2"], "no model '/nosuch'"),
+        (["--n_prompt_tokens", "100000"], "100000 tokens leaves no room for a text: this model takes [0-9]+ tokens in"),
         (["export", "--budget", "5"], "unrecognized arguments: --budget 5"),
     ],
 )
@@ -91,6 +94,28 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, small, cap
     assert re.match(f"bbt-fast: .*{message}", printed.err.splitlines()[-1])
     assert "Traceback" not in printed.err
     assert [path.name for path in Path().iterdir()] == []
+
+
+def test_resume_without_a_folder_offers_the_last_unfinished_run(small, capsys):
+    for name in ("older", "newer", "finished"):
+        assert main([*flags(small()), "--output_dir", f"runs/{name}"]) == 0
+    for age, name in enumerate(("newer", "older")):
+        Path("runs", name, "result.json").unlink()
+        for path in Path("runs", name).rglob("*"):
+            os.utime(path, (1e9 - age, 1e9 - age))
+    capsys.readouterr()
+    assert main(["--resume"]) == 2
+    offer = f"bbt-fast tune --resume {Path('runs', 'newer')}"
+    assert capsys.readouterr().err.strip().endswith(offer)
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_said_to_be_one(small, capsys):
+    Path("taken").write_text("mine")
+    assert main([*flags(small()), "--output_dir", "taken"]) == 2
+    assert "taken cannot be a run's folder, as taken is a file" in capsys.readouterr().err
+    assert main([*flags(small()), "--output_dir", "taken/below"]) == 2
+    assert "Choose another --output_dir" in capsys.readouterr().err
+    assert Path("taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("engine", ["torch", "ort"])
