@@ -24,6 +24,7 @@ from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import bucket_rows
 from .crew import Crew
+from .embeddings import Embeddings, LocalEmbeddings
 from .prefix import run_prefix
 from .reference import ModuleRunner
 from .savings import Savings
@@ -116,6 +117,11 @@ class Engine(ABC):
     def word_embeddings(self) -> Tensor:
         """[V, E]: the model's word embeddings."""
         return self.staged.word_embeddings
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What a search asks of them."""
+        return LocalEmbeddings(self.word_embeddings)
 
     def open(self, examples: Examples) -> Session:
         """Encode examples once and keep them on the device.

@@ -23,7 +23,8 @@ from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array, Scores
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import METRICS
-from bbt_fast.tuner.search.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from bbt_fast.engine.embeddings import clipped_spread, spread_of
+from bbt_fast.tuner.search.projection import Projection, draw_projections, normal_scale
 
 from .workload import SIGMA_ALPHA
 

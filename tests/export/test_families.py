@@ -26,7 +26,8 @@ from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import accuracy
 from bbt_fast.tuner.search.objective import Objective, Yardstick
-from bbt_fast.tuner.search.projection import draw_projections, normal_scale, spread_of
+from bbt_fast.engine.embeddings import spread_of
+from bbt_fast.tuner.search.projection import draw_projections, normal_scale
 
 N_PROMPT_TOKENS = 5
 FIRST_TEXT_TOKEN, VOCABULARY = 5, 200
