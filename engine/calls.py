@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,7 +41,13 @@ class Caller:
     """Asks one server."""
 
     def __init__(
-        self, url: str, api_key: str | None, *, patience: float = 600.0, timeout: float = 600.0, pause: float = FIRST_PAUSE
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        patience: float = 600.0,
+        timeout: float = 600.0,
+        pause: float = FIRST_PAUSE,
     ) -> None:
         """Take where the server is.
 
@@ -62,6 +69,7 @@ class Caller:
             raise UsageError(f"--url {url!r} or its key cannot be used ({error}).") from None
         if self._client.base_url.scheme not in ("http", "https") or not self._client.base_url.host:
             raise UsageError(f"--url is {url!r}, but must be such as https://host:8000.")
+        self._close = weakref.finalize(self, self._client.close)
         self.url, self._patience, self._first_pause = url, patience, pause
 
     def get(self, path: str, traffic: Traffic) -> dict[str, Any]:
@@ -76,9 +84,7 @@ class Caller:
         except WireError as error:
             raise self._nonsense(error) from None
 
-    def post(
-        self, path: str, tensors: Mapping[str, Array], parameters: Mapping[str, Any], traffic: Traffic
-    ) -> Message:
+    def post(self, path: str, tensors: Mapping[str, Array], parameters: Mapping[str, Any], traffic: Traffic) -> Message:
         """Send tensors and return what comes back.
 
         Raises:
@@ -91,6 +97,10 @@ class Caller:
             return decode("outputs", response.content, response.headers.get(HEADER_LENGTH))
         except WireError as error:
             raise self._nonsense(error) from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._close()
 
     def _nonsense(self, error: WireError) -> DeviceError:
         return DeviceError(f"{self.url} answered what is not of the protocol ({error}) Is it `bbt-fast serve`?")

@@ -216,7 +216,8 @@ def _texts_to_bytes(array: Array) -> bytes:
 
 
 def _texts_from_bytes(name: str, data: bytes, count: int) -> Array:
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at + _LENGTH.size <= len(data) and len(texts) < count:
         (size,) = _LENGTH.unpack_from(data, at)
         at += _LENGTH.size + size

@@ -1,4 +1,4 @@
-"""The HTTP side: routes of the Open Inference Protocol v2 and our few beside them, limits, errors and the access log."""
+"""The HTTP side: routes of the Open Inference Protocol v2 and our few beside them, limits, errors, the access log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.routing import Route
 from bbt_fast.engine.wire import HEADER_LENGTH, JSON, Message, decode, encode
 from bbt_fast.export.errors import BbtFastError
 
-from .errors import Refusal, refusal_of
+from .errors import RefusedError, refusal_of
 from .keys import Keys
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
@@ -46,13 +46,13 @@ class Call:
         """Read the body.
 
         Raises:
-            Refusal: if it is too large, compressed, or does not come in time.
+            RefusedError: if it is too large, compressed, or does not come in time.
             WireError: if it is not of the protocol.
         """
         headers = self.request.headers
-        too_large = Refusal(413, "usage", f"a request may have {self._limits.max_body_mib} MiB.")
+        too_large = RefusedError(413, "usage", f"a request may have {self._limits.max_body_mib} MiB.")
         if headers.get("content-encoding", "identity") != "identity":
-            raise Refusal(415, "usage", "send the body without Content-Encoding.")
+            raise RefusedError(415, "usage", "send the body without Content-Encoding.")
         announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._limits.body_bytes:
             raise too_large
@@ -65,7 +65,7 @@ class Call:
                         raise too_large
                     body += chunk
         except TimeoutError:
-            raise Refusal(408, "slow", f"the body did not come within {self._limits.read_timeout:g} s.") from None
+            raise RefusedError(408, "slow", f"the body did not come within {self._limits.read_timeout:g} s.") from None
         return decode("inputs", bytes(body), headers.get(HEADER_LENGTH))
 
     @property
@@ -139,9 +139,9 @@ class Service:
                 response = _refused(refusal_of(error))
             except ClientDisconnect:
                 response = Response(status_code=LEFT)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other clients are served on
+            except Exception as error:
                 logger.exception("a request to %s failed", path)
-                response = _refused(Refusal(500, "internal", f"the server failed ({type(error).__name__})."))
+                response = _refused(RefusedError(500, "internal", f"the server failed ({type(error).__name__})."))
             self._note(path, method, call, response, time.perf_counter() - began)
             return response
 
@@ -160,7 +160,9 @@ class Service:
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         del request
         assert isinstance(error, HTTPException)
-        response = _refused(Refusal(error.status_code, "usage", f"{error.detail}: docs/service.md lists the calls."))
+        response = _refused(
+            RefusedError(error.status_code, "usage", f"{error.detail}: docs/service.md lists the calls.")
+        )
         self.metrics.note("other", error.status_code, 0.0, 0, len(response.body))
         return response
 
@@ -182,7 +184,9 @@ class Service:
         del call
         assert self.scorer is not None
         shapes = {"prompts": [-1, -1, -1], "z": [-1, -1], "logits": [-1, -1, -1], "losses": [-1]}
-        described = {k: {"name": k, "datatype": "FP64" if k == "losses" else "FP32", "shape": v} for k, v in shapes.items()}
+        described = {
+            k: {"name": k, "datatype": "FP64" if k == "losses" else "FP32", "shape": v} for k, v in shapes.items()
+        }
         return JSONResponse(
             {
                 "name": self.scorer.name,
@@ -201,7 +205,7 @@ class Service:
     async def _graph_ready(self, call: Call) -> Response:
         assert self.scorer is not None
         if call.graph not in self.scorer.graphs:
-            raise Refusal(404, "usage", "this version is not loaded; its first request loads it.")
+            raise RefusedError(404, "usage", "this version is not loaded; its first request loads it.")
         return Response(status_code=200)
 
     def _scorer_call(self, work: Callable[[str, str, Message], Answer]) -> Handler:
@@ -236,7 +240,9 @@ def _answered(message: Message, answer: Answer, model: str, graph: str) -> Respo
     asked = [one.get("name") for one in message.head.get("outputs") or () if isinstance(one, dict)]
     missing = [name for name in asked if name not in answer.tensors]
     if missing:
-        raise Refusal(400, "usage", f"there is no output {str(missing[0])[:40]!r}; this answer has {list(answer.tensors)}.")
+        raise RefusedError(
+            400, "usage", f"there is no output {str(missing[0])[:40]!r}; this answer has {list(answer.tensors)}."
+        )
     tensors = {name: value for name, value in answer.tensors.items() if not asked or name in asked}
     head = {"model_name": model, "model_version": graph, "parameters": answer.parameters}
     if isinstance(message.head.get("id"), str):
@@ -245,7 +251,7 @@ def _answered(message: Message, answer: Answer, model: str, graph: str) -> Respo
     return Response(body, headers=headers)
 
 
-def _refused(refusal: Refusal) -> Response:
+def _refused(refusal: RefusedError) -> Response:
     headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -22,19 +22,6 @@ MEANINGS = {
     "engine": "Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, or auto.",
 }
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client")
-HELP = {
-    "max_body_mib": "largest request, in MiB",
-    "max_waiting": "requests of one key that wait or run at a time",
-    "max_connections": "open connections of all clients",
-    "max_sets": "example sets, committed states and projections that a key may have; the oldest are forgotten",
-    "max_memory_mib": "memory that these may take, in MiB; the oldest are forgotten",
-    "max_candidates": "prompts in one request",
-    "max_graphs": "graphs (mode, prompt tokens, cuts) loaded at a time",
-    "max_texts": "texts in one request",
-    "read_timeout": "seconds in which a request's body must be here",
-    "turn_timeout": "seconds that a request may wait for its turn",
-}
-"""What the fields of ``Limits`` are, as flags."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -46,8 +33,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "(--model_name), and to anybody a classifier (--run). docs/service.md shows how.",
     )
     parser.set_defaults(text=run)
-    parser.add_argument("--run", metavar="DIR", help="a run's folder, or the hub id of a shared prompt, to classify with")
-    parser.add_argument("--host", default=LOOPBACK, help=f"address to listen at (default: {LOOPBACK}, this machine only)")
+    parser.add_argument(
+        "--run", metavar="DIR", help="a run's folder, or the hub id of a shared prompt, to classify with"
+    )
+    parser.add_argument(
+        "--host", default=LOOPBACK, help=f"address to listen at (default: {LOOPBACK}, this machine only)"
+    )
     parser.add_argument("--port", type=int, default=PORT, help=f"port to listen at (default: {PORT}; 0 for a free one)")
     parser.add_argument(
         *spellings("api_keys"), metavar="FILE",
@@ -61,7 +52,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind = get_type_hints(Limits)[field.name]
         group.add_argument(
             *spellings(field.name), type=kind, default=field.default, metavar="N" if kind is int else "X",
-            help=f"{HELP[field.name]} (default: {field.default})",
+            help=f"{field.metadata['help']} (default: {field.default})",
         )  # fmt: skip
     return parser
 
@@ -78,9 +69,6 @@ def run(args: argparse.Namespace) -> str:
     if missing:
         raise MissingExtraError(f"`bbt-fast serve` needs {', '.join(missing)}: `pip install 'bbt-fast[serve]'`.")
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
-    wrong = [field.name for field in fields(Limits) if not getattr(limits, field.name) > 0]
-    if wrong:
-        raise UsageError(f"--{wrong[0]} must be above 0.")
     if args.host not in (LOOPBACK, "localhost", "::1") and not args.api_keys:
         raise UsageError(f"--host {args.host} lets other machines in: give --api_keys, so that not everybody is.")
     if bool(args.tls_certificate) != bool(args.tls_key):

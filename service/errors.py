@@ -5,7 +5,7 @@ from __future__ import annotations
 from bbt_fast.export.errors import BbtFastError, DataError, NumericsError, ShapeError, UsageError
 
 
-class Refusal(BbtFastError):
+class RefusedError(BbtFastError):
     """A request that is not answered."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -24,14 +24,14 @@ REFUSALS: tuple[tuple[type[BbtFastError], int, str], ...] = (
 """The status and the code of what the floors below raise; the first that fits."""
 
 
-def refusal_of(error: BbtFastError) -> Refusal:
+def refusal_of(error: BbtFastError) -> RefusedError:
     """Return what a client is told."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RefusedError):
         return error
     status, code = next((status, code) for kind, status, code in REFUSALS if isinstance(error, kind))
-    return Refusal(status, code, str(error))
+    return RefusedError(status, code, str(error))
 
 
-def unknown(what: str) -> Refusal:
+def unknown(what: str) -> RefusedError:
     """Refuse a name that was not registered, or was forgotten."""
-    return Refusal(404, "unknown", f"unknown {what}: register it (again).")
+    return RefusedError(404, "unknown", f"unknown {what}: register it (again).")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bbt_fast.export.errors import UsageError
 
-from .errors import Refusal
+from .errors import RefusedError
 
 SCHEME = "Bearer "
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Keys:
         """Return a name for whoever asks: its key's digest, or its address where no keys are asked for.
 
         Raises:
-            Refusal: if there is no key, or not one of those in the file.
+            RefusedError: if there is no key, or not one of those in the file.
         """
         if self._path is None:
             return address
@@ -43,7 +43,7 @@ class Keys:
         # Digests have one length, and each is compared to the end: the time tells nothing of a key.
         matches = [hmac.compare_digest(given, known) for known in self._known]
         if not authorization or not authorization.startswith(SCHEME) or not any(matches):
-            raise Refusal(401, "key", "give a known key in the header `Authorization: Bearer KEY`.")
+            raise RefusedError(401, "key", "give a known key in the header `Authorization: Bearer KEY`.")
         return given.hex()[:12]
 
     def _read(self) -> None:

@@ -16,14 +16,15 @@ class Metrics:
     def __init__(self, turns: Turns, shelf: Shelf | None) -> None:
         """Take what is asked for its state at the time of reading."""
         self._registry = CollectorRegistry()
-        known = {"registry": self._registry}
-        self._requests = Counter("bbt_fast_requests", "Requests answered", ["route", "status"], **known)
-        self._seconds = Histogram("bbt_fast_request_seconds", "Time to the answer", ["route"], **known)
-        self._bytes = Counter("bbt_fast_body_bytes", "Bytes of bodies", ["direction"], **known)
-        self.candidates = Counter("bbt_fast_candidates", "Prompts answered", **known)
-        Gauge("bbt_fast_waiting", "Requests that wait or run", **known).set_function(lambda: turns.waiting)
+        self._requests = Counter("bbt_fast_requests", "Requests answered", ["route", "status"], registry=self._registry)
+        self._seconds = Histogram("bbt_fast_request_seconds", "Time to the answer", ["route"], registry=self._registry)
+        self._bytes = Counter("bbt_fast_body_bytes", "Bytes of bodies", ["direction"], registry=self._registry)
+        self.candidates = Counter("bbt_fast_candidates", "Prompts answered", registry=self._registry)
+        Gauge("bbt_fast_waiting", "Requests that wait or run", registry=self._registry).set_function(
+            lambda: turns.waiting
+        )
         if shelf is not None:
-            held = Gauge("bbt_fast_registered_bytes", "What clients have registered", **known)
+            held = Gauge("bbt_fast_registered_bytes", "What clients have registered", registry=self._registry)
             held.set_function(lambda: shelf.held_bytes)
 
     def note(self, route: str, status: int, seconds: float, up: int, down: int) -> None:

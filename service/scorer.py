@@ -1,7 +1,7 @@
-"""The scorer: one loaded model that answers prompts on registered examples, for BBT and BBTv2, in any number of graphs.
+"""The scorer: one loaded model that answers prompts on registered examples, for BBT and BBTv2, in several graphs.
 
-Everything here runs on the model's thread. What a client registers is named by its content, and a request names all that
-it depends on; so each may be repeated, and a client tells a server that forgot once more.
+Everything here runs on the model's thread. What a client registers is named by its content, and a request names all
+that it depends on; so each may be repeated, and a client tells a server that forgot once more.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from bbt_fast.engine import Engine, Examples, Session, load_engine
 from bbt_fast.engine.remote import SCORER, state_name
 from bbt_fast.engine.wire import Array, Message, content_name
 from bbt_fast.export.errors import ShapeError, UsageError
+from bbt_fast.export.model import Cuts
+from bbt_fast.export.prompts import Mode
 from bbt_fast.tuner.search.losses import LOSSES
 from bbt_fast.tuner.search.metrics import METRICS
 from bbt_fast.tuner.search.objective import Yardstick
 from bbt_fast.tuner.search.projection import PROJECTIONS, Projection, draw_projection
 
-from .errors import Refusal, unknown
+from .errors import RefusedError, unknown
 from .limits import Limits
 from .reading import integers, numbers, parameter
 from .shelf import Shelf
@@ -59,9 +61,7 @@ class Scorer:
 
     name = SCORER
 
-    def __init__(
-        self, model: PreTrainedModel, engine: str, precision: str, device: str, limits: Limits
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, engine: str, precision: str, device: str, limits: Limits) -> None:
         """Take a loaded model, and what ``load_engine`` is to be asked for."""
         self._model, self._asked, self._limits = model, (engine, precision, device), limits
         self._engines: dict[str, Engine] = {}
@@ -76,23 +76,29 @@ class Scorer:
         """Return a graph's engine; the first time it is asked for it is built, checked and loaded.
 
         Raises:
-            Refusal: if there can be none of that name, or too many are loaded.
+            RefusedError: if there can be none of that name, or too many are loaded.
         """
         if graph in self._engines:
             return self._engines[graph]
         match = GRAPH.fullmatch(graph)
         if match is None:
-            raise Refusal(
+            raise RefusedError(
                 404, "usage", "a version of the scorer is MODE-TOKENS-CUTS: (add|cat)-(1..9999)-(input|layers)."
             )
         if len(self._engines) >= self._limits.max_graphs:
-            raise Refusal(
+            raise RefusedError(
                 409, "graphs", f"{', '.join(self.graphs)} are loaded, and there may be {self._limits.max_graphs}."
             )
         mode, size, cuts = match.groups()
         name, precision, device = self._asked
         self._engines[graph] = load_engine(
-            name, self._model, mode=mode, n_prompt_tokens=int(size), cuts=cuts, precision=precision, device=device  # type: ignore[arg-type]
+            name,
+            self._model,
+            mode=cast(Mode, mode),
+            n_prompt_tokens=int(size),
+            cuts=cast(Cuts, cuts),
+            precision=precision,
+            device=device,
         )
         return self._engines[graph]
 
@@ -155,7 +161,7 @@ class Scorer:
         key = ("examples", graph, name)
         try:
             self.shelf.get(owner, key)
-        except Refusal:
+        except RefusedError:
             # The embedded texts, and once more the activations below the layer that is tuned.
             tokens = int(examples.attention_mask.sum()) + len(examples) * engine.n_prompt_tokens
             size = sum(array.nbytes for array in tensors.values()) + 2 * tokens * engine.hidden_size * 4
@@ -250,7 +256,9 @@ class Scorer:
                 raise ShapeError(f"z must be [P, {projection.matrix.shape[1]}], not {list(z.shape)}.")
             prompts = projection(z)
         if len(prompts) > self._limits.max_candidates:
-            raise Refusal(413, "usage", f"{len(prompts)} prompts; {self._limits.max_candidates} at a time are allowed.")
+            raise RefusedError(
+                413, "usage", f"{len(prompts)} prompts; {self._limits.max_candidates} at a time are allowed."
+            )
         return prompts
 
     def _registered(self, owner: str, graph: str, message: Message) -> Registered:

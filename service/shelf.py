@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from .errors import Refusal, unknown
+from .errors import RefusedError, unknown
 from .limits import Limits
 
 MOST_OWNERS = 256
@@ -23,10 +23,10 @@ class Shelf:
         """Keep a thing of so many bytes.
 
         Raises:
-            Refusal: if it alone is more than the owner may have.
+            RefusedError: if it alone is more than the owner may have.
         """
         if size > self._limits.memory_bytes:
-            raise Refusal(
+            raise RefusedError(
                 413,
                 "memory",
                 f"{key[0]} would take {size} bytes, but a client may have {self._limits.memory_bytes} here.",
@@ -44,7 +44,7 @@ class Shelf:
         """Return a thing, which thereby becomes the youngest.
 
         Raises:
-            Refusal: if there is none of that name.
+            RefusedError: if there is none of that name.
         """
         things = self._owners.get(owner, OrderedDict())
         if key not in things:

@@ -18,7 +18,7 @@ from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.task import load_task, task_names
 from bbt_fast.tuner.use.classifier import Classifier
 
-from .errors import Refusal
+from .errors import RefusedError
 from .limits import Limits
 from .reading import integers, parameter
 from .scorer import Answer, Scorer
@@ -52,7 +52,9 @@ class TaskTexts:
         labels = None
         if "labels" in message.tensors:
             labels = integers(message, "labels")
-            if labels.shape != (len(encoded.labels),) or not (0 <= labels.min() <= labels.max() < len(encoder.task.labels)):
+            if labels.shape != (len(encoded.labels),) or not (
+                0 <= labels.min() <= labels.max() < len(encoder.task.labels)
+            ):
                 raise ShapeError(f"labels must be [N], each from 0 to {len(encoder.task.labels) - 1}.")
         found = None if labels is None else torch.from_numpy(labels.copy())
         answer = self._scorer.register(owner, graph, encoded.examples, found)
@@ -80,7 +82,11 @@ class TextClassifier:
                 {"name": "score", "datatype": "FP32", "shape": [-1]},
                 {"name": "scores", "datatype": "FP32", "shape": [-1, classes]},
             ],
-            "parameters": {"task": task.name, "labels": list(task.labels), "base_model": self._classifier.config.base_model},
+            "parameters": {
+                "task": task.name,
+                "labels": list(task.labels),
+                "base_model": self._classifier.config.base_model,
+            },
         }
 
     def infer(self, message: Message) -> Answer:
@@ -106,6 +112,6 @@ def _rows(message: Message, task: Any, limits: Limits) -> list[Row]:
         shape = "[N]" if size == 1 else f"[N, {size}]"
         raise ShapeError(f"texts must be BYTES {shape}.")
     if not 0 < len(texts) <= limits.max_texts:
-        raise Refusal(413, "usage", f"{len(texts)} texts; 1 to {limits.max_texts} at a time are allowed.")
+        raise RefusedError(413, "usage", f"{len(texts)} texts; 1 to {limits.max_texts} at a time are allowed.")
     parts = texts.reshape(len(texts), -1).tolist()
     return [cleaned(task, Row(one[0], one[1] if size > 1 else None, 0)) for one in parts]

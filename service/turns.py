@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from .errors import Refusal
+from .errors import RefusedError
 from .limits import Limits
 
 T = TypeVar("T")
@@ -46,10 +46,10 @@ class Turns:
         """Wait for a turn and return what the work does.
 
         Raises:
-            Refusal: if the owner has too many requests open, or its turn does not come in time.
+            RefusedError: if the owner has too many requests open, or its turn does not come in time.
         """
         if self._open.get(owner, 0) >= self._limits.max_waiting:
-            raise Refusal(
+            raise RefusedError(
                 429, "busy", f"{self._limits.max_waiting} requests of this client are open already.", retry_after=1
             )
         job = Job(work, gone)
@@ -60,7 +60,7 @@ class Turns:
             async with asyncio.timeout(self._limits.turn_timeout):
                 answer: T = await job.answer
         except TimeoutError:
-            raise Refusal(503, "busy", "the model is busy: no turn came in time.", retry_after=5) from None
+            raise RefusedError(503, "busy", "the model is busy: no turn came in time.", retry_after=5) from None
         finally:
             self._open[owner] -= 1
             if not self._open[owner]:

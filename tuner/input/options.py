@@ -114,7 +114,7 @@ class Options:
     """With --seeds: also test the average of the label log-probabilities of all seeds' prompts."""
 
     engine: str = "auto"
-    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto, or remote: a server at --url."""
+    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto; or remote: --url."""
     url: str | None = None
     """Where `bbt-fast serve` answers, for the engine remote: https://host:8000."""
     api_key: str | None = None
@@ -217,7 +217,10 @@ class Options:
                 self.generation_size < SMALLEST_POPSIZE,
                 f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule.",
             ),
-            ((engine == "remote") != (self.url is not None), "the engine remote needs --url, and --url the engine remote."),
+            (
+                (engine == "remote") != (self.url is not None),
+                "the engine remote needs --url, and --url the engine remote.",
+            ),
             (
                 engine == "remote" and bool(self.onnx_model_path),
                 "onnx_model_path is a graph for an engine on this machine: leave it out with --engine remote.",

@@ -52,8 +52,8 @@ def _from_text(text: str, engine: Any, tokenizer: Any) -> Tensor:
         raise UsageError(f"init_text {text!r} has no tokens in this model's vocabulary.")
     if engine.embeddings.width != engine.hidden_size:
         raise UsageError(
-            f"init_text cannot be used with this model: its embeddings are {engine.embeddings.width} wide and its prompts "
-            f"{engine.hidden_size}. Use --init_from."
+            f"init_text cannot be used with this model: its embeddings are {engine.embeddings.width} wide and its "
+            f"prompts {engine.hidden_size}. Use --init_from."
         )
     repeated = (ids * (engine.n_prompt_tokens // len(ids) + 1))[: engine.n_prompt_tokens]
     rows: Tensor = engine.embeddings.rows(repeated)
