@@ -117,6 +117,8 @@ class Caller:
                 if response.status_code not in PASSING:
                     return self._checked(response)
                 problem, asked = self._said(response)[0], _seconds(response.headers.get("Retry-After"))
+            except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
+                raise UsageError(f"{self.url} cannot be asked ({error}): check --url and the key.") from None
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             wait = max(asked, pause * random.uniform(0.5, 1.0))

@@ -119,6 +119,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.loop = asyncio.get_running_loop()
         running = asyncio.create_task(self.turns.run())
         yield
         running.cancel()

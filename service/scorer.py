@@ -35,6 +35,7 @@ from .shelf import Shelf
 GRAPH = re.compile(r"(add|cat)-([1-9]\d{0,3})-(input|layers)")
 FIELDS = ("input_ids", "attention_mask", "answer_position", "label_token_ids", "decoder_input_ids")
 MOST_ROWS = 4096
+LARGEST_SCALE = 1e6
 INPUTS = ("prompts", "z")
 logger = logging.getLogger(__name__)
 
@@ -192,22 +193,22 @@ class Scorer:
         """Register a projection p = A z + p0 by what A is drawn from; p0 is the tensor `origin` [n, H], or zero."""
         engine = self.engine(graph)
         shape = (engine.n_prompt_tokens, engine.hidden_size)
-        kind, scale = parameter(message, "kind", str, "normal"), float(parameter(message, "scale", (int, float), 1.0))
+        kind, scale = parameter(message, "kind", str, "normal"), parameter(message, "scale", (int, float), 1.0)
         seed, layer, dim = (parameter(message, name, int, 0) for name in ("seed", "layer", "dim"))
         if kind not in PROJECTIONS or not 0 <= seed < 2**32 or not 0 <= layer < engine.n_layers or not 0 < dim <= 10**5:
             raise UsageError(
                 f"a projection has a kind ({', '.join(PROJECTIONS)}), a seed (0 to 2^32 - 1), a layer and a dim."
             )
-        if not np.isfinite(scale):
-            raise UsageError("the scale of a projection must be finite.")
+        if not abs(scale) < LARGEST_SCALE:
+            raise UsageError(f"the scale of a projection must be below {LARGEST_SCALE:g}.")
         origin = numbers(message, "origin", 2) if "origin" in message.tensors else np.zeros(shape, np.float32)
         if origin.shape != shape:
             raise ShapeError(f"origin must be {list(shape)}, not {list(origin.shape)}.")
         about = np.array([seed, layer, dim, sorted(PROJECTIONS).index(kind)], np.int64)
-        name = content_name({"about": about, "scale": np.array([scale]), "origin": origin})
+        name = content_name({"about": about, "scale": np.array([scale], np.float64), "origin": origin})
         key, size = ("projection", graph, name), 4 * origin.size * dim
         self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
-        drawn = draw_projection(kind, seed, layer, dim, scale, torch.from_numpy(origin.copy()), engine.device)
+        drawn = draw_projection(kind, seed, layer, dim, float(scale), torch.from_numpy(origin.copy()), engine.device)
         self.shelf.put(owner, key, drawn, size)
         return Answer({}, {"projection": name})
 

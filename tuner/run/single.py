@@ -222,7 +222,7 @@ class Run:
             confusion=confusion(logits[1], parts.test.labels).tolist(),
             queries=Queries.of(
                 found.evaluations, found.scored, parts.train, options.intrinsic_dim, prompts[0], placeholders
-            ),
+            ).counted(session),
             memory=memory,
             parity=dict(engine.parity),
             versions=versions(),
