@@ -64,7 +64,7 @@ class Scorer:
 
     def __init__(self, model: PreTrainedModel, engine: str, precision: str, device: str, limits: Limits) -> None:
         """Take a loaded model, and what ``load_engine`` is to be asked for."""
-        self._model, self._asked, self._limits = model, (engine, precision, device), limits
+        self.model, self._asked, self._limits = model, (engine, precision, device), limits
         self._engines: dict[str, Engine] = {}
         self.shelf = Shelf(limits)
 
@@ -94,7 +94,7 @@ class Scorer:
         name, precision, device = self._asked
         self._engines[graph] = load_engine(
             name,
-            self._model,
+            self.model,
             mode=cast(Mode, mode),
             n_prompt_tokens=int(size),
             cuts=cast(Cuts, cuts),

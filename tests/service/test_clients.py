@@ -138,9 +138,7 @@ def test_a_server_killed_in_the_middle_costs_a_retry_and_a_killed_client_disturb
     command = [sys.executable, "-m", "bbt_fast.tuner.cli", "--engine", "remote", "--url", url, "--budget", "4000"]
     other = subprocess.Popen([*command, "--output_dir", "other"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     found: list[Any] = []
-    run = threading.Thread(
-        target=lambda: found.append(tune(engine="remote", url=url, output_dir="remote", **options))
-    )
+    run = threading.Thread(target=lambda: found.append(tune(engine="remote", url=url, output_dir="remote", **options)))
     run.start()
     journal = Path("remote/journal.jsonl")
     try:
@@ -156,6 +154,6 @@ def test_a_server_killed_in_the_middle_costs_a_retry_and_a_killed_client_disturb
         run.join(120)
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(30) in (0, -signal.SIGTERM)  # uvicorn stops in order, then passes the signal on
     assert found[0].tuned == local.tuned
     assert read_prompt(Path("remote"))[0].equal(read_prompt(Path("local"))[0])

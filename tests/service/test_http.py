@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +18,9 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.http
 import tritonclient.http as triton
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,8 +28,8 @@ from transformers import PreTrainedModel
 from bbt_fast import tune
 from bbt_fast.engine import Examples, load_engine
 from bbt_fast.engine.wire import encode
-from bbt_fast.service.server import Models, build
 from bbt_fast.service.limits import Limits
+from bbt_fast.service.server import Models, build
 
 GRAPH = "/v2/models/scorer/versions/add-5-input"
 MALFORMED_STATUSES = {400, 404, 405, 413, 415, 422}
@@ -279,7 +284,7 @@ def test_the_log_and_the_figures_hold_no_texts(client: httpx.Client, caplog: pyt
 
 
 def test_the_demo_ends_as_with_the_local_engine_and_its_prompt_classifies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Any], repo_root: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = {"budget": 60, "popsize": 20, "max_test_examples": 20, "plots": False, "eval_every": 60}
@@ -293,6 +298,19 @@ def test_the_demo_ends_as_with_the_local_engine_and_its_prompt_classifies(
         answer = client.infer("classifier", [texts])
         assert client.is_model_ready("classifier")
         assert client.get_model_metadata("classifier")["parameters"]["task"] == "demo"
+        docs = (repo_root / "docs" / "service.md").read_text(encoding="utf-8")
+        host = url.removeprefix("http://")
+        examples = [block.replace("127.0.0.1:8000", host) for block in re.findall(r"```text\n(.*?)```", docs, re.S)]
+        said = {}
+        exec(
+            next(block for block in examples if "tritonclient" in block), {"tritonclient": tritonclient, "np": np}, said
+        )
+        assert said["labels"][0].decode() in ("negative", "positive")
+        if shutil.which("curl"):
+            (command,) = (block.replace("\\\n", " ") for block in examples if block.startswith("curl"))
+            shown = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
+            assert json.loads(shown)["outputs"][0]["data"] == [said["labels"][0].decode()]
+        said["client"].close()
         client.close()
     journals = [(tmp_path / n / "journal.jsonl").read_text().splitlines() for n in ("local", "remote")]
     for one, other in zip(*([json.loads(line) for line in lines] for lines in journals), strict=True):

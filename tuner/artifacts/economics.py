@@ -64,7 +64,6 @@ class Queries:
         answers = len(part.labels) * len(examples.label_token_ids)
         return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
 
-
     def counted(self, session: Any) -> Queries:
         """Return the same with what a session with a server took; a local one took nothing.
 
@@ -75,9 +74,7 @@ class Queries:
         if registration is None or not session.candidates:
             return self
         up, down = (round(total / session.candidates) for total in (session.answers.up, session.answers.down))
-        return replace(
-            self, text_up_bytes=registration.up, prompt_up_bytes=up, logits_down_bytes=down, measured=True
-        )
+        return replace(self, text_up_bytes=registration.up, prompt_up_bytes=up, logits_down_bytes=down, measured=True)
 
 
 @dataclass(frozen=True)
