@@ -68,9 +68,9 @@ def network_share(model_name: str, engine: str, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"local": [], "remote": []}
     with served(service) as url:
         remote = load_remote(url, n_prompt_tokens=PROMPT).open(examples)
-        sessions = {"local": local.open(examples), "remote": remote}
-        answers = [session.evaluate(prompts) for session in sessions.values()]  # also the warm-up
-        if not torch.allclose(*answers, atol=1e-6):
+        sessions: dict[str, Any] = {"local": local.open(examples), "remote": remote}
+        one, other = (session.evaluate(prompts) for session in sessions.values())  # also the warm-up
+        if not torch.allclose(one, other, atol=1e-6):
             raise BbtFastError("the remote engine answers otherwise than the local one.")
         for _ in tqdm(range(rounds), "generations"):
             for name, session in sessions.items():

@@ -6,8 +6,10 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "service.svg"
-BOXES = ((20, "your machine", ("texts, labels", "tokenizer", "CMA-ES, projection", "no weights")),
-         (500, "the server", ("the model, frozen", "examples, by content", "committed prompts", "one model thread")))  # fmt: skip
+BOXES = (
+    (20, "your machine", ("texts, labels", "tokenizer", "CMA-ES, projection", "no weights")),
+    (500, "the server", ("the model, frozen", "examples, by content", "committed prompts", "one model thread")),
+)
 ARROWS = ((88, True, "token ids, once"), (124, True, "prompts [P, n, H] or z [P, d]"), (160, False, "logits [P, N, C]"))
 
 
