@@ -2,7 +2,7 @@
 # test command: pip install -c constraints.txt -e '.[test]'
 
 PYTHON ?= python
-PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.benchmarks
+PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.service bbt_fast.benchmarks
 PYTEST_ARGS ?= -n 2
 
 .PHONY: check check-all check-oldest lint format types test test-narrow test-slow demo clean
@@ -26,7 +26,7 @@ types: build/mypy
 
 build/mypy: Makefile
 	mkdir -p $@/bbt_fast
-	cd $@/bbt_fast && ln -sfn ../../../__init__.py ../../../py.typed ../../../export ../../../engine ../../../tuner ../../../benchmarks .
+	cd $@/bbt_fast && ln -sfn ../../../__init__.py ../../../py.typed ../../../export ../../../engine ../../../tuner ../../../service ../../../benchmarks .
 	touch $@
 
 test:

@@ -27,6 +27,7 @@ from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import bucket_rows, pack_rows
 from .crew import Crew
+from .embeddings import Embeddings, LocalEmbeddings
 from .faults import is_out_of_memory
 from .prefix import run_prefix
 from .reference import ModuleRunner
@@ -130,6 +131,11 @@ class Engine(ABC):
     def word_embeddings(self) -> Tensor:
         """[V, E]: the model's word embeddings."""
         return self.staged.word_embeddings
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What a search asks of them."""
+        return LocalEmbeddings(self.word_embeddings)
 
     def open(self, examples: Examples) -> Session:
         """Encode examples once and keep them on the device.

@@ -16,6 +16,7 @@ from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
 from ..export.packing import KEY_INDEX
 from .crew import Crew
+from .embeddings import clipped_spread
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
 from .savings import Savings
@@ -187,6 +188,10 @@ class Session:
         """
         self._check_layer(layer)
         return persist(self.engine, lambda: self._entered(layer), max(map(self._tokens, self._buckets)))
+
+    def clipped_spread(self, layer: int) -> float:
+        """Return how far the values that enter a layer spread, without outliers; see ``hidden_states``."""
+        return clipped_spread(self.hidden_states(layer))
 
     def _entered(self, layer: int) -> Tensor:
         """Return what enters a layer for all real tokens: [T, H] float32."""

@@ -90,7 +90,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def test_every_page_that_the_code_mentions_exists() -> None:
-    parts = ("export", "engine", "tuner", "scripts", "benchmarks")
+    parts = ("export", "engine", "tuner", "service", "scripts", "benchmarks")
     sources = [file for part in parts for file in (ROOT / part).rglob("*.py")]
     mentioned = {m for file in sources for m in re.findall(r"\bdocs/[a-z-]+\.md", file.read_text(encoding="utf-8"))}
     assert not sorted(page for page in mentioned if not (ROOT / page).exists())

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("export", "engine", "tuner")  # lowest first
 ROOMS = ("demo", "input", "search", "tasks", "data", "artifacts", "run", "use", "report", "tune", "cli")
 """The tuner's, lowest first; ``tune`` is a single module. A room imports only from those before it."""
-SCRIPTS = ("benchmarks",)
+SCRIPTS = ("service", "benchmarks")
 """They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
 EXTRAS = ("tensorrt", "openvino", "tensorboard", "wandb", "tritonclient")
 HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
@@ -66,7 +66,7 @@ def inner_imports(name: str) -> list[tuple[str, int]]:
 
 
 def floor(name: str) -> int:
-    """0 for export, 1 for engine, 2 for tuner, 3 for the root that hands out the public API, 4 for benchmarks."""
+    """0 for export, 1 for engine, 2 for tuner, 3 for the root with the public API, more for what stands on it."""
     return [*FLOORS, "", *SCRIPTS].index(name.split(".")[0])
 
 

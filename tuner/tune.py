@@ -23,7 +23,7 @@ from .run.progress import Progress, Silent
 from .run.reporting import report_names
 from .run.seeds import SeedsResult, child_name, ensemble_metric
 from .run.setup import Setup
-from .run.single import Parts, Run, embeddings_digest, test_logits
+from .run.single import Parts, Run, test_logits
 from .tasks.presets import resolve
 from .tasks.task import load_task
 from .use.push import check_base_model, push
@@ -150,7 +150,7 @@ class Command:
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
         task = self._setup.task
         run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins)
-        self._setup.prompt_config(options, embeddings_digest(self._engine)).write(folder.path)
+        self._setup.prompt_config(options, self._engine.embeddings.digest).write(folder.path)
         result = run.execute(folder, self._control, self._progress)
         write_card(folder.path)
         if options.plots:

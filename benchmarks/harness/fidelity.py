@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
+from bbt_fast.engine.embeddings import clipped_spread, spread_of
 from bbt_fast.export.parity import compare, compare_losses
 from bbt_fast.tuner.artifacts.files import digest
 from bbt_fast.tuner.data.encoding import Encoded
@@ -23,7 +24,7 @@ from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array, Scores
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import METRICS
-from bbt_fast.tuner.search.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.projection import Projection, draw_projections, normal_scale
 
 from .workload import SIGMA_ALPHA
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples
+from bbt_fast.engine.embeddings import spread_of
 from bbt_fast.export.families import family_of
 from bbt_fast.tuner.search.evolution import Evolution
-from bbt_fast.tuner.search.projection import Projection, draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.projection import Projection, draw_projections, normal_scale
 
 from .lengths import CLASSES, draw_lengths
 

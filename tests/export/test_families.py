@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from bbt_fast.engine import Engine, Examples, load_engine
+from bbt_fast.engine.embeddings import spread_of
 from bbt_fast.export.errors import ShapeError, UsageError
 from bbt_fast.export.families import FAMILIES, Family, family_of
 from bbt_fast.export.loading import AUTO_CLASSES
@@ -26,7 +27,7 @@ from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import accuracy
 from bbt_fast.tuner.search.objective import Objective, Yardstick
-from bbt_fast.tuner.search.projection import draw_projections, normal_scale, spread_of
+from bbt_fast.tuner.search.projection import draw_projections, normal_scale
 
 N_PROMPT_TOKENS = 5
 FIRST_TEXT_TOKEN, VOCABULARY = 5, 200

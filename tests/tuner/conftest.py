@@ -26,6 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from bbt_fast.engine.embeddings import LocalEmbeddings, clipped_spread
 from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.artifacts.folder import RunFolder
 from bbt_fast.tuner.artifacts.result import Result
@@ -69,6 +70,9 @@ class ToySession:
     def hidden_states(self, layer: int) -> Tensor:
         return self._states({})[layer][0]
 
+    def clipped_spread(self, layer: int) -> float:
+        return clipped_spread(self.hidden_states(layer))
+
 
 class ToyEngine:
     name, precision, mode, device = "toy", "fp32", "add", torch.device("cpu")
@@ -84,6 +88,10 @@ class ToyEngine:
         self.parity: dict[str, float] = {}
         self.calls: list[tuple[int, int]] = []
         """(layer, population) of every evaluation."""
+
+    @property
+    def embeddings(self) -> LocalEmbeddings:
+        return LocalEmbeddings(self.word_embeddings)
 
     def open(self, examples: Examples) -> ToySession:
         return ToySession(self, examples)

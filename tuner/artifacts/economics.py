@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Queries:
     """Per query, if the prompt goes up."""
     logits_down_bytes: int
     """Per query: a logit per training example and label word."""
+    measured: bool = False
+    """Whether texts, prompts and logits were counted on the wire, HTTP and what was repeated included."""
 
     @classmethod
     def of(cls, train: int, dev: int, part: Encoded, dim: int, prompt: Tensor, placeholders: int) -> Queries:
@@ -61,6 +63,18 @@ class Queries:
         tokens = int(examples.attention_mask.sum()) - placeholders * len(part.labels)
         answers = len(part.labels) * len(examples.label_token_ids)
         return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
+
+    def counted(self, session: Any) -> Queries:
+        """Return the same with what a session with a server took; a local one took nothing.
+
+        Args:
+            session: with the training examples.
+        """
+        registration = getattr(session, "registration", None)
+        if registration is None or not session.candidates:
+            return self
+        up, down = (round(total / session.candidates) for total in (session.answers.up, session.answers.down))
+        return replace(self, text_up_bytes=registration.up, prompt_up_bytes=up, logits_down_bytes=down, measured=True)
 
 
 @dataclass(frozen=True)

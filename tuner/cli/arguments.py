@@ -21,7 +21,10 @@ GROUPS = {
         "algorithm", "alg", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
         "loss_type", "seed", "seeds", "ensemble",
     ),
-    "engine": ("engine", "inference_framework", "onnx_model_path", "precision", "device", "batch_size", "parallel"),
+    "engine": (
+        "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "batch_size",
+        "parallel",
+    ),
     "run": (
         "eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume",
         "push_to_hub",

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "score a tuned prompt on labelled texts",
     "bake": "make a tuned prompt and its model one ONNX classifier",
     "push": "put a tuned prompt on the Hugging Face hub",
+    "serve": "answer prompts and classify texts for other machines",
     "export": "build and check a model's graphs ahead of a run",
     "report": "compare runs in a table and on a page",
     "tokens": "name the tokens that tuned prompts lie near",

@@ -114,7 +114,11 @@ class Options:
     """With --seeds: also test the average of the label log-probabilities of all seeds' prompts."""
 
     engine: str = "auto"
-    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, or auto."""
+    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto; or remote: --url."""
+    url: str | None = None
+    """Where `bbt-fast serve` answers, for the engine remote: https://host:8000."""
+    api_key: str | None = None
+    """File that holds the key for --url; without it the environment variable BBT_FAST_API_KEY is read."""
     inference_framework: Literal["pt", "ort"] | None = None
     """The original's name for --engine: pt is torch."""
     onnx_model_path: str | None = None
@@ -212,6 +216,14 @@ class Options:
             (
                 self.generation_size < SMALLEST_POPSIZE,
                 f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule.",
+            ),
+            (
+                (engine == "remote") != (self.url is not None),
+                "the engine remote needs --url, and --url the engine remote.",
+            ),
+            (
+                engine == "remote" and bool(self.onnx_model_path),
+                "onnx_model_path is a graph for an engine on this machine: leave it out with --engine remote.",
             ),
             (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
             (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),

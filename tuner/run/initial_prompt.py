@@ -50,11 +50,11 @@ def _from_text(text: str, engine: Any, tokenizer: Any) -> Tensor:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UsageError(f"init_text {text!r} has no tokens in this model's vocabulary.")
-    embeddings: Tensor = engine.word_embeddings
-    if embeddings.shape[1] != engine.hidden_size:
+    if engine.embeddings.width != engine.hidden_size:
         raise UsageError(
-            f"init_text cannot be used with this model: its embeddings are {embeddings.shape[1]} wide and its prompts "
-            f"{engine.hidden_size}. Use --init_from."
+            f"init_text cannot be used with this model: its embeddings are {engine.embeddings.width} wide and its "
+            f"prompts {engine.hidden_size}. Use --init_from."
         )
-    repeated = torch.tensor(ids).repeat(engine.n_prompt_tokens // len(ids) + 1)[: engine.n_prompt_tokens]
-    return embeddings[repeated.to(embeddings.device)].detach().float().cpu()
+    repeated = (ids * (engine.n_prompt_tokens // len(ids) + 1))[: engine.n_prompt_tokens]
+    rows: Tensor = engine.embeddings.rows(repeated)
+    return rows

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import transformers
 
 from ...engine import load_engine
-from ...export.errors import UsageError
+from ...export.errors import MissingExtraError, UsageError
 from ...export.families import family_of
 from ...export.loading import NO_CODE, reason
 from ...export.model import Cuts, load_config, load_model
@@ -25,6 +28,7 @@ from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 """Where each algorithm's prompts enter."""
+KEY_VARIABLE = "BBT_FAST_API_KEY"
 logger = logging.getLogger(__name__)
 
 
@@ -133,6 +137,8 @@ class Setup:
         options = self.options
         asked = {"name": options.engine_name, "precision": options.precision, "device": options.device}
         asked = {key: pinned.get(key, value) if value == "auto" else value for key, value in asked.items()}
+        if asked["name"] == "remote":
+            return self._remote(asked["precision"])
         graph = {"onnx_model_path": options.onnx_model_path} if options.onnx_model_path else {}
         return load_engine(
             asked["name"],
@@ -144,6 +150,34 @@ class Setup:
             device=asked["device"],
             **graph,
         )
+
+    def _remote(self, precision: str) -> Any:
+        """Ask the server for a graph, and make sure that its model is the one whose tokenizer is used here.
+
+        Raises:
+            MissingExtraError: if there is no HTTP client.
+            UsageError: if it has another model, or computes in another precision.
+        """
+        if find_spec("httpx2") is None:
+            raise MissingExtraError("the engine 'remote' needs httpx2: `pip install 'bbt-fast[remote]'`.")
+        from ...engine.remote import load_remote
+
+        options, config = self.options, self._answering
+        engine = load_remote(
+            str(options.url),
+            read_key(options.api_key),
+            mode=options.cat_or_add,
+            n_prompt_tokens=options.n_prompt_tokens,
+            cuts=CUTS[options.algorithm],
+            precision=precision,
+        )
+        own = {"model_type": config.model_type, "vocabulary": config.vocab_size, "hidden_size": config.hidden_size}
+        different = [f"{k} is {engine.facts[k]} there and {v} here" for k, v in own.items() if engine.facts[k] != v]
+        if different:
+            raise UsageError(
+                f"{options.url} has another model than --model_name {options.model_name}: {', '.join(different)}."
+            )
+        return engine
 
     def prompt_config(self, options: Options, embeddings: str) -> PromptConfig:
         """Return what the prompt of a run with these options belongs to.
@@ -169,6 +203,23 @@ class Setup:
     def _source(self) -> str:
         name = str(self.options.model_name)
         return str(MODEL_DIR) if name == DEMO else name
+
+
+def read_key(file: str | None) -> str | None:
+    """Return the key for a server, from a file or from the environment.
+
+    Raises:
+        UsageError: if the file cannot be read or is empty.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE)
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api_key {file} cannot be read ({getattr(error, 'strerror', error)}).") from None
+    if not key or len(key.split()) > 1:
+        raise UsageError(f"--api_key {file} must hold one key and nothing else.")
+    return key
 
 
 _tokenizers: dict[str, transformers.PreTrainedTokenizerBase] = {}

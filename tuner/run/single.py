@@ -26,7 +26,7 @@ from ..search.generation import Array
 from ..search.losses import LOSSES
 from ..search.metrics import METRICS, confusion
 from ..search.objective import Objective, Score, Yardstick, answer, project_all
-from ..search.projection import Projection, clipped_spread, draw_projections, normal_scale, spread_of
+from ..search.projection import Projection, draw_projections, normal_scale
 from .control import Control, RunInterruptedError
 from .driver import Found, Search
 from .progress import Progress
@@ -118,12 +118,12 @@ class Run:
         options, engine = self.options, self.engine
         assert options.alpha is not None
         assert options.sigma is not None
-        spreads = [spread_of(engine.word_embeddings)]
+        spreads = [engine.embeddings.spread]
         for layer, origin in enumerate(self.origins):
             if bool(origin.any()):
                 session.commit(origin, layer=layer)
         if options.random_proj == "normal":
-            spreads += [clipped_spread(session.hidden_states(layer)) for layer in range(1, len(self.origins))]
+            spreads += [session.clipped_spread(layer) for layer in range(1, len(self.origins))]
         else:
             spreads *= len(self.origins)
         scales = [normal_scale(spread, options.intrinsic_dim, options.alpha, options.sigma) for spread in spreads]
@@ -151,7 +151,7 @@ class Run:
             "engine": engine.name,
             "precision": engine.precision,
             "device": engine.device.type,
-            "embeddings": embeddings_digest(engine),
+            "embeddings": engine.embeddings.digest,
             "train": _digest(self.parts.train),
             "dev": _digest(self.parts.dev),
             "origins": digest(_bytes(self.origins)),
@@ -222,7 +222,7 @@ class Run:
             confusion=confusion(logits[1], parts.test.labels).tolist(),
             queries=Queries.of(
                 found.evaluations, found.scored, parts.train, options.intrinsic_dim, prompts[0], placeholders
-            ),
+            ).counted(session),
             memory=memory,
             parity=dict(engine.parity),
             versions=versions(),
@@ -246,11 +246,6 @@ def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, be
         between()
         logits[:, rows] = answer(engine.open(part.examples.select(rows)), prompts).float().cpu()
     return logits
-
-
-def embeddings_digest(engine: Any) -> str:
-    """Return a digest of a model's word embeddings."""
-    return digest(_bytes(engine.word_embeddings))
 
 
 def _bytes(tensor: Tensor) -> bytes:

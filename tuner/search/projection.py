@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PROJECTION_STREAM = 1
-CLIPPING_ROUNDS = 5
-CLIPPING_WIDTH = 3.0
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,13 @@ def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
     return alpha * spread / (math.sqrt(dim) * sigma)
 
 
-def spread_of(values: Tensor) -> float:
-    """Return the standard deviation of all values, in double precision."""
-    return float(values.double().std(correction=0))
-
-
-def clipped_spread(values: Tensor) -> float:
-    """Return the standard deviation after five rounds of clipping to mean +- 3 of it (BBTv2, Sun et al. 2022b)."""
-    values = values.double()
-    for _ in range(CLIPPING_ROUNDS):
-        mean, spread = values.mean(), CLIPPING_WIDTH * values.std(correction=0)
-        values = values.clamp(mean - spread, mean + spread)
-    return spread_of(values)
+def draw_projection(
+    kind: str, seed: int, layer: int, dim: int, scale: float, origin: Tensor, device: torch.device
+) -> Projection:
+    """Draw the projection of one layer; see ``draw_projections``."""
+    rng = np.random.default_rng([seed, PROJECTION_STREAM, layer])
+    matrix = PROJECTIONS[kind](rng, (origin.numel(), dim), scale)
+    return Projection(torch.from_numpy(matrix).to(device), origin.to(device, torch.float32))
 
 
 def draw_projections(
@@ -87,9 +80,7 @@ def draw_projections(
     """
 
     def draw(layer: int) -> Projection:
-        rng = np.random.default_rng([seed, PROJECTION_STREAM, layer])
-        matrix = PROJECTIONS[kind](rng, (origins[layer].numel(), dim), scales[layer])
-        return Projection(torch.from_numpy(matrix).to(device), origins[layer].to(device, torch.float32))
+        return draw_projection(kind, seed, layer, dim, scales[layer], origins[layer], device)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing 24 layers of 51,200 x 500 numbers takes seconds
         return list(pool.map(draw, range(len(scales))))

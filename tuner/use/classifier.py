@@ -19,7 +19,7 @@ from ..data.encoding import Encoded, TextEncoder
 from ..data.splits import load_test_rows
 from ..input.options import Options
 from ..run.setup import Setup
-from ..run.single import embeddings_digest, test_logits
+from ..run.single import test_logits
 from ..search.losses import LOSSES
 from ..search.metrics import METRICS
 from ..search.objective import Yardstick
@@ -182,7 +182,7 @@ def load(
     setup = Setup(options, config.task)
     encoder = setup.encoder
     loaded = setup.load_engine({})
-    if embeddings_digest(loaded) != config.embeddings:
+    if loaded.embeddings.digest != config.embeddings:
         revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
         raise ArtifactError(
             f"the prompt in {folder} was tuned on {config.base_model}{revision}, and {options.model_name} is another "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bbt_fast.engine.embeddings import LocalEmbeddings
 from bbt_fast.export.errors import ArtifactError, DataError, UsageError
 from bbt_fast.tuner.artifacts.prompt import read_prompt, save_prompt
 from bbt_fast.tuner.input.options import Options
@@ -99,9 +100,8 @@ def test_a_text_without_tokens_is_refused(toy_engine):
 
 
 def test_a_text_needs_embeddings_as_wide_as_a_prompt():
-    narrow = SimpleNamespace(
-        cuts="input", n_prompt_tokens=3, hidden_size=8, n_layers=3, word_embeddings=torch.zeros(40, 4)
-    )
+    embeddings = LocalEmbeddings(torch.zeros(40, 4))
+    narrow = SimpleNamespace(cuts="input", n_prompt_tokens=3, hidden_size=8, n_layers=3, embeddings=embeddings)
     with pytest.raises(UsageError, match=r"its embeddings are 4 wide and its prompts 8. Use --init_from"):
         start(narrow, init_text="7")
 

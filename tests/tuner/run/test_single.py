@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from bbt_fast.engine.embeddings import clipped_spread, spread_of
 from bbt_fast.export.errors import NumericsError
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import read_result
 from bbt_fast.tuner.run import single
 from bbt_fast.tuner.run.control import Control
-from bbt_fast.tuner.search.projection import clipped_spread, draw_projections, spread_of
+from bbt_fast.tuner.search.projection import draw_projections
 
 ALGORITHMS = ("bbt", "bbtv2")
 

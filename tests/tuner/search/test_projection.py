@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bbt_fast.tuner.search.projection import PROJECTIONS, clipped_spread, draw_projections, normal_scale, spread_of
+from bbt_fast.engine.embeddings import clipped_spread, spread_of
+from bbt_fast.tuner.search.projection import PROJECTIONS, draw_projections, normal_scale
 
 N, H, D = 4, 50, 30
 CPU = torch.device("cpu")

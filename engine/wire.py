@@ -1,0 +1,230 @@
+"""Tensors in the Open Inference Protocol v2: JSON, or JSON followed by the tensors' bytes (the binary extension).
+
+https://github.com/kserve/open-inference-protocol, and Triton's "Binary Tensor Data Extension". Both ends use this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.errors import UsageError
+
+Array = NDArray[Any]
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""The HTTP header that tells the JSON part's length where bytes follow."""
+BINARY, JSON = "application/octet-stream", "application/json"
+NUMBERS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
+"""The data types of numbers, in little-endian order as they travel; BYTES, for texts, is beside them."""
+NAMES = {np.dtype(code): name for name, code in NUMBERS.items()}
+MOST_AXES = 8
+_LENGTH = struct.Struct("<I")
+
+
+class WireError(UsageError):
+    """A body is not what the protocol allows."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request's inputs or a response's outputs."""
+
+    tensors: dict[str, Array]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    """The JSON part, without its tensors' data."""
+
+    @property
+    def wants_binary(self) -> bool:
+        """Whether the answer's tensors are to come as bytes."""
+        outputs = [one for one in self.head.get("outputs") or () if isinstance(one, dict)]
+        given = [one.get("parameters") for one in outputs]
+        return bool(self.parameters.get("binary_data_output")) or any(
+            isinstance(one, dict) and one.get("binary_data") is True for one in given
+        )
+
+
+def encode(
+    side: Literal["inputs", "outputs"],
+    tensors: Mapping[str, Array],
+    head: Mapping[str, Any],
+    *,
+    binary: bool = True,
+) -> tuple[bytes, dict[str, str]]:
+    """Return a body and its HTTP headers.
+
+    Args:
+        side: "inputs" for a request, "outputs" for a response.
+        tensors: by name; arrays of objects hold texts.
+        head: what else the JSON part says.
+        binary: send the tensors as bytes behind the JSON part.
+    """
+    described, tail = [], []
+    for name, array in tensors.items():
+        texts = array.dtype == object
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": "BYTES" if texts else NAMES[array.dtype],
+            "shape": list(array.shape),
+        }
+        if binary:
+            data = _texts_to_bytes(array) if texts else np.ascontiguousarray(array).tobytes()
+            entry["parameters"] = {"binary_data_size": len(data)}
+            tail.append(data)
+        else:
+            entry["data"] = array.reshape(-1).tolist()
+        described.append(entry)
+    start = json.dumps({**head, side: described}, separators=(",", ":"), allow_nan=False).encode()
+    if not binary:
+        return start, {"Content-Type": JSON}
+    return b"".join([start, *tail]), {"Content-Type": BINARY, HEADER_LENGTH: str(len(start))}
+
+
+def decode(side: Literal["inputs", "outputs"], body: bytes, header_length: str | None) -> Message:
+    """Read a body.
+
+    Args:
+        side: "inputs" for a request, "outputs" for a response.
+        body: all of it.
+        header_length: the HTTP header ``HEADER_LENGTH``, if there is one.
+
+    Raises:
+        WireError: if it is not of the protocol.
+    """
+    length = _split(body, header_length)
+    head = read_object(body[:length])
+    described = head.pop(side, [])
+    if not isinstance(described, list):
+        raise WireError(f"{side} must be a list of tensors.")
+    tensors: dict[str, Array] = {}
+    for entry in described:
+        name, array, length = _tensor(entry, body, length)
+        if name in tensors:
+            raise WireError(f"tensor {name!r} is given twice.")
+        tensors[name] = array
+    if length != len(body):
+        raise WireError(f"the body has {len(body) - length} bytes that belong to no tensor.")
+    parameters = head.pop("parameters", {})
+    if not isinstance(parameters, dict):
+        raise WireError("parameters must be an object.")
+    if not isinstance(head.get("outputs", []), list):
+        raise WireError("outputs must be a list.")
+    return Message(tensors, parameters, head)
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        WireError: if it is none.
+    """
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the body is no JSON ({type(error).__name__}).") from None
+    if not isinstance(found, dict):
+        raise WireError("the body must be a JSON object.")
+    return found
+
+
+def content_name(tensors: Mapping[str, Array]) -> str:
+    """Return a name that follows from the content of tensors: the same on both ends, whoever computes it."""
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(json.dumps([name, NAMES[array.dtype], list(array.shape)]).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _split(body: bytes, header_length: str | None) -> int:
+    """Return where the JSON part ends."""
+    if header_length is None:
+        return len(body)
+    if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
+        raise WireError(f"{HEADER_LENGTH} is {header_length[:20]!r}, but must be a number.")
+    length = int(header_length)
+    if length > len(body):
+        raise WireError(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes.")
+    return length
+
+
+def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
+    """Read one tensor; return its name, its values, and where the next one's bytes begin."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise WireError("a tensor must be an object with a name.")
+    name, kind, shape = entry["name"], entry.get("datatype"), entry.get("shape")
+    if not isinstance(kind, str) or kind not in (*NUMBERS, "BYTES"):
+        raise WireError(f"tensor {name[:40]!r} has datatype {str(kind)[:40]!r}; known are {', '.join(NUMBERS)}, BYTES.")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MOST_AXES
+        or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
+    ):
+        raise WireError(f"tensor {name[:40]!r} has no shape that is a list of sizes.")
+    count = math.prod(shape)
+    parameters = entry.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is None:
+        return name, _listed(name, kind, shape, entry.get("data")), start
+    if type(size) is not int or not 0 <= size <= len(body) - start:
+        raise WireError(f"tensor {name[:40]!r} announces more bytes than the body has.")
+    data = body[start : start + size]
+    if kind == "BYTES":
+        return name, _texts_from_bytes(name, data, count).reshape(shape), start + size
+    dtype = np.dtype(NUMBERS[kind])
+    if size != count * dtype.itemsize:
+        raise WireError(f"tensor {name[:40]!r} has {size} bytes, but {kind} {shape} takes {count * dtype.itemsize}.")
+    return name, np.frombuffer(data, dtype).reshape(shape), start + size
+
+
+def _listed(name: str, kind: str, shape: list[int], data: Any) -> Array:
+    """Return a tensor whose values stand in the JSON part, flat or nested."""
+    if not isinstance(data, list):
+        raise WireError(f"tensor {name[:40]!r} has neither data nor binary_data_size.")
+    flat = list(_flat(data, MOST_AXES))
+    types = (str,) if kind == "BYTES" else (int, float) if kind.startswith("FP") else (int,)
+    if len(flat) != math.prod(shape) or not all(type(value) in types for value in flat):
+        raise WireError(f"the data of tensor {name[:40]!r} are not {math.prod(shape)} values of {kind}.")
+    try:
+        array = np.array(flat, dtype=object if kind == "BYTES" else NUMBERS[kind])
+    except OverflowError:
+        raise WireError(f"a value of tensor {name[:40]!r} is too large for {kind}.") from None
+    return array.reshape(shape)
+
+
+def _flat(data: list[Any], depth: int) -> Any:
+    for value in data:
+        if not isinstance(value, list):
+            yield value
+        elif depth:
+            yield from _flat(value, depth - 1)
+        else:
+            raise WireError(f"data are nested more than {MOST_AXES} deep.")
+
+
+def _texts_to_bytes(array: Array) -> bytes:
+    texts = [str(text).encode() for text in array.reshape(-1)]
+    return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))
+
+
+def _texts_from_bytes(name: str, data: bytes, count: int) -> Array:
+    texts: list[str] = []
+    at = 0
+    while at + _LENGTH.size <= len(data) and len(texts) < count:
+        (size,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size + size
+        try:
+            texts.append(data[at - size : at].decode())
+        except UnicodeDecodeError:
+            raise WireError(f"a text of tensor {name[:40]!r} is no UTF-8.") from None
+    if at != len(data) or len(texts) != count:
+        raise WireError(f"the bytes of tensor {name[:40]!r} are not {count} texts.")
+    return np.array(texts, dtype=object)

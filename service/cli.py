@@ -1,0 +1,86 @@
+"""``bbt-fast serve``: a scorer for the engine `remote`, and a classifier, on one port."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from bbt_fast.export.errors import MissingExtraError, UsageError
+from bbt_fast.tuner.cli.arguments import add_options, spellings
+from bbt_fast.tuner.cli.quiet import hide_progress_bars
+
+from .limits import Limits
+
+LOOPBACK, PORT = "127.0.0.1", 8000
+OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device")
+MEANINGS = {
+    "model_name": "Model of the scorer: a hub id, a folder, or demo.",
+    "engine": "Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, or auto.",
+}
+LIBRARIES = ("starlette", "uvicorn", "prometheus_client")
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "serve",
+        allow_abbrev=False,
+        description="Serve a model over the Open Inference Protocol: to `bbt-fast --engine remote --url ...` a scorer "
+        "(--model_name), and to anybody a classifier (--run). docs/service.md shows how.",
+    )
+    parser.set_defaults(text=run)
+    parser.add_argument(
+        "--run", metavar="DIR", help="a run's folder, or the hub id of a shared prompt, to classify with"
+    )
+    parser.add_argument(
+        "--host", default=LOOPBACK, help=f"address to listen at (default: {LOOPBACK}, this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen at (default: {PORT}; 0 for a free one)")
+    parser.add_argument(
+        *spellings("api_keys"), metavar="FILE",
+        help="a key on each line; read again when it changes. Without it everybody is let in, on loopback only",
+    )  # fmt: skip
+    parser.add_argument(*spellings("tls_certificate"), metavar="FILE", help="PEM file of the certificate: serve https")
+    parser.add_argument(*spellings("tls_key"), metavar="FILE", help="PEM file of its private key")
+    add_options(parser, OPTIONS, MEANINGS)
+    group = parser.add_argument_group("limits")
+    for field in fields(Limits):
+        kind = get_type_hints(Limits)[field.name]
+        group.add_argument(
+            *spellings(field.name), type=kind, default=field.default, metavar="N" if kind is int else "X",
+            help=f"{field.metadata['help']} (default: {field.default})",
+        )  # fmt: skip
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Serve until a signal ends it, and say so.
+
+    Raises:
+        MissingExtraError: if the libraries are not installed.
+        UsageError: if the flags do not go together.
+        BbtFastError: if a model cannot be loaded.
+    """
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"`bbt-fast serve` needs {', '.join(missing)}: `pip install 'bbt-fast[serve]'`.")
+    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
+    if args.host not in (LOOPBACK, "localhost", "::1") and not args.api_keys:
+        raise UsageError(f"--host {args.host} lets other machines in: give --api_keys, so that not everybody is.")
+    if bool(args.tls_certificate) != bool(args.tls_key):
+        raise UsageError("--tls_certificate and --tls_key go together.")
+    # Here, so that --help and mistakes in flags do not wait for PyTorch.
+    from .server import Models, build, configure, serve
+
+    hide_progress_bars()
+    given = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    models = Models(given.pop("model_name", None), args.run, **given)
+    service = build(models, Path(args.api_keys) if args.api_keys else None, limits)
+    scheme = "https" if args.tls_certificate else "http"
+    logging.getLogger("bbt_fast").info("serving at %s://%s:%d; Ctrl-C ends it", scheme, args.host, args.port)
+    serve(configure(service, args.host, args.port, args.tls_certificate, args.tls_key))
+    return "the server has stopped; what ran was finished."

@@ -1,0 +1,37 @@
+"""What a server refuses: a status, a code for programs, and a sentence for people."""
+
+from __future__ import annotations
+
+from bbt_fast.export.errors import BbtFastError, DataError, NumericsError, ShapeError, UsageError
+
+
+class RefusedError(BbtFastError):
+    """A request that is not answered."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        """Take the HTTP status, the code, the sentence, and the seconds after which another try makes sense."""
+        super().__init__(message)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+
+REFUSALS: tuple[tuple[type[BbtFastError], int, str], ...] = (
+    (ShapeError, 400, "shape"),
+    (NumericsError, 422, "numerics"),
+    (UsageError, 400, "usage"),
+    (DataError, 400, "usage"),
+    (BbtFastError, 500, "device"),
+)
+"""The status and the code of what the floors below raise; the first that fits."""
+
+
+def refusal_of(error: BbtFastError) -> RefusedError:
+    """Return what a client is told."""
+    if isinstance(error, RefusedError):
+        return error
+    status, code = next((status, code) for kind, status, code in REFUSALS if isinstance(error, kind))
+    return RefusedError(status, code, str(error))
+
+
+def unknown(what: str) -> RefusedError:
+    """Refuse a name that was not registered, or was forgotten."""
+    return RefusedError(404, "unknown", f"unknown {what}: register it (again).")

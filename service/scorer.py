@@ -1,0 +1,283 @@
+"""The scorer: one loaded model that answers prompts on registered examples, for BBT and BBTv2, in several graphs.
+
+Everything here runs on the model's thread. What a client registers is named by its content, and a request names all
+that it depends on; so each may be repeated, and a client tells a server that forgot once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bbt_fast.engine import Engine, Examples, Session, load_engine
+from bbt_fast.engine.remote import SCORER, state_name
+from bbt_fast.engine.wire import Array, Message, content_name
+from bbt_fast.export.errors import ShapeError, UsageError
+from bbt_fast.export.model import Cuts
+from bbt_fast.export.prompts import Mode
+from bbt_fast.tuner.search.losses import LOSSES
+from bbt_fast.tuner.search.metrics import METRICS
+from bbt_fast.tuner.search.objective import Yardstick
+from bbt_fast.tuner.search.projection import PROJECTIONS, Projection, draw_projection
+
+from .errors import RefusedError, unknown
+from .limits import Limits
+from .reading import integers, numbers, parameter
+from .shelf import Shelf
+
+GRAPH = re.compile(r"(add|cat)-([1-9]\d{0,3})-(input|layers)")
+FIELDS = ("input_ids", "attention_mask", "answer_position", "label_token_ids", "decoder_input_ids")
+MOST_ROWS = 4096
+LARGEST_SCALE = 1e6
+INPUTS = ("prompts", "z")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A client's examples, waiting for prompts."""
+
+    session: Session
+    labels: Tensor | None
+    """[N], if losses are to be answered."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back."""
+
+    tensors: dict[str, Array]
+    parameters: dict[str, Any]
+
+
+class Scorer:
+    """Answers prompts; every method but the constructor runs on the model's thread."""
+
+    name = SCORER
+
+    def __init__(self, model: PreTrainedModel, engine: str, precision: str, device: str, limits: Limits) -> None:
+        """Take a loaded model, and what ``load_engine`` is to be asked for."""
+        self.model, self._asked, self._limits = model, (engine, precision, device), limits
+        self._engines: dict[str, Engine] = {}
+        self.shelf = Shelf(limits)
+
+    @property
+    def graphs(self) -> list[str]:
+        """The graphs that are loaded, as versions of the model: add-50-input."""
+        return sorted(self._engines)
+
+    def engine(self, graph: str) -> Engine:
+        """Return a graph's engine; the first time it is asked for it is built, checked and loaded.
+
+        Raises:
+            RefusedError: if there can be none of that name, or too many are loaded.
+        """
+        if graph in self._engines:
+            return self._engines[graph]
+        match = GRAPH.fullmatch(graph)
+        if match is None:
+            raise RefusedError(
+                404, "usage", "a version of the scorer is MODE-TOKENS-CUTS: (add|cat)-(1..9999)-(input|layers)."
+            )
+        if len(self._engines) >= self._limits.max_graphs:
+            raise RefusedError(
+                409, "graphs", f"{', '.join(self.graphs)} are loaded, and there may be {self._limits.max_graphs}."
+            )
+        mode, size, cuts = match.groups()
+        name, precision, device = self._asked
+        self._engines[graph] = load_engine(
+            name,
+            self.model,
+            mode=cast(Mode, mode),
+            n_prompt_tokens=int(size),
+            cuts=cast(Cuts, cuts),
+            precision=precision,
+            device=device,
+        )
+        return self._engines[graph]
+
+    def metadata(self, graph: str) -> dict[str, Any]:
+        """Return the model metadata of the protocol; its parameters are what a search must know of the model."""
+        engine = self.engine(graph)
+        size = [engine.n_prompt_tokens, engine.hidden_size]
+        facts = {
+            "model_type": engine.staged.model.config.model_type,
+            "fingerprint": engine.staged.fingerprint,
+            "engine": engine.name,
+            "precision": engine.precision,
+            "device": engine.device.type,
+            "n_layers": engine.n_layers,
+            "hidden_size": engine.hidden_size,
+            "vocabulary": len(engine.word_embeddings),
+            "embeddings_digest": engine.embeddings.digest,
+            "embeddings_spread": engine.embeddings.spread,
+            "embeddings_width": engine.embeddings.width,
+            "export_seconds": engine.export_seconds,
+            "parity": engine.parity,
+        }
+        return {
+            "name": SCORER,
+            "versions": self.graphs,
+            "platform": "bbt-fast",
+            "inputs": [
+                {"name": "prompts", "datatype": "FP32", "shape": [-1, *size]},
+                {"name": "z", "datatype": "FP32", "shape": [-1, -1]},
+            ],
+            "outputs": [
+                {"name": "logits", "datatype": "FP32", "shape": [-1, -1, -1]},
+                {"name": "losses", "datatype": "FP64", "shape": [-1]},
+            ],
+            "parameters": facts,
+        }
+
+    def examples(self, owner: str, graph: str, message: Message) -> Answer:
+        """Register examples: the fields of ``Examples``, and labels [N] if losses are to be answered."""
+        given = set(message.tensors)
+        if not set(FIELDS[:4]) <= given <= {*FIELDS, "labels"}:
+            raise UsageError(f"examples are the tensors {', '.join(FIELDS[:4])}; {FIELDS[4]} and labels may be there.")
+        tensors = {name: integers(message, name) for name in sorted(given)}
+        mask, classes = tensors["attention_mask"], len(tensors["label_token_ids"].reshape(-1))
+        if not np.isin(mask, (0, 1)).all():
+            raise ShapeError("attention_mask must hold ones and zeros.")
+        labels = tensors.get("labels")
+        if labels is not None and (
+            labels.shape != mask.shape[:1] or (len(labels) and not (0 <= labels.min() <= labels.max() < classes))
+        ):
+            raise ShapeError(f"labels must be [N], each from 0 to {classes - 1}.")
+        examples = Examples(**{name: torch.from_numpy(tensors[name].copy()) for name in FIELDS if name in given})
+        return self.register(owner, graph, examples, None if labels is None else torch.from_numpy(labels.copy()))
+
+    def register(self, owner: str, graph: str, examples: Examples, labels: Tensor | None) -> Answer:
+        """Keep encoded examples under their content's name."""
+        engine = self.engine(graph)
+        tensors = {name: value.numpy() for name, value in vars(examples).items() if value is not None}
+        name = content_name(tensors if labels is None else {**tensors, "labels": labels.numpy()})
+        key = ("examples", graph, name)
+        try:
+            self.shelf.get(owner, key)
+        except RefusedError:
+            # The embedded texts, and once more the activations below the layer that is tuned.
+            tokens = int(examples.attention_mask.sum()) + len(examples) * engine.n_prompt_tokens
+            size = sum(array.nbytes for array in tensors.values()) + 2 * tokens * engine.hidden_size * 4
+            self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
+            self.shelf.put(owner, key, Registered(engine.open(examples), labels), size)
+        return Answer({}, {"examples": name, "count": len(examples), "truncated": 0})
+
+    def commits(self, owner: str, graph: str, message: Message) -> Answer:
+        """Make a committed state of another: prompts [K, n, H] for the layers [K]; zeros take a layer's away."""
+        engine, prompts, layers = self.engine(graph), numbers(message, "prompts", 3), integers(message, "layers")
+        stages = engine.staged.n_stages
+        if prompts.shape[1:] != (engine.n_prompt_tokens, engine.hidden_size) or layers.shape != prompts.shape[:1]:
+            raise ShapeError(
+                f"prompts must be [K, {engine.n_prompt_tokens}, {engine.hidden_size}] and layers [K], not "
+                f"{list(prompts.shape)} and {list(layers.shape)}."
+            )
+        if len(layers) and not (0 <= layers.min() <= layers.max() < stages):
+            raise ShapeError(f"prompts can enter layers 0 to {stages - 1} here.")
+        state = dict(self._state(owner, graph, message, "base"))
+        state |= {int(layer): prompt.copy() for layer, prompt in zip(layers, prompts, strict=True)}
+        state = {layer: prompt for layer, prompt in state.items() if prompt.any()}
+        name = state_name(state)
+        if state:
+            self.shelf.put(owner, ("committed", graph, name), state, sum(prompt.nbytes for prompt in state.values()))
+        return Answer({}, {"committed": name})
+
+    def projections(self, owner: str, graph: str, message: Message) -> Answer:
+        """Register a projection p = A z + p0 by what A is drawn from; p0 is the tensor `origin` [n, H], or zero."""
+        engine = self.engine(graph)
+        shape = (engine.n_prompt_tokens, engine.hidden_size)
+        kind, scale = parameter(message, "kind", str, "normal"), parameter(message, "scale", (int, float), 1.0)
+        seed, layer, dim = (parameter(message, name, int, 0) for name in ("seed", "layer", "dim"))
+        if kind not in PROJECTIONS or not 0 <= seed < 2**32 or not 0 <= layer < engine.n_layers or not 0 < dim <= 10**5:
+            raise UsageError(
+                f"a projection has a kind ({', '.join(PROJECTIONS)}), a seed (0 to 2^32 - 1), a layer and a dim."
+            )
+        if not abs(scale) < LARGEST_SCALE:
+            raise UsageError(f"the scale of a projection must be below {LARGEST_SCALE:g}.")
+        origin = numbers(message, "origin", 2) if "origin" in message.tensors else np.zeros(shape, np.float32)
+        if origin.shape != shape:
+            raise ShapeError(f"origin must be {list(shape)}, not {list(origin.shape)}.")
+        about = np.array([seed, layer, dim, sorted(PROJECTIONS).index(kind)], np.int64)
+        name = content_name({"about": about, "scale": np.array([scale], np.float64), "origin": origin})
+        key, size = ("projection", graph, name), 4 * origin.size * dim
+        self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
+        drawn = draw_projection(kind, seed, layer, dim, float(scale), torch.from_numpy(origin.copy()), engine.device)
+        self.shelf.put(owner, key, drawn, size)
+        return Answer({}, {"projection": name})
+
+    def spread(self, owner: str, graph: str, message: Message) -> Answer:
+        """Say how far the values that enter a layer spread on registered examples, without outliers."""
+        registered = self._registered(owner, graph, message)
+        self._commit(owner, graph, message, registered.session)
+        return Answer({}, {"spread": registered.session.clipped_spread(parameter(message, "layer", int, 0))})
+
+    def embeddings(self, owner: str, graph: str, message: Message) -> Answer:
+        """Return the word embeddings of some tokens, to start a prompt from."""
+        del owner
+        engine, ids = self.engine(graph), integers(message, "ids")
+        vocabulary = len(engine.word_embeddings)
+        if ids.ndim != 1 or not 0 < len(ids) <= MOST_ROWS or not 0 <= ids.min() <= ids.max() < vocabulary:
+            raise ShapeError(f"ids must be 1 to {MOST_ROWS} tokens from 0 to {vocabulary - 1}.")
+        return Answer({"rows": engine.embeddings.rows(ids.tolist()).numpy()}, {})
+
+    def infer(self, owner: str, graph: str, message: Message) -> Answer:
+        """Answer prompts [P, n, H], or z [P, d] under a projection: logits [P, N, C], or losses [P]."""
+        registered = self._registered(owner, graph, message)
+        if len(message.tensors) != 1 or not set(message.tensors) <= set(INPUTS):
+            raise UsageError("give one input: prompts [P, n, H], or z [P, d].")
+        prompts = self._prompts(owner, graph, message)
+        self._commit(owner, graph, message, registered.session)
+        logits = registered.session.evaluate(prompts, parameter(message, "layer", int, 0)).float()
+        loss = parameter(message, "loss", str, "")
+        if not loss:
+            return Answer({"logits": logits.cpu().numpy()}, {})
+        if loss not in LOSSES or registered.labels is None:
+            raise UsageError(f"loss must be one of {', '.join(LOSSES)}, for examples registered with labels.")
+        losses, _ = Yardstick(LOSSES[loss], METRICS["accuracy"], "other")(logits, registered.labels)
+        return Answer({"losses": losses}, {})
+
+    def _prompts(self, owner: str, graph: str, message: Message) -> Tensor:
+        """Return a request's prompts, [P, n, H]."""
+        if "prompts" in message.tensors:
+            prompts = torch.from_numpy(numbers(message, "prompts", 3).copy())
+        else:
+            z = numbers(message, "z", 2)
+            name = parameter(message, "projection", str, "")
+            projection: Projection | None = self.shelf.get(owner, ("projection", graph, name))
+            if projection is None:
+                raise unknown("projection")
+            if z.shape[1] != projection.matrix.shape[1]:
+                raise ShapeError(f"z must be [P, {projection.matrix.shape[1]}], not {list(z.shape)}.")
+            prompts = projection(z)
+        if len(prompts) > self._limits.max_candidates:
+            raise RefusedError(
+                413, "usage", f"{len(prompts)} prompts; {self._limits.max_candidates} at a time are allowed."
+            )
+        return prompts
+
+    def _registered(self, owner: str, graph: str, message: Message) -> Registered:
+        name = parameter(message, "examples", str, "")
+        registered: Registered | None = self.shelf.get(owner, ("examples", graph, name))
+        if registered is None:  # their registration failed
+            raise unknown("examples")
+        return registered
+
+    def _state(self, owner: str, graph: str, message: Message, which: str) -> dict[int, Array]:
+        """Return the committed prompts that a request names; none has the name ""."""
+        name = parameter(message, which, str, "")
+        found: dict[int, Array] = self.shelf.get(owner, ("committed", graph, name)) if name else {}
+        return found
+
+    def _commit(self, owner: str, graph: str, message: Message, session: Session) -> None:
+        """Bring a session into the state that a request names; prompts that stay keep their activations."""
+        engine, state = self.engine(graph), self._state(owner, graph, message, "committed")
+        zero = np.zeros((engine.n_prompt_tokens, engine.hidden_size), np.float32)
+        for layer in range(engine.staged.n_stages):
+            session.commit(torch.from_numpy(state.get(layer, zero).copy()), layer)

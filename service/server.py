@@ -1,0 +1,119 @@
+"""Puts the models, their HTTP side and uvicorn together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from bbt_fast.export.errors import DeviceError, UsageError
+from bbt_fast.export.model import load_model
+from bbt_fast.tuner.demo import MODEL_DIR
+from bbt_fast.tuner.tasks.presets import DEMO
+from bbt_fast.tuner.use.classifier import load
+
+from .app import Service
+from .keys import Keys
+from .limits import Limits
+from .scorer import Scorer
+from .texts import TaskTexts, TextClassifier
+
+HEADERS_BYTES = 64 * 1024
+GRACE_SECONDS = 60
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models answer, and on what."""
+
+    model_name: str | None
+    """For the scorer: a hub id or a folder; "demo" is the embedded one."""
+    run: str | None = None
+    """For the classifier: a run's folder, or the hub id of a shared prompt."""
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    allow_pickle: bool = False
+
+
+def build(models: Models, keys: Path | None, limits: Limits) -> Service:
+    """Load what is served.
+
+    Raises:
+        UsageError: if nothing is, or a model or the keys cannot be read.
+        BbtFastError: if a model cannot be loaded.
+    """
+    known = Keys(keys)
+    scorer, texts, classifier = None, None, None
+    if models.model_name is not None:
+        source = str(MODEL_DIR) if models.model_name == DEMO else models.model_name
+        loaded = load_model(source, models.allow_pickle)
+        scorer = Scorer(loaded, models.engine, models.precision, models.device, limits)
+        texts = TaskTexts(scorer, models.model_name, limits)
+    if models.run is not None:
+        found = load(
+            models.run,
+            engine=models.engine,
+            precision=models.precision,
+            device=models.device,
+            allow_pickle=models.allow_pickle,
+        )
+        classifier = TextClassifier(found, limits)
+    if scorer is None and classifier is None:
+        raise UsageError("nothing to serve: give --model_name for a scorer, --run for a classifier, or both.")
+    return Service(scorer, texts, classifier, known, limits)
+
+
+def configure(
+    service: Service, host: str, port: int, certificate: str | None = None, private_key: str | None = None
+) -> uvicorn.Server:
+    """Return a server that is ready to run.
+
+    Args:
+        service: what is served.
+        host: the address to listen at.
+        port: 0 for any that is free.
+        certificate: a PEM file, for TLS.
+        private_key: likewise.
+
+    Raises:
+        UsageError: if the files for TLS are missing.
+    """
+    for file in filter(None, (certificate, private_key)):
+        if not Path(file).is_file():
+            raise UsageError(f"there is no file {file}.")
+    return uvicorn.Server(
+        uvicorn.Config(
+            service.app(),
+            host=host,
+            port=port,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=service.limits.max_connections,
+            h11_max_incomplete_event_size=HEADERS_BYTES,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=certificate,
+            ssl_keyfile=private_key,
+        )
+    )
+
+
+def serve(server: uvicorn.Server) -> None:
+    """Serve until SIGINT or SIGTERM; what runs then is finished.
+
+    Raises:
+        DeviceError: if the address cannot be listened at.
+    """
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to say that it could not bind
+        config = server.config
+        raise DeviceError(f"cannot listen at {config.host}:{config.port}: is it taken? Give another --port.") from None
