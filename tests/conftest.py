@@ -3,6 +3,8 @@
     repo_root       Path of the checkout.
     shared_file     function(*parts) -> Path below the folder ``shared`` beside the checkout (golden, data, models);
                     skips the test if that one is missing.
+    golden_file     function(family, *name) -> Path of a tiny model or its answers: those of the original implementation
+                    in ``shared`` if they are there, else those in tests/goldens (scripts/make_goldens.py).
     make_model      function(kind="roberta", seed=0, **config) -> tiny random masked language model, eval mode, frozen.
                     kind is a key of ``TINY_MODELS`` below; config overrides any field of the transformers config.
     roberta, bert   ``make_model("roberta")``, ``make_model("bert")``, made once per run: do not change their weights.
@@ -104,6 +106,14 @@ def shared_file() -> Callable[..., Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def golden_file() -> Callable[..., Path]:
+    """A function that finds a tiny model and its answers."""
+    original = REPO_ROOT.parent / "shared" / "golden"
+    goldens = original if original.exists() else REPO_ROOT / "tests" / "goldens"
+    return goldens.joinpath
 
 
 @pytest.fixture

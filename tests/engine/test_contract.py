@@ -48,10 +48,10 @@ def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
     ],
 )
 def test_a_prompt_at_the_input_answers_as_the_original_does(
-    family: str, mode: str, cuts: str, engine: str, shared_file: Callable[..., Path]
+    family: str, mode: str, cuts: str, engine: str, golden_file: Callable[..., Path]
 ) -> None:
-    data = np.load(shared_file("golden", family, "shallow.npz"))
-    session = load_golden(shared_file("golden", family), engine, mode, cuts).open(golden_examples(data))
+    data = np.load(golden_file(family, "shallow.npz"))
+    session = load_golden(golden_file(family), engine, mode, cuts).open(golden_examples(data))
     logits = session.evaluate(stacked(data, f"prompt_{mode}"))
     torch.testing.assert_close(logits, stacked(data, f"logits_{mode}"), atol=2e-5, rtol=0)
 
@@ -59,10 +59,10 @@ def test_a_prompt_at_the_input_answers_as_the_original_does(
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("family", ["roberta", "bert"])
 def test_a_prompt_at_any_layer_answers_as_the_original_does(
-    engine: str, family: str, shared_file: Callable[..., Path]
+    engine: str, family: str, golden_file: Callable[..., Path]
 ) -> None:
-    data = np.load(shared_file("golden", family, "deep.npz"))
-    loaded = load_golden(shared_file("golden", family), engine, "add", "layers")
+    data = np.load(golden_file(family, "deep.npz"))
+    loaded = load_golden(golden_file(family), engine, "add", "layers")
     session = loaded.open(golden_examples(data))
     for prompts, logits in zip(stacked(data, "prompt_add"), stacked(data, "logits_add"), strict=True):
         for layer in range(loaded.n_layers):
