@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from importlib.util import find_spec
+from inspect import signature
 from typing import ClassVar
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from ..export.model import Encoded
 from ..export.prefix import PrefixStage
@@ -27,8 +28,8 @@ def varlen_fault(dtype: torch.dtype, device: torch.device) -> str | None:
         return (
             f"attention by the lengths of texts needs an Ampere GPU or later, not {torch.cuda.get_device_name(device)}"
         )
-    if find_spec("torch.nn.attention.varlen") is None:
-        return f"attention by the lengths of texts needs PyTorch 2.11; this is {torch.__version__}"
+    if "window_size" not in signature(varlen_attn).parameters:
+        return f"attention by the lengths of texts needs a later PyTorch; this is {torch.__version__}"
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 
 from .attention import KeysValues, sdpa
 
@@ -270,8 +271,6 @@ def _varlen(
     row: Row, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
     """Run PyTorch's flash kernel by the texts' bounds; CUDA, fp16 and bf16 only."""
-    from torch.nn.attention.varlen import varlen_attn
-
     query, key, value = qkv
     bounds = key_bounds = row.tensors[BOUNDS]
     longest = longest_keys = row.tensors[TEXT_INDEX].shape[1]
@@ -283,7 +282,7 @@ def _varlen(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     query_row, key_row, value_row = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-    seen = varlen_attn(
+    seen = varlen.varlen_attn(
         query_row,
         key_row,
         value_row,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from bbt_fast.tuner.cli.diagnosis import TESTED
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("export", "engine", "tuner", "service", "benchmarks")
@@ -83,7 +86,17 @@ def test_the_oldest_constraints_are_the_lower_bounds(config: configparser.Config
         (bound,) = requirement.specifier
         assert bound.operator == ">=", f"{requirement} has no lower bound"
         lowest[canonicalize_name(requirement.name)] = Version(bound.version)
+    assert lowest["torch"] == Version("2.11")
+    lowest["torch"] = Version("2.13.0")  # the oldest CPU build; 2.11 ran on a GPU
     assert pins("constraints-oldest.txt") == lowest
+
+
+def test_doctor_names_the_versions_that_the_bounds_and_the_constraints_do(config: configparser.ConfigParser) -> None:
+    bounds = {r.name: next(iter(r.specifier)).version for r in requirements(config, "openvino")}
+    for name, tested in TESTED.items():
+        newest = ".".join(str(pins("constraints.txt")[canonicalize_name(name)]).split(".")[:2])
+        assert re.search(rf"^{re.escape(bounds[name])}\b", tested), name
+        assert re.search(rf"\b{re.escape(newest)}\b", tested), name
 
 
 def test_every_library_that_is_imported_is_declared(config: configparser.ConfigParser) -> None:

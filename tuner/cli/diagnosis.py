@@ -20,6 +20,15 @@ BOTH_RUNTIMES = (
     "then install one of them"
 )
 GIB = 2**30
+TESTED = {
+    "torch": "2.11 (CUDA) and 2.13 (CPU)",
+    "transformers": "5.17 to 5.23",
+    "onnx": "1.21 to 1.23",
+    "onnxruntime": "1.30 and 1.31",
+    "onnxruntime-gpu": "1.30 and 1.31",
+    "openvino": "2026.1 to 2026.4",
+}
+"""The versions that tests and benchmarks ran with."""
 
 
 def diagnosis() -> dict[str, Section]:
@@ -34,7 +43,9 @@ def diagnosis() -> dict[str, Section]:
 
 
 def _versions() -> Section:
-    facts = versions()
+    facts = {
+        name: f"{found}  (tested: {TESTED[name]})" if name in TESTED else found for name, found in versions().items()
+    }
     if all(name in facts for name in ONNX_RUNTIMES):
         facts |= {name: f"{facts[name]}  {BOTH_RUNTIMES}" for name in ONNX_RUNTIMES}
     return facts
