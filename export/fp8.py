@@ -30,7 +30,14 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Fp8Linear(nn.Module):
-    """A linear map whose product is of fp8 numbers: by the card's kernels on CUDA, by its fp32 twin elsewhere."""
+    """A linear map whose product is of fp8 numbers: by the card's kernels on CUDA, by its fp32 twin elsewhere.
+
+    Move a model to its device and dtype first: a later change of dtype would cast the quantised weights too.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantise a weight of [out, in]."""
