@@ -38,8 +38,17 @@ SEEDS = (8, 13, 42, 50, 60)
 WANTED = {"bbt": {0, 10, 30, 80}, "bbtv2": {0, 7, 26, 33, 52, 59}}
 """The generations whose populations are compared; BBTv2's are those of several layers and rounds."""
 ENGINES = {
-    "cpu": ("torch-bf16", "ort-fp32", "openvino-fp32", "openvino-bf16", "ort-int8", "ort-int8blocks"),
-    "cuda": ("torch-bf16", "torch-fp16", "ort-fp32", "ort-fp16", "trt-fp16"),
+    "cpu": ("torch-bf16", "torch-fp8", "ort-fp32", "openvino-fp32", "openvino-bf16", "ort-int8", "ort-int8blocks"),
+    "cuda": (
+        "torch-bf16",
+        "torch-fp16",
+        "torch-fp16-fast",
+        "torch-fp8",
+        "ort-fp32",
+        "ort-fp16",
+        "ort-fp16-fast",
+        "trt-fp16",
+    ),  # fmt: skip
 }
 
 
@@ -89,7 +98,7 @@ def measure(
     for name in names:
         try:
             with patch.object(Parity, "require"):  # its thresholds come from here, so what it refuses is measured too
-                engine = load(*name.split("-"))
+                engine = load(*name.split("-", 1))
         except BbtFastError as error:
             found[name] = {"refused": str(error)}
             continue

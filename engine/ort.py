@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +48,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 
 EXACT = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 """Options of the CUDA provider: fp32 products whole, not with TF32's ten bits, and fp16's LayerNorm sums in fp32."""
+
+GEMM_OPTIONS = "ORT_CUDA_GEMM_OPTIONS"
+"""The environment variable by which its CUDA provider sums up fp16 products in fp16 (1) or in fp32 (0)."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +101,7 @@ class OrtEngine(Engine):
     length_step: ClassVar[dict[str, int]] = {"cuda": 4}
     """The CUDA provider's memory-efficient kernel takes no other masks (its core/providers/cuda/llm/attention.cc)."""
     packing_kernels: ClassVar[dict[str, str]] = {"cpu": "padded", "cuda": "contrib"}
-    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32")}
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32", "fp16-fast")}
 
     @classmethod
     def cuda_fault(cls) -> str | None:
@@ -110,12 +114,14 @@ class OrtEngine(Engine):
         )
 
     def _load(self, encoded: Encoded) -> OrtRunner:
+        if self.device.type == "cuda":
+            _settle_sums("1" if self.precision == "fp16-fast" else "0")
         files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path, fused=self.savings.fusion)
         return OrtRunner(files, self.staged, encoded, self.device)
 
     def _parity_record(self, runner: Runner) -> Path | None:
         assert isinstance(runner, OrtRunner)
-        return runner.files.parity_record(_runtime(self.device))
+        return runner.files.parity_record(_runtime(self.device, self.precision))
 
 
 def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
@@ -214,8 +220,29 @@ def _place(tensor: Tensor) -> tuple[str, int, type]:
     return tensor.device.type, tensor.device.index or 0, NUMPY_TYPES[tensor.dtype]
 
 
-def _runtime(device: torch.device) -> str:
+_sums: list[str] = []
+"""What this process' CUDA sessions were told about the sums of fp16 products, once there are any."""
+
+
+def _settle_sums(wanted: str) -> None:
+    """Have ONNX Runtime sum up fp16 products in fp16 ("1") or in fp32 ("0").
+
+    Raises:
+        DeviceError: if this process has settled it otherwise: ONNX Runtime reads its setting once.
+    """
+    if not _sums:
+        os.environ[GEMM_OPTIONS] = wanted
+        _sums.append(wanted)
+    if _sums[0] != wanted:
+        raise DeviceError(
+            f"ONNX Runtime reads {GEMM_OPTIONS} once per process, and this one already has sessions with "
+            f"{GEMM_OPTIONS}={_sums[0]}: use fp16 and fp16-fast in processes of their own, or --engine torch."
+        )
+
+
+def _runtime(device: torch.device, precision: str) -> str:
     """Return what a graph's numbers depend on besides the graph, as part of a file name."""
     where = torch.cuda.get_device_name(device).replace(" ", "_") if device.type == "cuda" else "cpu"
     exact = f"-{digest(EXACT)[:8]}" if device.type == "cuda" else ""
-    return f"ort-{ort.__version__}-{where}{exact}"
+    fast = "-fast" if precision == "fp16-fast" else ""
+    return f"ort-{ort.__version__}-{where}{exact}{fast}"

@@ -29,6 +29,8 @@ PRECISIONS: dict[str, Precision] = {
         Precision("fp32", torch.float32, 0.99, 0.01),
         Precision("bf16", torch.bfloat16, 0.70, 2.0),
         Precision("fp16", torch.float16, 0.95, 0.25),
+        Precision("fp16-fast", torch.float16, 0.95, 0.25, 8.0),
+        Precision("fp8", torch.float16, 0.70, 2.0, 200.0),
     )
 }
 
