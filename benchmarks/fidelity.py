@@ -48,7 +48,7 @@ ENGINES = {
         "ort-fp16",
         "ort-fp16-fast",
         "trt-fp16",
-    ),  # fmt: skip
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..export.cache import entry
 from ..export.errors import ArtifactError
-from ..export.graphs import OPSET, Source, onnx_from_stage, save_graph
+from ..export.graphs import OPSET, Source, new_traces, onnx_from_stage, save_graph
 from ..export.model import Encoded, StagedModel
 from ..export.weights import check_weights
 
@@ -65,8 +65,9 @@ def _build(
 ) -> None:
     title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
     made_for = json.dumps(key)
+    traces = new_traces()
     for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
-        graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]))
+        graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]), traces)
         graph.metadata_props[METADATA] = made_for
         save_graph(graph, path)
 

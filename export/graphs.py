@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .fusion import fuse, leave_unread
 from .stages import ANSWER_AXES, Stage
+from .traces import Traces
 
 OPSET = 23
 """The first with a standard ``Attention`` operator."""
@@ -51,9 +51,19 @@ class Source:
     """Whether operators of ONNX Runtime's own take the place of several standard ones."""
 
 
-def onnx_from_stage(source: Source) -> ir.Model:
-    """Return the graph ``(hidden, prompt, *names) -> hidden or logits`` of a stage, weights included."""
-    model = _trace(source)
+def onnx_from_stage(source: Source, traces: Traces | None = None) -> ir.Model:
+    """Return the graph ``(hidden, prompt, *names) -> hidden or logits`` of a stage, weights included.
+
+    Args:
+        source: the stage.
+        traces: traces of stages made so far, which it may share.
+    """
+    tensors = (
+        cast_tensor(name, tensor, source.dtype) for name, tensor in zip(source.stage.names, source.tensors, strict=True)
+    )
+    samples = (*(tensor.to(source.dtype) for tensor in source.joined), *tensors)
+    traces = new_traces() if traces is None else traces
+    model = traces.graph(source.stage, samples, source.dtype)
     for step in PASSES:
         step(model, source)
     return model
@@ -75,28 +85,28 @@ def node_counts(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(path).graph.all_nodes())
 
 
-def _trace(source: Source) -> ir.Model:
-    """Trace the stage with PyTorch's exporter; SDPA becomes one ``Attention`` node per layer."""
-    stage = source.stage
-    if any(weight.dtype is not source.dtype or weight.device.type != "cpu" for weight in stage.parameters()):
-        stage = copy.deepcopy(stage).to("cpu", source.dtype)
+def new_traces() -> Traces:
+    """Return traces that stages of one chain can share: none yet."""
+    return Traces(_trace)
+
+
+def _trace(stage: Stage, samples: tuple[Tensor, ...]) -> ir.Model:
+    """Trace a stage with PyTorch's exporter; SDPA becomes one ``Attention`` node per layer."""
     dims: dict[str, torch.export.Dim] = {}
 
     def dynamic(axes: tuple[str | None, ...]) -> dict[int, torch.export.Dim]:
         return {i: dims.setdefault(a, torch.export.Dim(a, min=2, max=1 << 20)) for i, a in enumerate(axes) if a}
 
-    tensors = [
-        cast_tensor(name, tensor, source.dtype) for name, tensor in zip(stage.names, source.tensors, strict=True)
-    ]
     shapes: dict[str, Any] = {name: dynamic(axes) for name, axes in stage.joined_axes.items()}
-    if tensors:
+    if stage.names:
         shapes["tensors"] = tuple(dynamic(stage.axes[name]) for name in stage.names)
     with warnings.catch_warnings(), quiet(TELLER), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage,
-            (*(tensor.to(source.dtype) for tensor in source.joined), *tensors),
+            samples,
             dynamo=True,
+            optimize=False,
             opset_version=OPSET,
             input_names=[*stage.join.outputs, *stage.names],
             output_names=["logits" if stage.answers else "next_hidden"],

@@ -1,0 +1,153 @@
+"""Stages that differ in weights alone share one trace.
+
+PyTorch's exporter takes seconds for a layer, nearly all of them for tracing: a layer's weights play no part until
+constants are folded. So a trace is kept as the exporter first writes it, every weight an initializer under its own
+name. Another stage of that structure puts its own weights there, and all that follows, folding and fusing, happens
+once more. What comes out is, byte for byte, what a trace of that very stage would give.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .stages import Stage
+
+
+class Traces:
+    """Graphs of stages, traced once for each structure.
+
+    Args:
+        trace: traces a stage, called with its samples, and returns the graph before any optimization.
+    """
+
+    def __init__(self, trace: Callable[[Stage, tuple[Tensor, ...]], ir.Model]) -> None:
+        self._trace = trace
+        self._traced: dict[str, ir.Model] = {}
+
+    def __len__(self) -> int:
+        """Return how many traces are kept."""
+        return len(self._traced)
+
+    def graph(self, stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype) -> ir.Model:
+        """Return the optimized graph of a stage.
+
+        Args:
+            stage: the stage; it is left as it is.
+            samples: what forward() takes, in the graph's dtype.
+            dtype: what the graph computes in.
+        """
+        weights = cast_weights(stage, dtype)
+        key = structure(stage, weights, samples)
+        traced = self._traced.get(key or "")
+        if traced is None:
+            traced = self._trace(with_weights(stage, weights), samples)
+            if key is not None:
+                self._traced[key] = traced
+        model = traced.clone()
+        for name, value in model.graph.initializers.items():
+            if name in weights:
+                value.const_value = TorchTensor(weights[name].detach(), name)
+        program = torch.onnx.ONNXProgram(model, None)
+        program.optimize()
+        return program.model
+
+
+def cast_weights(stage: Stage, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a stage's parameters and buffers by name, on the CPU, real numbers in a dtype.
+
+    One that has several names is one tensor; one that is as it should be is not copied.
+    """
+    made: dict[int, Tensor] = {}
+    for _, tensor in _named(stage):
+        if id(tensor) not in made:
+            made[id(tensor)] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+    return {name: made[id(tensor)] for name, tensor in _named(stage)}
+
+
+def with_weights(stage: Stage, weights: dict[str, Tensor]) -> Stage:
+    """Return a stage that has other weights by the same names, and shares them."""
+    memo: dict[int, Any] = {}
+    for name, tensor in _named(stage):
+        if isinstance(tensor, nn.Parameter):
+            memo.setdefault(id(tensor), nn.Parameter(weights[name], requires_grad=False))
+        else:
+            memo.setdefault(id(tensor), weights[name])
+    return copy.deepcopy(stage, memo)
+
+
+def structure(stage: Stage, weights: dict[str, Tensor], samples: tuple[Tensor, ...]) -> str | None:
+    """Return a digest of everything in a stage that shapes its trace, but for the weights' numbers.
+
+    The stage runs on tensors without content, and what is noted is what PyTorch is asked to compute: each operation,
+    its arguments, and which weights, samples and earlier results it takes. Nothing is concluded from names of modules.
+
+    Returns:
+        The digest; None if the stage does not run without numbers, so that it shares with no other.
+    """
+    numbers: dict[int, int] = {}
+    noted = [
+        f"{type(stage).__name__} {stage.join.outputs} {stage.answers} {stage.axes} {stage.joined_axes}",
+        *(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in weights.items()),
+    ]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = {id(tensor): mode.from_tensor(tensor) for tensor in (*weights.values(), *samples)}
+    for tensor in (*weights.values(), *samples):
+        noted.append(f"{numbers.setdefault(id(fakes[id(tensor)]), len(numbers))} {tensor.dtype} {tensor.stride()}")
+    try:
+        with torch.no_grad(), mode, _Notes(noted, numbers):
+            torch.func.functional_call(
+                stage,
+                {name: fakes[id(tensor)] for name, tensor in weights.items()},
+                tuple(fakes[id(tensor)] for tensor in samples),
+            )
+    except (RuntimeError, AssertionError):  # for want of numbers, mostly
+        return None
+    return hashlib.sha256("\n".join(noted).encode()).hexdigest()
+
+
+class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes down each operation and what it is given."""
+
+    def __init__(self, noted: list[str], numbers: dict[int, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._noted, self._numbers = noted, numbers
+        self._alive: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs or {}))
+        self._noted.append(f"{func} {spec} {[self._note(leaf) for leaf in leaves]}")
+        results = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                self._alive.append(tensor)
+                number = self._numbers.setdefault(id(tensor), len(self._numbers))
+                self._noted.append(f"{number} {tensor.dtype} {list(tensor.shape)} {tensor.stride()}")
+        return results
+
+    def _note(self, leaf: Any) -> str:
+        """Name a tensor by its number, one that came from nowhere by its content, and anything else as it is."""
+        if not isinstance(leaf, Tensor):
+            return repr(leaf)
+        if id(leaf) in self._numbers:
+            return f"tensor {self._numbers[id(leaf)]}"
+        with unset_fake_temporarily():
+            return f"constant {leaf.dtype} {leaf.tolist()}"
+
+
+def _named(stage: Stage) -> list[tuple[str, Tensor]]:
+    """Return all names of all parameters and buffers, in order."""
+    return [
+        *stage.named_parameters(remove_duplicate=False),
+        *stage.named_buffers(remove_duplicate=False),
+    ]

@@ -1,0 +1,164 @@
+"""Stages that differ in weights alone share a trace, and their graphs are those of traces of their own."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from bbt_fast.engine.onnx_files import _source
+from bbt_fast.export.families import FAMILIES, Family
+from bbt_fast.export.graphs import Source, new_traces, onnx_from_stage
+from bbt_fast.export.loading import AUTO_CLASSES
+from bbt_fast.export.model import Encoded, StagedModel
+from bbt_fast.export.parity import probe_examples
+from bbt_fast.export.traces import Traces, cast_weights, structure, with_weights
+
+LAYERS = 4
+TINY = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+}
+OWN_NAMES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 24, "num_hidden_groups": 2},
+    "bart": {
+        f"{side}_{field}": value
+        for side in ("encoder", "decoder")
+        for field, value in (("layers", LAYERS), ("ffn_dim", 64), ("attention_heads", 4))
+    },
+    "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    "t5": {"d_kv": 8, "d_ff": 64},
+}
+FAST = ("roberta", "add", torch.float16)
+CASES = [
+    pytest.param(
+        kind, mode, dtype, id=f"{kind}-{mode}-{dtype}", marks=[pytest.mark.slow] * ((kind, mode, dtype) != FAST)
+    )
+    for family in FAMILIES
+    for kind, mode, dtype in product(family.model_types, ("add", "cat"), (torch.float32, torch.float16))
+]
+
+
+@cache
+def tiny(family: Family, model_type: str) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto = getattr(transformers, AUTO_CLASSES[family.kind])
+        config = AutoConfig.for_model(model_type, **{**TINY, **OWN_NAMES.get(model_type, {})})
+        model: PreTrainedModel = auto.from_config(config)
+    return model.eval().requires_grad_(False)
+
+
+def encode(model_type: str, mode: str) -> Encoded:
+    family = next(one for one in FAMILIES if model_type in one.model_types)
+    staged = StagedModel(tiny(family, model_type), mode, 5, "layers")
+    examples = probe_examples(staged)
+    return staged.encode(examples, share_prefix=staged.shares_prefix(examples))
+
+
+def content(source: Source, traces: Traces | None = None) -> bytes:
+    return ir.to_proto(onnx_from_stage(source, traces)).SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(("model_type", "mode", "dtype"), CASES)
+def test_a_shared_trace_gives_the_very_file_that_a_trace_of_the_stage_gives(
+    model_type: str, mode: str, dtype: torch.dtype
+) -> None:
+    encoded = encode(model_type, mode)
+    chains = [encoded] if encoded.prefix is None else [encoded, encoded.prefix]
+    for chain in chains:
+        traces = new_traces()
+        shared = [content(_source(chain, dtype, stage), traces) for stage in range(LAYERS)]
+        assert len(traces) < LAYERS
+        assert len(set(shared)) == len(shared) or model_type == "albert"  # whose layers share their weights too
+        for stage in (1, LAYERS - 1):
+            assert shared[stage] == content(_source(chain, dtype, stage))
+
+
+def signature(stage: Any, dtype: torch.dtype = torch.float32) -> str | None:
+    hidden = torch.zeros(2, 6, 20, TINY["hidden_size"], dtype=dtype)
+    mask = torch.ones(6, 1, 20, 20, dtype=torch.bool)
+    return structure(stage, cast_weights(stage, dtype), (hidden, mask))
+
+
+def test_stages_are_of_one_structure_only_if_they_compute_the_same() -> None:
+    first, second, *_ = encode("roberta", "add").stages
+    assert signature(first) == signature(second)
+    assert signature(first) != signature(first, torch.float16)
+    other = with_weights(second, cast_weights(second, torch.float32))
+    layer: Any = other.layers.stack[0]
+    layer.output.LayerNorm.eps *= 2
+    assert signature(other) != signature(second)
+    layer.output.LayerNorm.eps /= 2
+    assert signature(other) == signature(second)
+    layer.output.dense.weight = nn.Parameter(layer.intermediate.dense.weight.T)  # not contiguous
+    assert signature(other) != signature(second)
+    layer.output.dense.weight = second.layers.stack[0].output.dense.weight
+    layer.attention.self.key.weight = layer.attention.self.query.weight  # one tensor under two names
+    assert signature(other) != signature(second)
+
+
+def test_a_number_that_is_no_weight_is_part_of_the_structure() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, inner: nn.Module, scale: float) -> None:
+            super().__init__()
+            self.inner, self.scale = inner, torch.tensor(scale)
+
+        def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            out: torch.Tensor = self.inner(hidden, *args, **kwargs)
+            return out * self.scale
+
+    first, *_ = encode("roberta", "add").stages
+    found = set()
+    for scale in (1.0, 1.0, 0.5):
+        stage = with_weights(first, cast_weights(first, torch.float32))
+        stage.layers.stack[0] = Scaled(stage.layers.stack[0], scale)
+        found.add(signature(stage))
+    assert None not in found
+    assert len(found) == 2
+
+
+def test_a_stage_that_reads_its_numbers_shares_with_no_other() -> None:
+    class Reading(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.weight = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            out: torch.Tensor = self.inner(hidden, *args, **kwargs)
+            return out * self.weight.item()
+
+    first, *_ = encode("roberta", "add").stages
+    stage = with_weights(first, cast_weights(first, torch.float32))
+    stage.layers.stack[0] = Reading(stage.layers.stack[0])
+    assert signature(stage) is None
+
+
+def test_casting_leaves_the_stage_as_it_is_and_copies_no_weight_that_fits() -> None:
+    first, *_ = encode("roberta", "add").stages
+    weights = cast_weights(first, torch.float32)
+    same = with_weights(first, weights)
+    for (name, mine), theirs in zip(first.named_parameters(), same.parameters(), strict=True):
+        assert mine.data_ptr() == theirs.data_ptr(), name
+    half = with_weights(first, cast_weights(first, torch.float16))
+    assert {one.dtype for one in half.parameters()} == {torch.float16}
+    assert {one.dtype for one in first.parameters()} == {torch.float32}
