@@ -57,10 +57,10 @@ def published(function: Any, dim: int, generations: int, seed: int = 1, bound: f
 def test_on_pycmas_schedule_the_trajectory_is_pycmas(function, dim, bound):
     ours, asked = search(function, dim, GENERATIONS, bound=bound, shifted=False)
     theirs, expected = published(function, dim, GENERATIONS, bound=bound)
-    np.testing.assert_allclose(asked, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(asked, expected, rtol=1e-6, atol=1e-7)
     assert ours._strategy.sigma == pytest.approx(theirs.sigma, rel=1e-8)
-    np.testing.assert_allclose(ours._strategy.mean, theirs.mean, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(ours._strategy.sm.C, theirs.sm.C, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours._strategy.mean, theirs.mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ours._strategy.sm.C, theirs.sm.C, rtol=1e-6, atol=1e-7)
 
 
 def test_axes_come_into_use_one_gap_after_their_covariance(monkeypatch):
