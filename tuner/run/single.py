@@ -161,10 +161,11 @@ class Run:
             journal.append(header)
             return
         old = journal.records[0]
-        if old.get("format") != JOURNAL_FORMAT:
+        written = old.get("format")
+        if written != JOURNAL_FORMAT:
             raise ArtifactError(
-                f"{journal.path} cannot be gone on with: format was {old.get('format')!r} and is now {JOURNAL_FORMAT!r}, "
-                "and CMA-ES draws other candidates since. Go on with the version of bbt-fast that began it, or start "
+                f"{journal.path} cannot be gone on with: format was {written!r} and is now {JOURNAL_FORMAT!r}; "
+                "CMA-ES draws other candidates since. Go on with the version of bbt-fast that began it, or start "
                 "again in another --output_dir."
             )
         different = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in header.items() if old.get(k) != v]

@@ -98,6 +98,7 @@ class ShiftedSampler(GaussFullSampler):  # type: ignore[misc]  # pycma has no ty
             shifted: False waits for every decomposition where it begins, which is pycma's own schedule.
         """
         super().__init__(dim, lazy_update_gap=gap, randn=randn)
+        self.last_update: int = 0
         self._shifted = shifted and gap > 1
         self._begun: Future[Axes] | None = None
         self._product = np.empty((dim, dim))
@@ -139,12 +140,12 @@ class ShiftedSampler(GaussFullSampler):  # type: ignore[misc]  # pycma has no ty
             self._begun = _aside().submit(_decompose, self.C.copy())
             self.last_update = self.count_tell
 
-    def multiply_C(self, factor: Any) -> None:
+    def multiply_C(self, factor: Any) -> None:  # noqa: N802
         """Scale C; the axes of the C before it are not waited for."""
         self._begun = None
         super().multiply_C(factor)
 
-    def _decompose_C(self) -> None:
+    def _decompose_C(self) -> None:  # noqa: N802
         self._begun = None
         super()._decompose_C()
 
