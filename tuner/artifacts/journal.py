@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
+import time
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from ...export.errors import ArtifactError
 from .files import append_line, digest, unwritable, write_whole
 
 Record = dict[str, Any]
+SYNC_SECONDS = 1.0
+"""A power cut loses the lines of about this time; a killed process loses none, as each line is the system's at once."""
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +39,7 @@ class Journal:
         """What the file held when it was opened."""
         self._sum = ""
         self._file: FileIO | None = None
+        self._synced = -math.inf
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
@@ -47,7 +53,7 @@ class Journal:
             raise unwritable(path, error) from error
 
     def append(self, record: Record) -> None:
-        """Write one line and see it onto the disk.
+        """Write one line; see it onto the disk, with those before it, if a second has passed since that was done.
 
         Raises:
             ArtifactError: if the disk is full or the folder cannot be written; no torn line stays behind.
@@ -55,14 +61,26 @@ class Journal:
         assert self._file is not None
         body = _dump(record)
         checksum = digest(self._sum.encode(), body.encode())
-        append_line(self._file, self.path, _dump({**record, "sum": checksum}).encode() + b"\n")
+        lasting = time.monotonic() >= self._synced + SYNC_SECONDS
+        append_line(self._file, self.path, _dump({**record, "sum": checksum}).encode() + b"\n", lasting=lasting)
         self._sum = checksum
+        if lasting:
+            self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """See all lines onto the disk and close the file.
+
+        Raises:
+            ArtifactError: if the disk fails.
+        """
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def _read(self, content: bytes) -> int:
         """Take over the records up to the first damaged line; return how many bytes they fill."""

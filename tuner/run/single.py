@@ -33,7 +33,8 @@ from .progress import Progress
 from .replay import Replay
 from .reporting import Reports, open_reports
 
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
+"""Rises with every change after which the same fitness leads to other candidates; 2: the decomposition is shifted."""
 logger = logging.getLogger(__name__)
 
 
@@ -160,6 +161,13 @@ class Run:
             journal.append(header)
             return
         old = journal.records[0]
+        written = old.get("format")
+        if written != JOURNAL_FORMAT:
+            raise ArtifactError(
+                f"{journal.path} cannot be gone on with: format was {written!r} and is now {JOURNAL_FORMAT!r}; "
+                "CMA-ES draws other candidates since. Go on with the version of bbt-fast that began it, or start "
+                "again in another --output_dir."
+            )
         different = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in header.items() if old.get(k) != v]
         if different:
             raise ArtifactError(

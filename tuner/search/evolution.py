@@ -1,4 +1,4 @@
-"""CMA-ES on the searched vector: a thin wrapper of pycma that keeps its random numbers to itself.
+"""CMA-ES on the searched vector: pycma with a sampler of ours, and random numbers kept to itself.
 
 pycma seeds numpy's global generator when a strategy is made and draws from it ever after, so the original BBTv2, with a
 strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0's is
@@ -14,40 +14,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
-from typing import ParamSpec, TypeVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from .generation import Array
+from .sampler import ShiftedSampler, one_thread
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
     import cma
-
-
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
-
-
-@cache
-def _numpy_threads() -> ThreadpoolController:
-    """Return what sets the threads of numpy's own matrix library, and of no engine's."""
-    return ThreadpoolController().select(internal_api="openblas")
-
-
-def on_one_thread(work: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Have a function's matrix routines run on one thread."""
-
-    @wraps(work)
-    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
-        with _numpy_threads().limit(limits=1):
-            return work(*arguments, **named)
-
-    return run
 
 
 @dataclass(frozen=True)
@@ -66,8 +42,9 @@ class Evolution:
     """One CMA-ES over a vector of length d, started at zero."""
 
     def __init__(
-        self, dim: int, sigma: float, popsize: int, generations: int, *, seed: int, layer: int = 0, bound: float = 0.0
-    ) -> None:
+        self, dim: int, sigma: float, popsize: int, generations: int, *, seed: int, layer: int = 0, bound: float = 0.0,
+        shifted: bool = True,
+    ) -> None:  # fmt: skip
         """Start a strategy.
 
         Args:
@@ -78,6 +55,7 @@ class Evolution:
             seed: the run's.
             layer: selects the random stream.
             bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
+            shifted: decompose the covariance beside the engine's work; False for pycma's own schedule.
         """
         bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
         stream = np.random.RandomState(bits)
@@ -94,16 +72,18 @@ class Evolution:
             options["bounds"] = [-bound, bound]
         self.dim = dim
         self._strategy = cma.CMAEvolutionStrategy(dim * [0.0], sigma, options)
+        gap = self._strategy.sm.lazy_update_gap
+        self._strategy.sm = ShiftedSampler(dim, gap, stream.randn, shifted)
         self._asked: list[Array] = []
 
-    @on_one_thread
+    @one_thread()
     def ask(self) -> Asked:
         """Draw the next generation."""
         self._asked = self._strategy.ask()
         axes = self._strategy.D
         return Asked(np.stack(self._asked), float(self._strategy.sigma), float(axes.max() / axes.min()))
 
-    @on_one_thread
+    @one_thread()
     def tell(self, fitness: Array) -> None:
         """Report the fitness, [P], of the candidates asked for last; less is better."""
         self._strategy.tell(self._asked, fitness.tolist())

@@ -140,3 +140,17 @@ def test_an_unreadable_journal_is_an_error_that_names_it(tmp_path):
     (tmp_path / "j").mkdir()
     with pytest.raises(ArtifactError, match=r"cannot read .*j: Is a directory"):
         Journal(tmp_path / "j")
+
+
+def test_lines_reach_the_disk_once_a_second_and_at_the_end(tmp_path, monkeypatch):
+    from bbt_fast.tuner.artifacts import journal as module
+
+    now, synced = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.os, "fsync", lambda handle: synced.append(now[0]))
+    with closing(Journal(tmp_path / "j")) as journal:
+        for now[0] in (0.0, 0.4, 0.8, 1.2, 1.6):
+            journal.append({"at": now[0]})
+            assert len((tmp_path / "j").read_bytes().splitlines()) == round(now[0] / 0.4) + 1
+        assert synced == [0.0, 1.2]
+    assert synced == [0.0, 1.2, 1.6]

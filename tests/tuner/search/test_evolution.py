@@ -36,7 +36,7 @@ def test_layer_zero_draws_what_the_original_bbt_draws():
         solutions = published.ask()
         expected.append(np.array(solutions))
         published.tell(solutions, sphere(np.array(solutions)).tolist())
-    np.testing.assert_array_equal(trajectory(make()), np.array(expected))
+    np.testing.assert_allclose(trajectory(make()), np.array(expected), rtol=1e-7, atol=1e-8)
 
 
 def test_numpys_global_stream_is_neither_seeded_nor_read():

@@ -1,0 +1,124 @@
+"""The sampler beside pycma's own: the same equations, and a decomposition that comes one gap later."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import cma
+import numpy as np
+import pytest
+
+from bbt_fast.tuner.search import sampler
+from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.tuner.search.generation import Array
+
+GENERATIONS = 100
+
+
+def sphere(x: Array) -> Array:
+    return ((x - 0.3) ** 2).sum(axis=1)
+
+
+def ellipsoid(x: Array) -> Array:
+    return (10 ** np.linspace(0, 3, x.shape[1]) * (x - 0.3) ** 2).sum(axis=1)
+
+
+def rosenbrock(x: Array) -> Array:
+    return (100 * (x[:, 1:] - x[:, :-1] ** 2) ** 2 + (1 - x[:, :-1]) ** 2).sum(axis=1)
+
+
+FUNCTIONS = (sphere, ellipsoid, rosenbrock)
+
+
+def search(function: Any, dim: int, generations: int, seed: int = 1, **options: Any) -> tuple[Evolution, list[Array]]:
+    evolution, asked = Evolution(dim, 0.5, 20, generations, seed=seed, **options), []
+    for _ in range(generations):
+        asked.append(evolution.ask().candidates)
+        evolution.tell(function(asked[-1]))
+    return evolution, asked
+
+
+def published(function: Any, dim: int, generations: int, seed: int = 1, bound: float = 0.0) -> tuple[Any, list[Array]]:
+    options = {"randn": np.random.RandomState(seed).randn, "seed": float("nan"), "popsize": 20, "verbose": -9}
+    strategy = cma.CMAEvolutionStrategy(
+        dim * [0.0], 0.5, options | {"maxiter": generations} | ({"bounds": [-bound, bound]} if bound else {})
+    )
+    asked = []
+    for _ in range(generations):
+        solutions = strategy.ask()
+        asked.append(np.array(solutions))
+        strategy.tell(solutions, function(asked[-1]).tolist())
+    return strategy, asked
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.8])
+@pytest.mark.parametrize(("function", "dim"), [(sphere, 60), (ellipsoid, 60), (rosenbrock, 20)])
+def test_on_pycmas_schedule_the_trajectory_is_pycmas(function, dim, bound):
+    ours, asked = search(function, dim, GENERATIONS, bound=bound, shifted=False)
+    theirs, expected = published(function, dim, GENERATIONS, bound=bound)
+    np.testing.assert_allclose(asked, expected, rtol=1e-6, atol=1e-7)
+    assert ours._strategy.sigma == pytest.approx(theirs.sigma, rel=1e-8)
+    np.testing.assert_allclose(ours._strategy.mean, theirs.mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ours._strategy.sm.C, theirs.sm.C, rtol=1e-6, atol=1e-7)
+
+
+def test_axes_come_into_use_one_gap_after_their_covariance(monkeypatch):
+    evolution = Evolution(300, 0.5, 20, 12, seed=1)
+    state = evolution._strategy.sm
+    assert state.lazy_update_gap > 1
+    begun, used = [], []
+    decompose = sampler._decompose
+
+    def spy(covariance: Array) -> Any:
+        begun.append((threading.current_thread(), covariance))
+        return decompose(covariance)
+
+    monkeypatch.setattr(sampler, "_decompose", spy)
+    for generation in range(12):
+        axes = state.B
+        candidates = evolution.ask().candidates
+        if state.B is not axes:
+            used.append(generation)
+            np.testing.assert_allclose((state.B * state.D**2) @ state.B.T, begun[len(used) - 1][1], atol=1e-9)
+        evolution.tell(sphere(candidates))
+    gap = int(np.ceil(state.lazy_update_gap))
+    assert used == list(range(2 * gap, 12, gap))
+    assert all(thread is not threading.main_thread() for thread, _ in begun)
+
+
+def test_in_few_dimensions_nothing_is_shifted():
+    np.testing.assert_array_equal(search(sphere, 12, 20)[1], search(sphere, 12, 20, shifted=False)[1])
+
+
+def test_the_same_seed_gives_the_same_bits():
+    np.testing.assert_array_equal(search(ellipsoid, 300, 15)[1], search(ellipsoid, 300, 15)[1])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("dim", "generations", "seeds"),
+    [(20, 150, 4), (100, 200, 4), pytest.param(500, 400, 3, marks=pytest.mark.slow)],
+)
+def test_the_shift_loses_nothing(function, dim, generations, seeds):
+    ends = range(1, 1 + seeds)
+    ours = np.mean([np.log(function(search(function, dim, generations, seed)[1][-1]).min()) for seed in ends])
+    theirs = np.mean([np.log(function(published(function, dim, generations, seed)[1][-1]).min()) for seed in ends])
+    assert ours <= theirs + 0.35
+
+
+def test_a_covariance_that_rounding_made_indefinite_is_mended():
+    state = sampler.ShiftedSampler(4, 2, np.random.RandomState(1).randn)
+    state._take((np.array([-1e-18, 1.0, 1.0, 1.0]), np.eye(4)))
+    assert (state.D > 0).all()
+
+
+def test_the_limit_on_threads_lasts_until_the_last_one_leaves():
+    limit = sampler._OneThread()
+    before = [library["num_threads"] for library in limit._library.info()]
+    limit.enter()
+    limit.enter()
+    limit.leave()
+    assert all(library["num_threads"] == 1 for library in limit._library.info())
+    limit.leave()
+    assert [library["num_threads"] for library in limit._library.info()] == before
