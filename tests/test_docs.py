@@ -197,7 +197,7 @@ def test_every_flag_that_the_readme_names_exists(capsys: pytest.CaptureFixture[s
 
 def test_the_table_of_engines_is_the_code_s() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (cpu|cuda) \| ([\w, ]+) \|", table, re.M)
+    rows = re.findall(r"^\| `(\w+)` \| (cpu|cuda) \| ([\w, -]+) \|", table, re.M)
     written = {(engine, device, precision) for engine, device, listed in rows for precision in listed.split(", ")}
     installed = [name for name, row in ENGINES.items() if find_spec(row.requires)]
     actual = {
