@@ -26,6 +26,7 @@ from .buckets import bucket_rows
 from .crew import Crew
 from .prefix import run_prefix
 from .reference import ModuleRunner
+from .replay import Replay
 from .savings import Savings
 from .session import Bucket, Runner, Session
 
@@ -70,6 +71,8 @@ class Engine(ABC):
         self.tokens_per_call = self._tokens_per_call()
         self.crew = Crew(torch.get_num_threads() if self.one_thread_calls and device.type == "cpu" else 1)
         """The threads that calls run on."""
+        self.replay: Replay | None = None
+        """Replays generations, where the engine can record them and the saving is on."""
         self._runners: dict[tuple[Stage, ...], Runner] = {}
 
     @classmethod
@@ -159,9 +162,20 @@ class Engine(ABC):
             prompts: one for each of the stages, [P, n, H] or [1, n, H].
             tensors: what else the stages take, by name.
         """
+        if self.replay is None:
+            return self._chain(run, first, hidden, prompts, tensors)
+        return self.replay.run(self._chain, run, first, hidden, prompts, tensors, self._fixed())
+
+    def _chain(
+        self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
+    ) -> Tensor:
         for stage, prompt in enumerate(prompts, first):
             hidden = run(stage, hidden, prompt, tensors)
         return hidden
+
+    def _fixed(self) -> tuple[int, ...]:
+        """Return the addresses of what all runners use, besides what they are given."""
+        return ()
 
     def check_parity(self) -> None:
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""

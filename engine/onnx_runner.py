@@ -34,13 +34,18 @@ class OnnxRunner(ABC):
         part = self._stages[stage]
         population, examples, length = max(hidden.shape[0], prompt.shape[0]), *hidden.shape[1:3]
         if part.answers:
-            output = hidden.new_empty(population, examples, len(tensors["label_rows"]), dtype=torch.float32)
+            output = self._output(stage, hidden, (population, examples, len(tensors["label_rows"])), torch.float32)
         else:
             width = part.output_width(hidden.shape[3])
-            output = hidden.new_empty(population, examples, part.join.length(length), width)
+            output = self._output(stage, hidden, (population, examples, part.join.length(length), width), hidden.dtype)
         inputs = {"hidden": hidden.contiguous(), "prompt": prompt} | {name: tensors[name] for name in part.names}
         self._infer(stage, inputs, output)
         return output
+
+    def _output(self, stage: int, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory for what a stage writes, on the device of a tensor."""
+        del stage
+        return like.new_empty(shape, dtype=dtype)
 
     @abstractmethod
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:

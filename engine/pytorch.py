@@ -7,9 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from ..export.model import Encoded
+from ..export.model import Encoded, StagedModel
 from .base import Engine
+from .cuda import Queue
 from .reference import ModuleRunner
+from .replay import Replay
+from .savings import Savings
 from .session import Runner
 
 
@@ -22,6 +25,13 @@ class TorchEngine(Engine):
         "cpu": ("fp32", "bf16", "fp16"),
         "cuda": ("fp16", "bf16", "fp32"),
     }
+
+    def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
+        """Take a model cut into stages; load_engine() checks the rest."""
+        super().__init__(staged, precision, device, savings)
+        if savings.graph and device.type == "cuda":
+            queue = Queue(device)
+            self.replay = Replay(queue, str(queue.gpu))
 
     def _load(self, encoded: Encoded) -> Runner:
         if self.dtype is torch.float32 and self.device == encoded.hidden.device:
