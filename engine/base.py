@@ -31,6 +31,7 @@ from .embeddings import Embeddings, LocalEmbeddings
 from .faults import is_out_of_memory
 from .prefix import run_prefix
 from .reference import ModuleRunner
+from .replay import Replay
 from .savings import Savings
 from .session import Bucket, Runner, Session
 
@@ -79,6 +80,8 @@ class Engine(ABC):
         """The threads that calls run on."""
         self.packs = savings.packing
         """Whether texts stand in a row where the model allows it; what fails there ends it."""
+        self.replay: Replay | None = None
+        """Replays generations, where the engine can record them and the saving is on."""
         self._runners: dict[tuple[Stage, ...], Runner] = {}
 
     @classmethod
@@ -185,9 +188,20 @@ class Engine(ABC):
             prompts: one for each of the stages, [P, n, H] or [1, n, H].
             tensors: what else the stages take, by name.
         """
+        if self.replay is None:
+            return self._chain(run, first, hidden, prompts, tensors)
+        return self.replay.run(self._chain, run, first, hidden, prompts, tensors, self._fixed())
+
+    def _chain(
+        self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
+    ) -> Tensor:
         for stage, prompt in enumerate(prompts, first):
             hidden = run(stage, hidden, prompt, tensors)
         return hidden
+
+    def _fixed(self) -> tuple[int, ...]:
+        """Return the addresses of what all runners use, besides what they are given."""
+        return ()
 
     def check_parity(self) -> None:
         """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""

@@ -1,6 +1,6 @@
-"""What the TensorRT engine asks of CUDA: a stream to queue work on, and which GPU it is.
+"""What engines ask of CUDA: a stream to queue work on and to record it from, and which GPU it is.
 
-Tests put another class in the place of ``Queue`` and run the engine without a GPU.
+Tests put another class in the place of ``Queue`` and run engines without a GPU.
 """
 
 from __future__ import annotations

@@ -36,15 +36,20 @@ class OnnxRunner(ABC):
         index = part.join.names
         if part.answers:
             shape = len(tensors["answer_position"]), len(tensors["label_rows"])
-            output = hidden.new_empty(population, *shape, dtype=torch.float32)
+            output = self._output(stage, hidden, (population, *shape), torch.float32)
         else:
             width = part.output_width(hidden.shape[3])
             length = len(tensors[index[0]]) if index else part.join.length(length)
-            output = hidden.new_empty(population, examples, length, width)
+            output = self._output(stage, hidden, (population, examples, length, width), hidden.dtype)
         inputs = {"hidden": hidden.contiguous(), "prompt": prompt}
         inputs |= {name: tensors[name] for name in (*index, *part.names)}
         self._infer(stage, inputs, output)
         return output
+
+    def _output(self, stage: int, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory for what a stage writes, on the device of a tensor."""
+        del stage
+        return like.new_empty(shape, dtype=dtype)
 
     @abstractmethod
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:

@@ -19,9 +19,13 @@ from ..export.cache import digest
 from ..export.errors import ArtifactError, DeviceError
 from ..export.model import Encoded, StagedModel
 from .base import Engine
+from .cuda import Queue
 from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
+from .ort_calls import Calls
+from .replay import Replay
+from .savings import Savings
 from .session import Runner
 
 NUMPY_TYPES = {
@@ -58,14 +62,17 @@ logger = logging.getLogger(__name__)
 class OrtRunner(OnnxRunner):
     """One ONNX Runtime session per stage; tensors are bound by address."""
 
-    def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device) -> None:
-        """Load the graphs."""
+    def __init__(
+        self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device, calls: Calls, graphs: bool
+    ) -> None:
+        """Load the graphs; with ``graphs`` the sessions can record and replay CUDA graphs of theirs."""
         super().__init__(files, staged, encoded)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._sessions = [_session(path, device, stream=self._stream) for path in files.paths]
-        self._options = ort.RunOptions()
-        if self._stream is not None:  # the streams wait for each other; the host waits for neither
-            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._calls, self._graphs = calls, graphs
+        stream = None if calls.queue is None else calls.queue.handle
+        self._sessions = [_session(path, device, stream=stream, graphs=graphs) for path in files.paths]
+
+    def _output(self, stage: int, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._calls.output(stage, like, shape, dtype)
 
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
         session = self._sessions[stage]
@@ -74,19 +81,19 @@ class OrtRunner(OnnxRunner):
             binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
         name = session.get_outputs()[0].name
         binding.bind_output(name, *_place(output), tuple(output.shape), output.data_ptr())
-        if self._stream is None:
-            self._run(stage, binding)
-            return
-        current = torch.cuda.current_stream(output.device)
-        self._stream.wait_stream(current)
-        try:
-            self._run(stage, binding)
-        finally:
-            current.wait_stream(self._stream)
+        tensors = [*inputs.values(), output]
+        bound = [id(session), *((tensor.data_ptr(), *tensor.shape) for tensor in tensors)]
+        with self._calls.use():
+            self._calls.make(lambda number: self._run(stage, binding, number), bound, tensors)
 
-    def _run(self, stage: int, binding: ort.IOBinding) -> None:
+    def _run(self, stage: int, binding: ort.IOBinding, number: int) -> None:
+        options = ort.RunOptions()
+        if self._calls.queue is not None:  # the streams wait for each other; the host waits for neither
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._graphs:
+            options.add_run_config_entry("gpu_graph_id", str(number))
         try:
-            self._sessions[stage].run_with_iobinding(binding, self._options)
+            self._sessions[stage].run_with_iobinding(binding, options)
         except ORT_ERRORS as error:
             raise DeviceError(f"ONNX Runtime cannot run {self.files.paths[stage]}: {error}") from error
 
@@ -103,6 +110,13 @@ class OrtEngine(Engine):
     packing_kernels: ClassVar[dict[str, str]] = {"cpu": "padded", "cuda": "contrib"}
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32", "fp16-fast")}
 
+    def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
+        """Take a model cut into stages; load_engine() checks the rest."""
+        super().__init__(staged, precision, device, savings)
+        self.calls = Calls(Queue(device) if device.type == "cuda" else None)
+        if savings.graph and self.calls.queue is not None:
+            self.replay = Replay(self.calls, str(self.calls.queue.gpu))
+
     @classmethod
     def cuda_fault(cls) -> str | None:
         """Say why ONNX Runtime cannot run on CUDA here, or None if it can."""
@@ -117,7 +131,17 @@ class OrtEngine(Engine):
         if self.device.type == "cuda":
             _settle_sums("1" if self.precision == "fp16-fast" else "0")
         files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path, fused=self.savings.fusion)
-        return OrtRunner(files, self.staged, encoded, self.device)
+        if self.replay is not None:  # what a session keeps may lie where recorded graphs have their activations
+            self.replay.forget()
+            self.calls.forget()
+        try:
+            return OrtRunner(files, self.staged, encoded, self.device, self.calls, graphs=self.replay is not None)
+        except DeviceError as error:
+            if self.replay is None:
+                raise
+            self.replay = None
+            logger.warning("ONNX Runtime cannot record CUDA graphs: going on without (%s)", first_line(error))
+            return self._load(encoded)
 
     def _parity_record(self, runner: Runner) -> Path | None:
         assert isinstance(runner, OrtRunner)
@@ -160,7 +184,8 @@ def _session(
     path: Path,
     device: torch.device,
     options: ort.SessionOptions | None = None,
-    stream: torch.cuda.Stream | None = None,
+    stream: int | None = None,
+    graphs: bool = False,
 ) -> ort.InferenceSession:
     _start(device)
     options = options or ort.SessionOptions()
@@ -170,7 +195,10 @@ def _session(
     if device.type == "cuda":
         cuda = {"device_id": str(device.index or 0), **EXACT}
         if stream is not None:
-            cuda["user_compute_stream"] = str(stream.cuda_stream)
+            cuda["user_compute_stream"] = str(stream)
+        if graphs:
+            cuda["enable_cuda_graph"] = "1"
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     slow = SLOW_ON_CPU if device.type == "cpu" else []
     try:

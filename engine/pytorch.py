@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from ..export.fp8 import with_fp8_products
-from ..export.model import Encoded
+from ..export.model import Encoded, StagedModel
 from ..export.prefix import PrefixStage
 from .base import Engine
+from .cuda import Queue
 from .fused import compile_layers, merge_products
 from .reference import ModuleRunner
+from .replay import Replay
+from .savings import Savings
 from .session import Runner
 
 FP8_FROM = (8, 9)
@@ -61,6 +64,13 @@ class TorchEngine(Engine):
         "cpu": ("fp32", "bf16", "fp16", "fp8"),
         "cuda": ("fp16", "bf16", "fp32", "fp16-fast", "fp8"),
     }
+
+    def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
+        """Take a model cut into stages; load_engine() checks the rest."""
+        super().__init__(staged, precision, device, savings)
+        if savings.graph and device.type == "cuda":
+            queue = Queue(device)
+            self.replay = Replay(queue, str(queue.gpu))
 
     @classmethod
     def precision_fault(cls, precision: str, device: torch.device) -> str | None:

@@ -30,7 +30,7 @@ class Savings:
     fusion: bool = True
     """Run queries, keys and values as one matrix product, and a sum with the norm that follows it as one kernel."""
     graph: bool = True
-    """Queue a generation as one CUDA graph."""
+    """Queue a generation as one CUDA graph; without CUDA nothing comes of it, even if it is asked for."""
 
     @classmethod
     def on(cls, device_type: str, without: Iterable[str] = (), including: Iterable[str] = ()) -> Savings:

@@ -146,7 +146,7 @@ class Session:
             layer: the layer whose input the prompts enter; 0 is the model's input.
 
         Returns:
-            Label-word logits, [P, N, C], float32, on the engine's device.
+            Label-word logits, [P, N, C], float32, on the CPU: fetching them is the only time the host waits.
 
         Raises:
             ShapeError: if the prompts do not fit the graph or there is no such layer.
@@ -156,8 +156,7 @@ class Session:
         self._check(prompts, layer, 3, "[P, n, H]")
         prompts = self._cast(prompts)
         largest = self._parts(len(prompts))[0].tokens
-        logits = persist(self.engine, lambda: self._logits(prompts, layer), largest)
-        return logits if self._columns is None else logits[..., self._columns]
+        return persist(self.engine, lambda: self._logits(prompts, layer), largest)
 
     def commit(self, prompt: Tensor, layer: int = 0) -> None:
         """Fix a layer's prompt ([n, H]) for all later calls.
@@ -219,6 +218,7 @@ class Session:
         try:
             with torch.inference_mode():
                 logits = self._answers(prompts, layer)
+                logits = (logits if self._columns is None else logits[..., self._columns]).cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "

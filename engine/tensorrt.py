@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,19 +21,15 @@ from ..export.stages import Stage
 from ..export.tensorrt import LENGTHS, Profile, plan_from_onnx, tensorrt_fault, tensorrt_version
 from .base import Engine
 from .cuda import Queue
-from .faults import first_line
 from .onnx_files import onnx_files
 from .onnx_runner import OnnxRunner
 from .padding import padding_lengths
 from .plans import Plan, Scratch
 from .profiles import EXAMPLES, exact_profile, range_profile
+from .replay import Replay
 from .savings import Savings
 from .session import Runner
 from .stage_parity import measure_stage
-
-CUDA_GRAPHS = "BBT_FAST_CUDA_GRAPHS"
-"""The environment variable that, set to 1, has generations replayed as CUDA graphs."""
-
 
 PlanKey = tuple[int, str]
 """A stage, and the shapes that it takes."""
@@ -176,17 +171,6 @@ class TensorRtRunner(OnnxRunner):
         return plan
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """A generation as a CUDA graph."""
-
-    inputs: tuple[Tensor, ...]
-    """The tensors it reads: hidden states, then prompts."""
-    replay: Callable[[], None]
-    output: Tensor
-    """The tensor it writes."""
-
-
 class TensorRtEngine(Engine):
     """TensorRT on CUDA."""
 
@@ -201,12 +185,11 @@ class TensorRtEngine(Engine):
         super().__init__(staged, precision, device, savings)
         self.queue = self.queue_class(device)
         self.scratch = Scratch(device)
-        self.cuda_graphs = os.environ.get(CUDA_GRAPHS) == "1"
-        """Whether generations are replayed as CUDA graphs after a first one that warms up."""
+        if savings.graph:
+            self.replay = Replay(self.queue, str(self.queue.gpu))
         self.masked: set[tuple[Stage, ...]] = set()
         """Chains whose attention goes by masks because lengths have failed."""
         self._loaded: TensorRtRunner | None = None
-        self._replayed: dict[str, Replayed | None] = {}
 
     @classmethod
     def cuda_fault(cls) -> str | None:
@@ -218,26 +201,11 @@ class TensorRtEngine(Engine):
     ) -> Tensor:
         """Run the stages from one to the answer, without waiting for the device in between."""
         with self.queue.use():
-            if not self.cuda_graphs or max(len(hidden), *map(len, prompts)) == 1:
-                return super().run_chain(run, first, hidden, prompts, tensors)
-            inputs = (hidden, *prompts)
-            shapes = [list(tensor.shape) for tensor in inputs]
-            addresses = [self.scratch.block.data_ptr(), *(tensor.data_ptr() for tensor in tensors.values())]
-            key = str((id(run), first, shapes, addresses))
-            if key not in self._replayed:
-                self._replayed[key] = None
-                return super().run_chain(run, first, hidden, prompts, tensors)
-            try:
-                recorded = self._replayed[key] or self._record(run, first, inputs, tensors)
-            except RuntimeError as error:
-                self.cuda_graphs = False
-                logger.warning("CUDA graphs fail on %s: going on without (%s)", self.queue.gpu, first_line(error))
-                return super().run_chain(run, first, hidden, prompts, tensors)
-            self._replayed[key] = recorded
-            for read, given in zip(recorded.inputs, inputs, strict=True):
-                read.copy_(given)
-            recorded.replay()
-            return recorded.output.clone()
+            return super().run_chain(run, first, hidden, prompts, tensors)
+
+    def _fixed(self) -> tuple[int, ...]:
+        """Return the address of the plans' scratch memory, which moves when it grows."""
+        return (self.scratch.block.data_ptr(),)
 
     def accept(self, parity: Parity, part: str) -> None:
         """Keep the worst figures of all parts.
@@ -248,13 +216,6 @@ class TensorRtEngine(Engine):
         parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}, {part},")
         if parity.spearman < self.parity.get("spearman", 1.0):
             self.parity = parity.as_dict()
-
-    def _record(self, run: Runner, first: int, inputs: tuple[Tensor, ...], tensors: dict[str, Tensor]) -> Replayed:
-        """Record a generation on tensors of its own."""
-        own = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
-        chain = super().run_chain
-        replay, output = self.queue.capture(lambda: chain(run, first, own[0], own[1:], tensors))
-        return Replayed(own, replay, output)
 
     def _load(self, encoded: Encoded) -> TensorRtRunner:
         self._loaded = TensorRtRunner(self, encoded)

@@ -64,7 +64,7 @@ class QuantizedOrtEngine(OrtEngine):
             paths = tuple(Path(folder) / path.name for path in files.paths)
             for source, target in zip(files.paths, paths, strict=True):
                 self._quantize(source, target)
-            return OrtRunner(OnnxFiles(paths, kept=False), self.staged, encoded, self.device)
+            return OrtRunner(OnnxFiles(paths, kept=False), self.staged, encoded, self.device, self.calls, graphs=False)
 
     def _gated(self, encoded: Encoded) -> Runner:
         runner = self._load(encoded)

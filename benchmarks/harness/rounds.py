@@ -29,14 +29,16 @@ class Oracle:
         self.layers = workload.tuned_layers(model)
         self.projections = workload.projections(model, contender.projection_device)
         self.clock = Clock(contender.device)
-        self._labels = workload.labels.to(contender.device)
+        self._labels = workload.labels
 
     def evaluate(self, candidates: Array, layer: int) -> Scores:
         """Score candidates [P, d] for the layer-th tuned layer."""
         at = self.layers[layer]
         logits = self.contender.evaluate(self.projections[at], candidates, at, self.clock)
         with self.clock("loss"):
-            fitness = cross_entropy_loss(logits, self._labels, METRICS["accuracy"]).double().cpu().numpy()
+            fitness = (
+                cross_entropy_loss(logits, self._labels.to(logits.device), METRICS["accuracy"]).double().cpu().numpy()
+            )
         return Scores(fitness, float("nan"))
 
     def commit(self, candidate: Array, layer: int) -> None:

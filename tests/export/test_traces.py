@@ -54,6 +54,7 @@ CASES = [
     )
     for family in FAMILIES
     for kind, mode, dtype in product(family.model_types, ("add", "cat"), (torch.float32, torch.float16))
+    if (kind, dtype) != ("bart", torch.float16)  # whose layers look at their numbers in fp16: PyTorch cannot export it
 ]
 
 
@@ -87,7 +88,7 @@ def test_a_shared_trace_gives_the_very_file_that_a_trace_of_the_stage_gives(
     for chain in chains:
         traces = new_traces()
         shared = [content(_source(chain, dtype, stage, fused=False), traces) for stage in range(LAYERS)]
-        assert len(traces) < LAYERS
+        assert len(traces) < LAYERS or model_type == "modernbert"  # its layers see near and far by turns
         assert len(set(shared)) == len(shared) or model_type == "albert"  # whose layers share their weights too
         for stage in (1, LAYERS - 1):
             assert shared[stage] == content(_source(chain, dtype, stage, fused=False))

@@ -31,7 +31,7 @@ class Projection:
 
     def __call__(self, candidates: NDArray[np.float64]) -> Tensor:
         """Return the prompts [P, n, H] of the candidates [P, d]."""
-        z = torch.from_numpy(candidates.astype(np.float32)).to(self.matrix.device)
+        z = torch.from_numpy(candidates.astype(np.float32)).to(self.matrix.device, non_blocking=True)
         return (z @ self.matrix.T).reshape(-1, *self.origin.shape) + self.origin
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import Examples, Session, plans
 from bbt_fast.engine.plans import Plan, Scratch
 from bbt_fast.engine.profiles import exact_profile
-from bbt_fast.engine.tensorrt import CUDA_GRAPHS, TensorRtEngine
+from bbt_fast.engine.tensorrt import TensorRtEngine
 from bbt_fast.export.cache import MANIFEST, file_digest, read_json
 from bbt_fast.export.errors import ArtifactError, DeviceError, ParityError
 from bbt_fast.export.tensorrt import plan_from_onnx
@@ -143,11 +143,9 @@ def test_cuda_graphs_replay_what_the_plans_answer(
     load: Callable[..., TensorRtEngine],
     examples: Examples,
     prompts: Callable[..., Tensor],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = load("layers").open(examples)
-    monkeypatch.setenv(CUDA_GRAPHS, "1")
-    engine = load("layers")
+    engine = load("layers", include=["graph"])
     replayed = engine.open(examples)
     for turn in range(3):
         for layer in range(engine.n_layers):
@@ -174,8 +172,7 @@ def test_cuda_graphs_that_cannot_be_captured_are_given_up(
     def fails(work: Callable[[], Tensor]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setenv(CUDA_GRAPHS, "1")
-    engine = load()
+    engine = load(include=["graph"])
     session = engine.open(examples)
     monkeypatch.setattr(engine.queue, "capture", fails)
     first = session.evaluate(prompts(4))
