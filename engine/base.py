@@ -222,13 +222,15 @@ class Engine(ABC):
                 self.packs = False
                 logger.info("%s: attention of %s needs padded texts", self.name, self.family.name)
                 return []
-            return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
+            buckets = [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
         except (RuntimeError, DeviceError, ParityError) as error:
             if is_out_of_memory(error):
                 raise
             self.packs = False
             logger.warning("texts in a row fail on %s: going on with padded ones (%s)", self.device, error)
             return []
+        logger.info("%s: %d texts stand in a row, and attention runs on %s", self.name, len(examples), kernel)
+        return buckets
 
     def _shares(self, examples: Examples) -> bool:
         """Tell whether the prompt of these texts runs apart from them."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,25 @@ from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
 from bbt_fast.export.errors import NumericsError, ShapeError
 
 CPU_ENGINES = [name for name, row in ENGINES.items() if name == "trt" or find_spec(row.requires)]
+SLOW = pytest.mark.slow
+PACKED = [pytest.param(f"{name} packed", marks=SLOW) for name in ("torch", "ort")]
+"""The engines as on CUDA, on twins of its kernels: texts in a row, fused kernels."""
+EVERY = [*CPU_ENGINES, *PACKED]
 N_PROMPT_TOKENS = 5
 pytestmark = pytest.mark.usefixtures("fake_tensorrt")
 """For "trt", which here is TensorRT's stand-in on the CPU."""
 
 
+def load(engine: str, model: Any, **options: Any) -> Engine:
+    """Load an engine by its name in EVERY."""
+    name, _, packed = engine.partition(" ")
+    include = ("packing", "fusion") if packed else ()
+    return load_engine(name, model, precision="fp32", device="cpu", include=include, **options)
+
+
 @cache
 def load_golden(folder: Path, engine: str, mode: str, cuts: str) -> Engine:
-    return load_engine(engine, folder, mode=mode, n_prompt_tokens=7, cuts=cuts, precision="fp32", device="cpu")
+    return load(engine, folder, mode=mode, n_prompt_tokens=7, cuts=cuts)
 
 
 def golden_examples(data: dict[str, np.ndarray]) -> Examples:
@@ -41,10 +53,15 @@ def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "mode", "cuts", "engine"),
     [
-        pytest.param(*row, cuts, engine, marks=pytest.mark.slow if engine == "trt" and cuts == "layers" else ())
+        pytest.param(
+            *row,
+            cuts,
+            engine,
+            marks=SLOW if "packed" in engine or (engine, cuts) == ("trt", "layers") else (),
+        )
         for row in [("roberta", "add"), ("roberta", "cat"), ("bert", "add")]
         for cuts in ("input", "layers")
-        for engine in CPU_ENGINES
+        for engine in (*CPU_ENGINES, "torch packed", "ort packed")
     ],
 )
 def test_a_prompt_at_the_input_answers_as_the_original_does(
@@ -56,7 +73,7 @@ def test_a_prompt_at_the_input_answers_as_the_original_does(
     torch.testing.assert_close(logits, stacked(data, f"logits_{mode}"), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 @pytest.mark.parametrize("family", ["roberta", "bert"])
 def test_a_prompt_at_any_layer_answers_as_the_original_does(
     engine: str, family: str, golden_file: Callable[..., Path]
@@ -74,19 +91,10 @@ def test_a_prompt_at_any_layer_answers_as_the_original_does(
 
 @cache
 def load_tiny(engine: str, mode: str, cuts: str, model: PreTrainedModel, *ablate: str) -> Engine:
-    return load_engine(
-        engine,
-        model,
-        mode=mode,
-        n_prompt_tokens=N_PROMPT_TOKENS,
-        cuts=cuts,
-        precision="fp32",
-        device="cpu",
-        ablate=ablate,
-    )
+    return load(engine, model, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, ablate=ablate)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 @pytest.mark.parametrize("mode", ["add", "cat"])
 @settings(max_examples=6)
 @given(
@@ -120,7 +128,7 @@ def test_buckets_and_chunks_change_nothing(
     torch.testing.assert_close(logits, whole.open(examples).evaluate(prompts), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 @pytest.mark.parametrize("mode", ["add", "cat"])
 @settings(max_examples=4)
 @given(
@@ -153,7 +161,7 @@ def test_activation_reuse_changes_nothing_whatever_is_committed_when(
             torch.testing.assert_close(kept, recomputed, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_reuse_is_bitwise_for_one_candidate(
     engine: str,
     roberta: PreTrainedModel,
@@ -171,7 +179,7 @@ def test_reuse_is_bitwise_for_one_candidate(
     assert torch.equal(*answers)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_a_round_over_the_layers_runs_what_it_must_and_not_one_layer_more(
     engine: str,
     roberta: PreTrainedModel,
@@ -192,7 +200,7 @@ def test_a_round_over_the_layers_runs_what_it_must_and_not_one_layer_more(
         assert session.layer_evaluations - before == (tuned + below) * len(session)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
     engine: str,
     roberta: PreTrainedModel,
@@ -211,7 +219,7 @@ def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
         torch.testing.assert_close(session.evaluate(prompts, 1), alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_a_deep_engine_with_zero_prompts_above_answers_as_a_shallow_one(
     engine: str,
     roberta: PreTrainedModel,
@@ -262,16 +270,18 @@ def test_prompts_that_do_not_fit_are_refused(
         session.evaluate(torch.zeros(shape), layer)
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_nan_and_infinite_logits_are_an_error_that_names_a_precision(
     engine: str, roberta: PreTrainedModel, make_examples: Callable[..., Examples]
 ) -> None:
     session = load_tiny(engine, "add", "input", roberta).open(make_examples(roberta, "add", N_PROMPT_TOKENS))
-    with pytest.raises(NumericsError, match=f"{engine} in fp32 returned NaN or infinite logits. Try --precision"):
+    with pytest.raises(
+        NumericsError, match=f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try --precision"
+    ):
         session.evaluate(torch.full((1, N_PROMPT_TOKENS, roberta.config.hidden_size), float("nan")))
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", EVERY)
 def test_a_population_that_does_not_fit_into_memory_is_run_in_smaller_chunks(
     engine: str,
     roberta: PreTrainedModel,
