@@ -50,7 +50,7 @@ def midst_of_export(original: Callable[..., Any], share: float, *args: Any) -> N
     os.truncate(args[1], int(share * Path(args[1]).stat().st_size))
 
 
-def midst_of_line(original: Callable[..., Any], share: float, *args: Any) -> None:
+def midst_of_line(original: Callable[..., Any], share: float, *args: Any, **others: Any) -> None:
     """Leave a journal's line written in part."""
     file, _, line = args
     file.write(line[: int(share * len(line))])
