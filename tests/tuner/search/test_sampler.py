@@ -95,10 +95,12 @@ def test_the_same_seed_gives_the_same_bits():
     np.testing.assert_array_equal(search(ellipsoid, 300, 15)[1], search(ellipsoid, 300, 15)[1])
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
-    ("dim", "generations", "seeds"),
-    [(20, 150, 4), (100, 200, 4), pytest.param(500, 400, 3, marks=pytest.mark.slow)],
+    ("function", "dim", "generations", "seeds"),
+    [
+        *((function, *size) for function in FUNCTIONS for size in ((20, 150, 4), (100, 200, 4))),
+        *(pytest.param(function, 500, 400, 3, marks=pytest.mark.slow) for function in (sphere, ellipsoid)),
+    ],
 )
 def test_the_shift_loses_nothing(function, dim, generations, seeds):
     ends = range(1, 1 + seeds)
