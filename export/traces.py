@@ -108,8 +108,9 @@ def structure(stage: Stage, weights: dict[str, Tensor], samples: tuple[Tensor, .
         with torch.no_grad(), mode, _Notes(noted, numbers):
             torch.func.functional_call(
                 stage,
-                {name: fakes[id(tensor)] for name, tensor in weights.items()},
+                {name: fakes[id(weights[name])] for name in _places(stage)},
                 tuple(fakes[id(tensor)] for tensor in samples),
+                tie_weights=False,  # every place is named
             )
     except (RuntimeError, AssertionError):  # for want of numbers, mostly
         return None
@@ -150,4 +151,17 @@ def _named(stage: Stage) -> list[tuple[str, Tensor]]:
     return [
         *stage.named_parameters(remove_duplicate=False),
         *stage.named_buffers(remove_duplicate=False),
+    ]
+
+
+def _places(stage: Stage) -> list[str]:
+    """Return one name of each place that holds a parameter or buffer: a module that stands twice is named once.
+
+    functional_call() puts back what it found, and at the second name of one place it finds its own substitute.
+    """
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in stage.named_modules()
+        for name in (*module._parameters, *module._buffers)
+        if getattr(module, name) is not None
     ]

@@ -68,9 +68,9 @@ def tiny(family: Family, model_type: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def encode(model_type: str, mode: str) -> Encoded:
+def encode(model_type: str, mode: str, granularity: str = "layers") -> Encoded:
     family = next(one for one in FAMILIES if model_type in one.model_types)
-    staged = StagedModel(tiny(family, model_type), mode, 5, "layers")
+    staged = StagedModel(tiny(family, model_type), mode, 5, granularity)
     examples = probe_examples(staged)
     return staged.encode(examples, share_prefix=staged.shares_prefix(examples))
 
@@ -115,6 +115,17 @@ def test_stages_are_of_one_structure_only_if_they_compute_the_same() -> None:
     layer.output.dense.weight = second.layers.stack[0].output.dense.weight
     layer.attention.self.key.weight = layer.attention.self.query.weight  # one tensor under two names
     assert signature(other) != signature(second)
+
+
+def test_a_stage_whose_layers_are_one_module_is_left_as_it_was() -> None:
+    chain = encode("albert", "add", "input")
+    (stage,) = chain.stages
+    before = {name: tensor.clone() for name, tensor in stage.state_dict().items()}
+    first = content(_source(chain, torch.float32, 0, fused=False))
+    for name, tensor in stage.state_dict().items():
+        assert type(tensor) is torch.Tensor
+        assert torch.equal(tensor, before[name]), name
+    assert content(_source(chain, torch.float32, 0, fused=False)) == first
 
 
 def test_a_number_that_is_no_weight_is_part_of_the_structure() -> None:
