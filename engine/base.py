@@ -19,7 +19,7 @@ from ..export.cache import read_record, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.examples import Examples
 from ..export.families import Family
-from ..export.graphs import cast_tensor
+from ..export.graphs import cast_dtype
 from ..export.model import Encoded, StagedModel
 from ..export.parity import Parity, judge, probe_examples, probe_prompts
 from ..export.precision import precision_of
@@ -338,7 +338,7 @@ class Engine(ABC):
 
 def _cast(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encoded:
     """Move what the stages take to a device, in a dtype."""
-    tensors = {k: cast_tensor(k, v, dtype).to(device).contiguous() for k, v in encoded.tensors.items()}
+    tensors = {k: v.to(device, cast_dtype(k, v.dtype, dtype)).contiguous() for k, v in encoded.tensors.items()}
     hidden = encoded.hidden.to(device, dtype).contiguous()
     prefix = None if encoded.prefix is None else _cast(encoded.prefix, device, dtype)
     row = None if encoded.row is None else encoded.row.to(device)

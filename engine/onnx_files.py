@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from tqdm import tqdm
 
 from ..export.cache import entry
 from ..export.errors import ArtifactError
-from ..export.graphs import OPSET, Source, new_traces, onnx_from_stage, save_graph
+from ..export.graphs import OPSET, Source, onnx_from_stage, save_graph
 from ..export.model import Encoded, StagedModel
+from ..export.traces import shaping_versions
 from ..export.weights import check_weights
 
-SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-"""The packages whose version shapes a graph."""
 METADATA = "bbt_fast"
 """Where a graph file says what it was made for."""
 
@@ -65,9 +63,8 @@ def _build(
 ) -> None:
     title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
     made_for = json.dumps(key)
-    traces = new_traces()
     for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
-        graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]), traces)
+        graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]))
         graph.metadata_props[METADATA] = made_for
         save_graph(graph, path)
 
@@ -85,7 +82,7 @@ def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str,
         "tensors": sorted(encoded.tensors),
         "precision": str(dtype).removeprefix("torch."),
         "opset": OPSET,
-        "versions": {name: version(name) for name in SHAPING},
+        "versions": shaping_versions(),
     }
 
 
@@ -121,16 +118,12 @@ def _paths(folder: Path, staged: StagedModel) -> tuple[Path, ...]:
 
 
 def _source(encoded: Encoded, dtype: torch.dtype, stage: int, *, fused: bool) -> Source:
-    """Return what to trace a stage with: two candidates, and at least two examples."""
+    """Return what a stage's graph is made from."""
     part = encoded.stages[stage]
     examples, _, hidden_size = encoded.hidden.shape[1:]
-    repeats = 2 if examples == 1 and "examples" in part.joined_axes["hidden"] else 1
     width = part.prompt_width(hidden_size)
-    joined = [torch.zeros(2, examples * repeats, encoded.joined_length, hidden_size)]
+    joined = [torch.empty(2, examples, encoded.joined_length, hidden_size, device="meta")]
     if part.join.kind == "follow":
-        joined.append(torch.zeros(2, part.join.n_prompt_tokens, width))
-    tensors, given = [], encoded.tensors_for(2)
-    for name in part.names:
-        tensor = given[name].cpu()
-        tensors.append(torch.cat([tensor] * repeats) if part.axes[name][0] == "examples" else tensor)
-    return Source(part, dtype, tuple(joined), width, tuple(tensors), fused)
+        joined.append(torch.empty(2, part.join.n_prompt_tokens, width, device="meta"))
+    given = encoded.tensors_for(2)
+    return Source(part, dtype, tuple(joined), width, tuple(given[name] for name in part.names), fused)

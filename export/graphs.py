@@ -17,11 +17,25 @@ from onnx_ir.passes import common
 from torch import Tensor
 
 from .fusion import fuse, leave_unread
+from .packing import Axes
 from .stages import ANSWER_AXES, Stage
-from .traces import Traces
+from .traces import graph_of
 
 OPSET = 23
 """The first with a standard ``Attention`` operator."""
+
+SIZES = {
+    "population": 2,
+    "examples": 7,
+    "sequence": 61,
+    "target": 13,
+    "tokens": 7 * 61,
+    "labels": 11,
+    "texts": 2 * 7,
+    "bounds": 2 * 7 + 1,
+    "keys": 7 * 61,
+}
+"""What a trace is made with, by what an axis counts: every size becomes a variable, so any will do."""
 
 ONNX_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """Graph dtypes and their names in ONNX."""
@@ -46,24 +60,25 @@ class Source:
     prompt_size: int
     """The width of what joins."""
     tensors: tuple[Tensor, ...]
-    """Samples of what else the stage takes, in order of its names."""
+    """Samples of what else the stage takes, in order of its names; only their shapes and types count."""
     fused: bool = False
     """Whether operators of ONNX Runtime's own take the place of several standard ones."""
 
+    def samples(self) -> tuple[Tensor, ...]:
+        """Return what to trace the stage with, in the graph's dtypes and of SIZES: all batches' traces are one."""
+        axes: dict[str, Axes] = {**self.stage.joined_axes, **self.stage.axes}
+        return tuple(
+            torch.zeros(
+                [SIZES[what] if what else size for what, size in zip(axes[name], one.shape, strict=True)],
+                dtype=cast_dtype(name, one.dtype, self.dtype),
+            )
+            for name, one in zip(axes, (*self.joined, *self.tensors), strict=True)
+        )
 
-def onnx_from_stage(source: Source, traces: Traces | None = None) -> ir.Model:
-    """Return the graph ``(hidden, prompt, *names) -> hidden or logits`` of a stage, weights included.
 
-    Args:
-        source: the stage.
-        traces: traces of stages made so far, which it may share.
-    """
-    tensors = (
-        cast_tensor(name, tensor, source.dtype) for name, tensor in zip(source.stage.names, source.tensors, strict=True)
-    )
-    samples = (*(tensor.to(source.dtype) for tensor in source.joined), *tensors)
-    traces = new_traces() if traces is None else traces
-    model = traces.graph(source.stage, samples, source.dtype)
+def onnx_from_stage(source: Source) -> ir.Model:
+    """Return the graph ``(hidden, prompt, *names) -> hidden or logits`` of a stage, weights included."""
+    model = graph_of(source.stage, source.samples(), source.dtype, _trace)
     for step in PASSES:
         step(model, source)
     return model
@@ -75,19 +90,14 @@ def save_graph(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
 
 
-def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a stage's tensor in the graph's dtype; indices, masks and the label words' rows keep their own."""
-    return tensor.to(dtype) if tensor.is_floating_point() and name not in ANSWER_AXES else tensor
+def cast_dtype(name: str, own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """Return what a stage's tensor is in a graph; indices, masks and the label words' rows keep their own dtype."""
+    return dtype if own.is_floating_point and name not in ANSWER_AXES else own
 
 
 def node_counts(path: Path) -> Counter[str]:
     """Count a graph file's nodes by operator."""
     return Counter(node.op_type for node in ir.load(path).graph.all_nodes())
-
-
-def new_traces() -> Traces:
-    """Return traces that stages of one chain can share: none yet."""
-    return Traces(_trace)
 
 
 def _trace(stage: Stage, samples: tuple[Tensor, ...]) -> ir.Model:

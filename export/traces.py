@@ -1,66 +1,92 @@
 """Stages that differ in weights alone share one trace.
 
 PyTorch's exporter takes seconds for a layer, nearly all of them for tracing: a layer's weights play no part until
-constants are folded. So a trace is kept as the exporter first writes it, every weight an initializer under its own
-name. Another stage of that structure puts its own weights there, and all that follows, folding and fusing, happens
-once more. What comes out is, byte for byte, what a trace of that very stage would give.
+constants are folded. So a trace is kept in the graph cache as the exporter first writes it, with every weight an input
+under its own name. Another stage of that structure, of this model or of any other, puts its own weights there, and all
+that follows, folding and fusing, happens once more. What comes out is, byte for byte, what a trace of that very stage
+would give.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .cache import entry
 from .stages import Stage
 
+SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
+"""The packages whose version shapes a graph."""
+FILE = "trace.onnx"
 
-class Traces:
-    """Graphs of stages, traced once for each structure.
+Trace = Callable[[Stage, tuple[Tensor, ...]], ir.Model]
+"""Traces a stage, called with its samples, and returns the graph before any optimization."""
+
+
+def graph_of(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace: Trace) -> ir.Model:
+    """Return the optimized graph of a stage.
 
     Args:
-        trace: traces a stage, called with its samples, and returns the graph before any optimization.
+        stage: the stage; it is left as it is.
+        samples: what forward() takes, in the graph's dtype.
+        dtype: what the graph computes in.
+        trace: traces the stage, if none of its structure has been traced before.
+
+    Raises:
+        ArtifactError: if the cache folder cannot be written.
     """
+    weights = cast_weights(stage, dtype)
+    key = structure(stage, weights, samples)
 
-    def __init__(self, trace: Callable[[Stage, tuple[Tensor, ...]], ir.Model]) -> None:
-        self._trace = trace
-        self._traced: dict[str, ir.Model] = {}
+    def build(folder: Path) -> None:
+        model = trace(with_weights(stage, weights), samples)
+        ir.save(_take_weights(model, weights), folder / FILE)
 
-    def __len__(self) -> int:
-        """Return how many traces are kept."""
-        return len(self._traced)
+    if key is None:
+        model = trace(with_weights(stage, weights), samples)
+        _take_weights(model, weights)
+    else:
+        model = ir.load(entry({"trace": key, "versions": shaping_versions()}, build) / FILE)
+    program = torch.onnx.ONNXProgram(_put_weights(model, weights), None)
+    program.optimize()
+    return program.model
 
-    def graph(self, stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype) -> ir.Model:
-        """Return the optimized graph of a stage.
 
-        Args:
-            stage: the stage; it is left as it is.
-            samples: what forward() takes, in the graph's dtype.
-            dtype: what the graph computes in.
-        """
-        weights = cast_weights(stage, dtype)
-        key = structure(stage, weights, samples)
-        traced = self._traced.get(key or "")
-        if traced is None:
-            traced = self._trace(with_weights(stage, weights), samples)
-            if key is not None:
-                self._traced[key] = traced
-        model = traced.clone()
-        for name, value in model.graph.initializers.items():
-            if name in weights:
-                value.const_value = TorchTensor(weights[name].detach(), name)
-        program = torch.onnx.ONNXProgram(model, None)
-        program.optimize()
-        return program.model
+def shaping_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape a graph."""
+    return {name: version(name) for name in SHAPING}
+
+
+def _take_weights(model: ir.Model, names: Mapping[str, Tensor]) -> ir.Model:
+    """Turn the initializers of these names into inputs."""
+    for name in [name for name in model.graph.initializers if name in names]:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def _put_weights(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
+    """Turn the inputs of these names into initializers that hold the weights."""
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        value.const_value = TorchTensor(weights[str(value.name)].detach(), value.name)
+        model.graph.register_initializer(value)
+    return model
 
 
 def cast_weights(stage: Stage, dtype: torch.dtype) -> dict[str, Tensor]:

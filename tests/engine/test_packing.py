@@ -48,12 +48,21 @@ PACKED = ("roberta", "electra", "bart", "gpt2", "llama")
 """Families of each kind whose attention can go by the bounds of texts."""
 PADDED = ("t5", "deberta-v2", "modernbert")
 """Families whose attention knows positions or windows."""
-FAST = [
+SAVINGS = ("packing", "fusion", "packing+fusion")
+COMBINATIONS = [
+    *product(PACKED, ("add", "cat"), ("input", "layers"), ("torch",), SAVINGS),
+    *((family, "add", "layers", "ort", "packing+fusion") for family in PACKED),
+    *(("roberta", "cat", cuts, "ort", "packing+fusion") for cuts in ("input", "layers")),
+    *(("roberta", "add", "input", "ort", savings) for savings in ("packing", "fusion")),
+    ("bart", "cat", "input", "ort", "packing+fusion"),
+]
+"""All of PyTorch's, and as many exports as meet each family and each option once."""
+FAST = {
     *(("roberta", mode, "layers", engine, "packing+fusion") for mode in ("add", "cat") for engine in ("torch", "ort")),
     ("llama", "add", "layers", "torch", "packing+fusion"),
     *((family, "add", "input", "torch", "packing+fusion") for family in PACKED),
-]
-"""What the fast tests run of all combinations."""
+}
+"""What the fast tests run of them."""
 
 
 @cache
@@ -109,12 +118,7 @@ def rows_of(engine: Engine, examples: Examples) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("model_type", "mode", "cuts", "engine", "include"),
-    [
-        pytest.param(*row, marks=() if row in FAST else pytest.mark.slow)
-        for row in product(
-            PACKED, ("add", "cat"), ("input", "layers"), ("torch", "ort"), ("packing", "fusion", "packing+fusion")
-        )
-    ],
+    [pytest.param(*row, marks=() if row in FAST else pytest.mark.slow) for row in COMBINATIONS],
 )
 def test_savings_of_the_gpu_change_no_answer(model_type: str, mode: str, cuts: str, engine: str, include: str) -> None:
     found, plain = load(model_type, engine, mode, cuts, *include.split("+")), load(model_type, "torch", mode, cuts)

@@ -234,8 +234,7 @@ def test_torch_answers_as_the_stock_model_does(family: Family, model_type: str, 
         pytest.param(
             *row.values, mode, cuts, id=f"{row.id}-{mode}-{cuts}", marks=() if case in FAST else pytest.mark.slow
         )
-        for mode in ("add", "cat")
-        for cuts in ("layers", "input")
+        for mode, cuts in (("add", "layers"), ("cat", "input"))
         for row in FIRST_OF_ROWS
         for case in [(row.id, mode, cuts)]
     ],
