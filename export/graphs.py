@@ -64,16 +64,16 @@ class Source:
     fused: bool = False
     """Whether operators of ONNX Runtime's own take the place of several standard ones."""
 
-    def samples(self) -> tuple[Tensor, ...]:
+    def samples(self) -> dict[str, Tensor]:
         """Return what to trace the stage with, in the graph's dtypes and of SIZES: all batches' traces are one."""
         axes: dict[str, Axes] = {**self.stage.joined_axes, **self.stage.axes}
-        return tuple(
-            torch.zeros(
+        return {
+            name: torch.zeros(
                 [SIZES[what] if what else size for what, size in zip(axes[name], one.shape, strict=True)],
                 dtype=cast_dtype(name, one.dtype, self.dtype),
             )
             for name, one in zip(axes, (*self.joined, *self.tensors), strict=True)
-        )
+        }
 
 
 def onnx_from_stage(source: Source) -> ir.Model:

@@ -41,6 +41,12 @@ class Layers(nn.Module):
         """Return how many layers there are."""
         return len(self.stack)
 
+    def only(self, number: int) -> Layers:
+        """Return one of the layers."""
+        one = Layers([self.stack[number]], [self.calls[number]], self.axes, self.counts, self.causal)
+        one.absorbed = self.absorbed if number == len(self) - 1 else None
+        return one
+
     def forward(
         self,
         states: Tensor,

@@ -45,6 +45,10 @@ class PrefixStage(Stage):
         """How many times attention runs."""
         return len(self.layers) - self.last
 
+    def links(self) -> tuple[Stage, ...]:
+        """Return itself: what comes out holds the keys and values of all layers."""
+        return (self,)
+
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
         """Run the layers and pack what texts and the next stage need of it."""
         keys_values, states = self._run(hidden, tensors)
@@ -84,6 +88,10 @@ class TextStage(Stage):
     ) -> None:
         super().__init__(layers, join, answer=answer, packing=packing)
         self.layout = layout
+
+    def links(self) -> tuple[Stage, ...]:
+        """Return itself: the prefix holds the keys and values of all layers."""
+        return (self,)
 
     def forward(self, hidden: Tensor, prefix: Tensor, *tensors: Tensor) -> Tensor:  # type: ignore[override]
         """Run the layers, and read the answer if the stage answers."""

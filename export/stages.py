@@ -74,6 +74,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.layers, self.join, self.entrance, self.packing = layers, join, entrance, packing
+        self._answer = answer
         self.axes: dict[str, Axes] = {}
         if packing is None or answer is not None:
             self.axes |= layers.axes
@@ -114,6 +115,22 @@ class Stage(nn.Module):
         whole = len(self.layers) + (0 if self.decoder is None else 2 * len(self.decoder))
         last = self.layers if self.decoder is None else self.decoder
         return whole - (self.answers and self.alone and last.absorbed is not None)
+
+    def links(self) -> tuple[Stage, ...]:
+        """Return stages of one layer each that do in turn what this one does; itself if it cannot be divided."""
+        last = len(self.layers) - 1
+        if not last:
+            return (self,)
+        return tuple(
+            Stage(
+                self.layers.only(number),
+                self.join,
+                None if number else self.entrance,
+                self._answer if number == last else None,
+                self.packing,
+            )
+            for number in range(last + 1)
+        )
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
         """Run the layers, and read the answer if the stage answers."""

@@ -4,7 +4,7 @@ PyTorch's exporter takes seconds for a layer, nearly all of them for tracing: a 
 constants are folded. So a trace is kept in the graph cache as the exporter first writes it, with every weight an input
 under its own name. Another stage of that structure, of this model or of any other, puts its own weights there, and all
 that follows, folding and fusing, happens once more. What comes out is, byte for byte, what a trace of that very stage
-would give.
+would give. A stage of many layers is traced as its layers are, one by one, so that 24 layers take two traces.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cache import entry
+from .chain import chain
 from .stages import Stage
 
 SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -36,18 +37,29 @@ Trace = Callable[[Stage, tuple[Tensor, ...]], ir.Model]
 """Traces a stage, called with its samples, and returns the graph before any optimization."""
 
 
-def graph_of(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace: Trace) -> ir.Model:
-    """Return the optimized graph of a stage.
+def graph_of(stage: Stage, samples: Mapping[str, Tensor], dtype: torch.dtype, trace: Trace) -> ir.Model:
+    """Return the optimized graph of a stage: that of its layers, each traced by itself, one behind the other.
 
     Args:
         stage: the stage; it is left as it is.
-        samples: what forward() takes, in the graph's dtype.
+        samples: what forward() takes by name, in the graph's dtype.
         dtype: what the graph computes in.
-        trace: traces the stage, if none of its structure has been traced before.
+        trace: traces a stage, if none of its structure has been traced before.
 
     Raises:
         ArtifactError: if the cache folder cannot be written.
     """
+    links = [
+        _graph(link, tuple(samples[name] for name in (*link.joined_axes, *link.names)), dtype, trace)
+        for link in stage.links()
+    ]
+    program = torch.onnx.ONNXProgram(chain(links, stage.names) if len(links) > 1 else links[0], None)
+    program.optimize()
+    return program.model
+
+
+def _graph(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace: Trace) -> ir.Model:
+    """Return the graph of a stage as the exporter first writes it, with the weights of this very stage."""
     weights = cast_weights(stage, dtype)
     key = structure(stage, weights, samples)
 
@@ -56,13 +68,10 @@ def graph_of(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trac
         ir.save(_take_weights(model, weights), folder / FILE)
 
     if key is None:
-        model = trace(with_weights(stage, weights), samples)
-        _take_weights(model, weights)
+        model = _take_weights(trace(with_weights(stage, weights), samples), weights)
     else:
         model = ir.load(entry({"trace": key, "versions": shaping_versions()}, build) / FILE)
-    program = torch.onnx.ONNXProgram(_put_weights(model, weights), None)
-    program.optimize()
-    return program.model
+    return _put_weights(model, weights)
 
 
 def shaping_versions() -> dict[str, str]:

@@ -17,7 +17,8 @@
                     computes with ONNX Runtime while this fixture lasts (the tests of one file).
 
 No test reaches the network (``HF_HUB_OFFLINE``) or the user's own cache: ``XDG_CACHE_HOME`` and ``BBT_FAST_CACHE``
-point to a folder that lasts for the test run, so artifacts built by one test serve the next.
+point to a folder that lasts for the test run, so artifacts built by one test serve the next. BBT_FAST_TESTS_CACHE names
+one that lasts longer: a second run of the tests exports little.
 """
 
 from __future__ import annotations
@@ -79,12 +80,15 @@ TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a cache folder of its own, which parallel workers share."""
+    """Give the run a cache folder of its own, or the one in BBT_FAST_TESTS_CACHE; parallel workers share it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits it
-        cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
-        config.add_cleanup(cache.cleanup)
-        os.environ["XDG_CACHE_HOME"] = cache.name
-        os.environ["BBT_FAST_CACHE"] = str(Path(cache.name) / "bbt-fast")
+        folder = os.environ.get("BBT_FAST_TESTS_CACHE")
+        if folder is None:
+            cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
+            config.add_cleanup(cache.cleanup)
+            folder = cache.name
+        os.environ["XDG_CACHE_HOME"] = folder
+        os.environ["BBT_FAST_CACHE"] = str(Path(folder) / "bbt-fast")
     # Tiny models gain nothing from threads, and lose much when workers share the cores.
     torch.set_num_threads(1)
 

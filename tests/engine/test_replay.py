@@ -109,12 +109,12 @@ def sessions(
 actions = st.lists(
     st.tuples(st.sampled_from(["evaluate", "evaluate", "commit"]), st.integers(0, LAYERS - 1), st.integers(1, 5)),
     min_size=6,
-    max_size=24,
+    max_size=16,
 )
 
 
 @pytest.mark.parametrize("name", ["torch", "ort"])
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(actions=actions, tokens=st.sampled_from([60, 300, 4096]), seed=st.integers(0, 99))
 def test_replayed_generations_answer_as_others(
     name: str, sessions: Any, actions: list[tuple[str, int, int]], tokens: int, seed: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -94,6 +95,26 @@ def test_a_shared_trace_gives_the_very_file_that_a_trace_of_the_stage_gives(
         assert len(set(shared)) == len(shared) or model_type == "albert"  # whose layers share their weights too
         monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / f"{name} alone"))
         assert shared[1] == content(_source(chain, dtype, 1, fused=False))
+
+
+@pytest.mark.parametrize("model_type", ["roberta", pytest.param("t5", marks=pytest.mark.slow)])
+def test_layers_traced_one_by_one_make_the_graph_of_the_whole(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _source(encode(model_type, "add", "input"), torch.float32, 0, fused=True)
+    assert len(source.stage.links()) == LAYERS
+    chained = onnx_from_stage(source)
+    monkeypatch.setattr("bbt_fast.export.stages.Stage.links", lambda self: (self,))
+    whole = onnx_from_stage(source)
+    count, expected = (Counter(node.op_type for node in model.graph.all_nodes()) for model in (chained, whole))
+    assert count == expected
+    assert [value.name for value in chained.graph.inputs] == [value.name for value in whole.graph.inputs]
+    assert sorted(map(size_of, chained.graph.initializers.values())) == sorted(
+        map(size_of, whole.graph.initializers.values())
+    )
+
+
+def size_of(weight: ir.Value) -> int:
+    assert weight.const_value is not None
+    return weight.const_value.nbytes
 
 
 def signature(stage: Any, dtype: torch.dtype = torch.float32) -> str | None:

@@ -1,0 +1,85 @@
+"""Graphs of consecutive layers become one.
+
+Each takes the hidden states ``[P, N, S, H]`` that the one before returns, and computes on ``[B, S, H]``. Where two of
+them meet, both reshapes go, and what they ask of the states' sizes is asked once: PyTorch's exporter says of each value
+what its axes are, by name, and axes of one name are of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+
+def chain(models: Sequence[ir.Model], names: Sequence[str]) -> ir.Model:
+    """Return one graph that does what these do in turn, before any optimization.
+
+    Args:
+        models: graphs ``(hidden, *names) -> hidden``, the last may return something else; they are used up.
+        names: what the whole takes after the hidden states, in order.
+    """
+    whole = models[0]
+    first = whole.graph.inputs[0]
+    given = {str(value.name): value for value in whole.graph.inputs}
+    for number, model in enumerate(models):
+        _rename(model.graph, f"layer_{number}")
+        if number:
+            _append(whole, model, given)
+    for value in [*whole.graph.inputs]:
+        whole.graph.inputs.remove(value)
+    whole.graph.inputs.extend([first, *(given[name] for name in names)])
+    for step in (common.NameFixPass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
+        step(whole)
+    return whole
+
+
+def _rename(graph: ir.Graph, prefix: str) -> None:
+    """Give what a graph computes and knows names of its own."""
+    for value in [value for node in graph for value in node.outputs] + list(graph.initializers.values()):
+        value.name = f"{prefix}.{value.name}"
+
+
+def _append(whole: ir.Model, model: ir.Model, given: dict[str, ir.Value]) -> None:
+    """Put a graph behind a graph."""
+    hidden, *others = model.graph.inputs
+    (before,) = whole.graph.outputs
+    _meet(whole.graph.inputs[0], before, hidden)
+    for value in others:
+        name = str(value.name)
+        if name in given:
+            value.replace_all_uses_with(given[name])
+        else:
+            given[name] = value
+    model.graph.inputs.clear()
+    initializers, outputs, nodes = list(model.graph.initializers.values()), list(model.graph.outputs), list(model.graph)
+    model.graph.initializers.clear()
+    model.graph.outputs.clear()
+    model.graph.remove(nodes)
+    whole.graph.extend(nodes)
+    for value in initializers:
+        whole.graph.register_initializer(value)
+    whole.graph.outputs[:] = outputs
+    whole.functions.update(model.functions)
+    whole.graph.opset_imports.update(model.graph.opset_imports)
+
+
+def _meet(first: ir.Value, before: ir.Value, hidden: ir.Value) -> None:
+    """Let those that read a graph's hidden states read what comes out of the graph before it.
+
+    Args:
+        first: the hidden states that enter the first graph of all.
+        before: what comes out of the graph before.
+        hidden: what enters the next one.
+    """
+    reshape = before.producer()
+    flat = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
+    for use in [*hidden.uses()]:
+        node = use.node
+        if node.op_type == "Shape" and first.shape == hidden.shape:
+            node.replace_input_with(use.idx, first)
+        elif node.op_type == "Reshape" and flat is not None and flat.shape == node.outputs[0].shape:
+            node.outputs[0].replace_all_uses_with(flat)
+        else:
+            node.replace_input_with(use.idx, before)
