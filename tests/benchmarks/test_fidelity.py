@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,27 +53,30 @@ def test_runs_of_another_task_are_not_taken_for_this_one_s(runs: Path) -> None:
         search_in_fp32(runs_of(runs, "demo", "sst2"), "bbt", 8)
 
 
-def test_the_command_writes_a_record_and_a_table(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A function that measures engines by the command, and returns what the record says of each."""
     monkeypatch.setattr(fidelity, "WANTED", {"bbt": {0, 2}, "bbtv2": {0}})
-    path = tmp_path / "record.json"
-    small = [
-        "--algorithms",
-        "bbt",
-        "--engines",
-        "torch-bf16",
-        "ort-int8",
-        "ort-int8blocks",
-        "--seeds",
-        "8",
-        "--device",
-        "cpu",
-    ]
-    fidelity.main([*small, "--runs", str(runs), "--output", str(path)])
-    by_engine = json.loads(path.read_text(encoding="utf-8"))["fidelity"]["bbt"]
-    found = by_engine["torch-bf16"]
+
+    def run(*engines: str) -> dict[str, Any]:
+        small = ["--algorithms", "bbt", "--engines", *engines, "--seeds", "8", "--device", "cpu"]
+        fidelity.main([*small, "--runs", str(runs), "--output", str(tmp_path / "record.json")])
+        found: dict[str, Any] = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["fidelity"]["bbt"]
+        return found
+
+    return run
+
+
+def test_the_command_writes_a_record_and_a_table(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    found = measure("torch-bf16")["torch-bf16"]
     assert set(found["summary"]) == {"random", "cma"}
     assert 0.5 < found["summary"]["random"]["spearman"] <= 1
     assert 0 < found["summary"]["cma"]["mean_loss_error"] < found["summary"]["cma"]["loss_spread"]
-    error = {name: rows["summary"]["cma"]["mean_loss_error"] for name, rows in by_engine.items()}
+    assert "| bbt | torch-bf16 | 1 cma |" in (tmp_path / "record.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_fewer_bits_cost_more(measure: Callable[..., dict[str, Any]]) -> None:
+    found = measure("torch-bf16", "ort-int8", "ort-int8blocks")
+    error = {name: rows["summary"]["cma"]["mean_loss_error"] for name, rows in found.items()}
     assert error["ort-int8"] > error["ort-int8blocks"] > error["torch-bf16"] > 0
-    assert "| bbt | torch-bf16 | 1 cma |" in path.with_suffix(".md").read_text(encoding="utf-8")

@@ -115,6 +115,7 @@ def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) 
         other("round", 10)
 
 
+@pytest.mark.slow
 def test_an_unavailable_contender_ends_only_itself_in_a_shared_process(toy: Workload) -> None:
     start = Pool(lambda _: "all")
     names = ("bbt-fast-trt-fp16", "original")

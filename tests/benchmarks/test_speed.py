@@ -201,6 +201,7 @@ def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callabl
     assert clock.unmeasured == pytest.approx(0.75 * (seconds["evaluate"] + seconds["project"]))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_record_a_table_and_plots(tmp_path: Path, repo_root: Path) -> None:
     path = tmp_path / "record.json"
     flags = {"model": "toy", "population": 4, "examples": 2, "repeats": 1, "contenders": "original", "threads": 1}

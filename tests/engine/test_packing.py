@@ -31,7 +31,8 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-5,
     "max_position_embeddings": 60,
     "pad_token_id": 0,
     "bos_token_id": 2,
@@ -40,9 +41,9 @@ TINY: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 24},
-    "gpt2": {"n_inner": 48},
+    "gpt2": {"n_inner": 64},
     "bart": {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    | {"d_model": 32, "init_std": 0.2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+    | {"d_model": 32, "init_std": 0.2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
 }
 PACKED = ("roberta", "electra", "bart", "gpt2", "llama")
 """Families of each kind whose attention can go by the bounds of texts."""

@@ -84,7 +84,8 @@ def model() -> BertForMaskedLM:
                 num_hidden_layers=LAYERS,
                 hidden_size=32,
                 num_attention_heads=4,
-                intermediate_size=48,
+                intermediate_size=64,
+                layer_norm_eps=1e-5,
                 vocab_size=60,
                 initializer_range=0.2,
             )

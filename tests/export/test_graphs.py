@@ -126,6 +126,7 @@ def test_fp16_graphs_are_built_and_run_without_a_gpu(
     assert not torch.equal(half, full)
 
 
+@pytest.mark.slow
 def test_an_export_says_nothing_of_packages_that_no_model_needs() -> None:
     code = (
         "from bbt_fast.engine import load_engine\n"

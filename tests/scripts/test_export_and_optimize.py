@@ -13,8 +13,13 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import Examples, load_engine
 
 
-@pytest.mark.parametrize("deep", [pytest.param(True, marks=pytest.mark.slow), False])
-@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+@pytest.mark.parametrize(
+    ("kind", "deep"),
+    [
+        ("roberta", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("roberta", True), ("gpt2", False), ("gpt2", True))),
+    ],
+)
 def test_what_it_writes_answers_as_pytorch_does(
     kind: str,
     deep: bool,

@@ -42,7 +42,7 @@ def by_lengths(builds: list[dict[str, dict[str, object]]]) -> set[bool]:
     return {LENGTHS in build["shapes"] for build in builds if "attention_mask" in build["shapes"]}
 
 
-@pytest.mark.parametrize("mode", ["add", "cat"])
+@pytest.mark.parametrize("mode", ["add", pytest.param("cat", marks=pytest.mark.slow)])
 def test_attention_goes_by_lengths_where_all_that_is_hidden_is_padding(
     mode: str,
     load: Callable[..., TensorRtEngine],

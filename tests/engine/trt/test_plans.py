@@ -24,7 +24,8 @@ from bbt_fast.export.tensorrt import plan_from_onnx
 N_PROMPT_TOKENS = 5
 
 
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_graphs_of_other_number_formats_become_plans_that_pass_the_gate(
     precision: str,
     load: Callable[..., TensorRtEngine],
