@@ -18,7 +18,7 @@
 
 No test reaches the network (``HF_HUB_OFFLINE``) or the user's own cache: ``XDG_CACHE_HOME`` and ``BBT_FAST_CACHE``
 point to a folder that lasts for the test run, so artifacts built by one test serve the next. BBT_FAST_TESTS_CACHE names
-one that lasts longer: a second run of the tests exports little.
+one that keeps the exporter's traces for later runs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ from transformers import (
 )
 
 from bbt_fast.export.examples import Examples
+from bbt_fast.export.traces import FILE as TRACE
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says how busy the machine is, not whether the code is right; fixtures here keep no state.
@@ -81,17 +83,25 @@ TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a cache folder of its own, or the one in BBT_FAST_TESTS_CACHE; parallel workers share it."""
+    """Give the run a cache folder of its own, which parallel workers share."""
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits it
-        folder = os.environ.get("BBT_FAST_TESTS_CACHE")
-        if folder is None:
-            cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
-            config.add_cleanup(cache.cleanup)
-            folder = cache.name
-        os.environ["XDG_CACHE_HOME"] = folder
-        os.environ["BBT_FAST_CACHE"] = str(Path(folder) / "bbt-fast")
+        cache = tempfile.TemporaryDirectory(prefix="bbt-fast-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
+        os.environ["BBT_FAST_CACHE"] = str(Path(cache.name) / "bbt-fast")
+        if "BBT_FAST_TESTS_CACHE" in os.environ:
+            own, kept = Path(cache.name) / "bbt-fast", Path(os.environ["BBT_FAST_TESTS_CACHE"])
+            copy_traces(kept, own)
+            config.add_cleanup(lambda: copy_traces(own, kept))
     # Tiny models gain nothing from threads, and lose much when workers share the cores.
     torch.set_num_threads(1)
+
+
+def copy_traces(source: Path, target: Path) -> None:
+    """Copy the traces that a cache holds and another lacks; graphs and plans are for the tests to build."""
+    for trace in source.glob(f"*/{TRACE}"):
+        if not (target / trace.parent.name).exists():
+            shutil.copytree(trace.parent, target / trace.parent.name)
 
 
 @pytest.fixture(scope="session")
