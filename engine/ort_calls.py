@@ -2,9 +2,9 @@
 
 ONNX Runtime 1.31 does not support sessions within a capture of its caller's: where a kernel stages arguments in pinned
 memory (Concat, Split and batched MatMul do), it queues the memory's release on the stream, and each replay would
-release it again (microsoft/onnxruntime pull request 32081, open, is to allow it). Its own graphs are safe, one for each
-session and set of addresses. So a recording is the list of a chain's calls, and on CUDA each call replays a graph of its
-session's.
+release it again (microsoft/onnxruntime pull request 32081, open, is to allow it). Its own graphs are safe, one for
+each session and set of addresses. So a recording is the list of a chain's calls, and on CUDA each call replays a graph
+of its session's.
 """
 
 from __future__ import annotations

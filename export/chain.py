@@ -24,12 +24,14 @@ def chain(models: Sequence[ir.Model], names: Sequence[str]) -> ir.Model:
     first = whole.graph.inputs[0]
     given = {str(value.name): value for value in whole.graph.inputs}
     for number, model in enumerate(models):
+        result = str(model.graph.outputs[0].name)
         _rename(model.graph, f"layer_{number}")
         if number:
             _append(whole, model, given)
     for value in [*whole.graph.inputs]:
         whole.graph.inputs.remove(value)
     whole.graph.inputs.extend([first, *(given[name] for name in names)])
+    whole.graph.outputs[0].name = result
     for step in (common.NameFixPass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
         step(whole)
     return whole

@@ -106,7 +106,8 @@ def test_layers_traced_one_by_one_make_the_graph_of_the_whole(model_type: str, m
     whole = onnx_from_stage(source)
     count, expected = (Counter(node.op_type for node in model.graph.all_nodes()) for model in (chained, whole))
     assert count == expected
-    assert [value.name for value in chained.graph.inputs] == [value.name for value in whole.graph.inputs]
+    for one, other in ((chained.graph.inputs, whole.graph.inputs), (chained.graph.outputs, whole.graph.outputs)):
+        assert [value.name for value in one] == [value.name for value in other]
     assert sorted(map(size_of, chained.graph.initializers.values())) == sorted(
         map(size_of, whole.graph.initializers.values())
     )
