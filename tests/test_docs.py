@@ -138,7 +138,7 @@ def check_pip(words: list[str]) -> None:
         if word == "-c":
             assert (ROOT / words.pop(0)).is_file()
         elif word != "-e":
-            name, extras = re.fullmatch(r"(\.|bbt-fast)(?:\[([\w,]+)\])?", word).groups()  # type: ignore[union-attr]
+            name, extras = re.fullmatch(r"(\.|bbt-fast)(?:\[([\w,-]+)\])?", word).groups()  # type: ignore[union-attr]
             assert set(extras.split(",") if extras else ()) <= set(config["options.extras_require"]), name
 
 
