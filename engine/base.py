@@ -331,7 +331,10 @@ class Engine(ABC):
         """
         if self.device.type != "cuda":
             return self.cpu_tokens
-        free, _ = torch.cuda.mem_get_info(self.device)
+        return self._tokens_within(torch.cuda.mem_get_info(self.device)[0])
+
+    def _tokens_within(self, free: int) -> int:
+        """Return how many tokens a call takes on a GPU with so many bytes free."""
         held = free // 2 // (24 * self.hidden_size * self.dtype.itemsize)
         return max(2048, min(held, torch.iinfo(torch.int32).max // (4 * self.hidden_size)))
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..export.tensorrt import Gpu
+from ..export.bindings import Gpu
 
 
 class Queue:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..export.bindings import CLASSIC, PACKAGES, RTX
 from ..export.errors import DeviceError, MissingExtraError, ParityError, UsageError
 from ..export.model import Cuts, StagedModel, load_model
 from ..export.precision import precision_of
@@ -30,16 +31,26 @@ class Row:
 
     module: str
     class_name: str
-    requires: str
-    """The package it drives; the engine's module is imported only when this is there."""
+    requires: tuple[str, ...]
+    """The packages it can drive; the engine's module is imported only when one of them is there."""
     install: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether one of the packages is there."""
+        return any(find_spec(package) for package in self.requires)
 
 
 ENGINES: dict[str, Row] = {
-    "torch": Row("pytorch", "TorchEngine", "torch", "pip install torch"),
-    "ort": Row("ort", "OrtEngine", "onnxruntime", "pip install onnxruntime-gpu"),
-    "openvino": Row("openvino", "OpenvinoEngine", "openvino", "pip install 'bbt-fast[openvino]'"),
-    "trt": Row("tensorrt", "TensorRtEngine", "tensorrt", "pip install 'bbt-fast[trt]'"),
+    "torch": Row("pytorch", "TorchEngine", ("torch",), "pip install torch"),
+    "ort": Row("ort", "OrtEngine", ("onnxruntime",), "pip install onnxruntime-gpu"),
+    "openvino": Row("openvino", "OpenvinoEngine", ("openvino",), "pip install 'bbt-fast[openvino]'"),
+    "trt": Row(
+        "tensorrt",
+        "TensorRtEngine",
+        tuple(package.module for package in PACKAGES),
+        f"{RTX.install}` for GeForce and RTX cards, `{CLASSIC.install}",
+    ),
 }
 
 
@@ -173,8 +184,9 @@ def engine_class(name: str) -> type[Engine]:
     if name not in ENGINES:
         raise UsageError(f"there is no engine {name!r}; these are: auto, {', '.join(ENGINES)}.")
     row = ENGINES[name]
-    if find_spec(row.requires) is None:
-        raise MissingExtraError(f"engine {name!r} needs {row.requires}, which is not installed: `{row.install}`.")
+    if not row.installed:
+        needed = " or ".join(row.requires)
+        raise MissingExtraError(f"engine {name!r} needs {needed}, which is not installed: `{row.install}`.")
     found: type[Engine] = getattr(import_module(f".{row.module}", __package__), row.class_name)
     return found
 

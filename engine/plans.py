@@ -1,23 +1,24 @@
-"""Loaded TensorRT plans: the only module of this floor that calls TensorRT.
-
-TensorRT is imported where it is called, so that this module imports without it.
-"""
+"""Loaded TensorRT plans, on either of TensorRT's packages (``export/bindings.py``)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from ..export import tensorrt_rtx
+from ..export.bindings import RTX, chosen
 from ..export.errors import ArtifactError, DeviceError
 from ..export.tensorrt import Shape, start, tensorrt_errors
 
 if TYPE_CHECKING:
     import tensorrt as trt
+else:
+    from ..export.bindings import trt
 
 TORCH_TYPES = {
     "FLOAT": torch.float32,
@@ -56,15 +57,18 @@ class Plan:
             ArtifactError: if TensorRT cannot load it.
             DeviceError: if the device cannot hold it.
         """
-        import tensorrt as trt
-
-        engine = _runtime().deserialize_cuda_engine(path.read_bytes())
+        engine = _runtime(chosen().module).deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             reason = tensorrt_errors()
             if "out of memory" in reason:
                 raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}. Close what else uses the GPU.")
             raise ArtifactError(f"TensorRT cannot load the plan {path}: {reason}. Delete {path.parent}.")
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._runtime_cache = None
+        if chosen() is RTX:
+            made, self._runtime_cache = tensorrt_rtx.create_context(engine, path)
+            context = cast("trt.IExecutionContext | None", made)
+        else:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise DeviceError(f"TensorRT cannot prepare the plan {path}: {tensorrt_errors()}")
         self.path = path
@@ -103,13 +107,14 @@ class Plan:
                 raise DeviceError(f"{self.path}: {name} must be contiguous {self._types[name]}, not {tensor.dtype}.")
             self._require(self._context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
         self._require(self._context.execute_async_v3(stream), "run")
+        if self._runtime_cache is not None:
+            tensorrt_rtx.save_runtime_cache(self._runtime_cache, self.path)
+            self._runtime_cache = None
         if written is not output:
             output.copy_(written)
 
     def describe(self) -> str:
         """Return the names of the kernels and layers that TensorRT made, a line each."""
-        import tensorrt as trt
-
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
         return text
@@ -136,9 +141,13 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-@cache
-def _runtime() -> trt.Runtime:
-    """Return the one runtime of this process."""
-    import tensorrt as trt
+def plan_fault(path: Path) -> str | None:
+    """Say why a plan's file cannot be run on the current device, or None if nothing is known against it."""
+    return tensorrt_rtx.fault(_runtime(chosen().module), path.read_bytes()) if chosen() is RTX else None
 
+
+@cache
+def _runtime(module: str) -> trt.Runtime:
+    """Return the chosen package's one runtime in this process."""
+    del module  # only which one it is counts
     return start(trt.Runtime)

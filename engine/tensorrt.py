@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..export.bindings import choose
 from ..export.cache import digest, file_digest, read_record, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.model import Encoded, StagedModel
 from ..export.parity import Parity
 from ..export.precision import precision_of
 from ..export.stages import Stage
-from ..export.tensorrt import LENGTHS, Profile, plan_from_onnx, tensorrt_fault, tensorrt_version
+from ..export.tensorrt import LENGTHS, Profile, discard, plan_from_onnx, tensorrt_fault, tensorrt_version
 from .base import Engine
 from .cuda import Queue
 from .onnx_files import onnx_files
 from .onnx_runner import OnnxRunner
 from .padding import padding_lengths
-from .plans import Plan, Scratch
+from .plans import Plan, Scratch, plan_fault
 from .profiles import EXAMPLES, exact_profile, range_profile
 from .replay import Replay
 from .savings import Savings
@@ -109,6 +110,8 @@ class TensorRtRunner(OnnxRunner):
             return True
         try:
             record = self._load(stage, inputs).path.with_name("parity.json")
+            if not self._engine.runs:
+                return True
             parity = Parity.from_dict(read_record(record))
             if parity is None:
                 parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
@@ -162,10 +165,13 @@ class TensorRtRunner(OnnxRunner):
 
     def _load(self, stage: int, inputs: dict[str, Tensor]) -> Plan:
         """Load, and if need be build, the plan of a stage for the shapes of its inputs."""
-        plan = Plan(
-            plan_from_onnx(self.files.paths[stage], self._profile(stage, inputs), self._engine.queue.gpu),
-            self._engine.scratch,
-        )
+        source = self.files.paths[stage], self._profile(stage, inputs), self._engine.queue.gpu
+        path = plan_from_onnx(*source)
+        if self._engine.runs and (fault := plan_fault(path)) is not None:
+            logger.warning("%s cannot be run here (%s): building it again", path, fault)
+            discard(path)
+            path = plan_from_onnx(*source)
+        plan = self._engine.plan_class(path, self._engine.scratch)
         logger.debug("%s:\n%s", plan.path, plan.describe())
         self._plans[self._key(stage, inputs)] = plan
         return plan
@@ -179,11 +185,15 @@ class TensorRtEngine(Engine):
     bucket_overhead: ClassVar[dict[str, int]] = {"cuda": 2048}
     """Twice what other engines reckon: each bucket of a population has its own plans to build."""
     queue_class: ClassVar[type[Queue]] = Queue
+    plan_class: ClassVar[type[Plan]] = Plan
+    runs: ClassVar[bool] = True
+    """Whether plans run here, so that they can be compared."""
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
         """Take a model cut into stages; load_engine() checks the rest."""
         super().__init__(staged, precision, device, savings)
-        self.queue = self.queue_class(device)
+        self.queue = self._new_queue()
+        choose(self.queue.gpu.capability)
         self.scratch = Scratch(device)
         if savings.graph:
             self.replay = Replay(self.queue, str(self.queue.gpu))
@@ -191,10 +201,13 @@ class TensorRtEngine(Engine):
         """Chains whose attention goes by masks because lengths have failed."""
         self._loaded: TensorRtRunner | None = None
 
+    def _new_queue(self) -> Queue:
+        return self.queue_class(self.device)
+
     @classmethod
     def cuda_fault(cls) -> str | None:
         """Say why TensorRT cannot be used here, or None if it can."""
-        return tensorrt_fault()
+        return tensorrt_fault(torch.cuda.get_device_capability())
 
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]

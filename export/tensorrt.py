@@ -1,16 +1,14 @@
-"""TensorRT plans from ONNX graphs: the only module of this floor that calls TensorRT.
-
-TensorRT is imported where it is called, so that this module imports without it.
-"""
+"""TensorRT plans from ONNX graphs, by either of TensorRT's packages (``bindings.py``)."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -18,13 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import onnx
 from tqdm import tqdm
 
+from . import tensorrt_rtx
+from .bindings import CLASSIC, RTX, Capability, Gpu, chosen, package_for
 from .cache import cache_folder, entry, file_digest, write_bytes
-from .errors import DeviceError
+from .errors import DeviceError, MissingExtraError
 
 if TYPE_CHECKING:
     from typing import SupportsInt
 
     import tensorrt as trt
+else:
+    from .bindings import trt
 
 PLAN = "plan.engine"
 """A plan's file in its cache entry."""
@@ -45,26 +47,14 @@ logger = logging.getLogger(__name__)
 _errors: deque[str] = deque(maxlen=20)
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What a plan is tuned for; it runs on no other."""
-
-    name: str
-    capability: tuple[int, int]
-    """Compute capability, such as (8, 6)."""
-
-    def __str__(self) -> str:
-        """Return it as part of a file name."""
-        return f"{self.name.replace(' ', '_')}-sm{self.capability[0]}{self.capability[1]}"
-
-
 def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
     """Return the plan for a graph and its shapes, from the cache or built now.
 
     Args:
         path: the graph; its number formats are the plan's.
         profile: shapes of all inputs. With LENGTHS among them, attention goes by lengths and not by the graph's masks.
-        gpu: what the current device is.
+        gpu: what the plan is for. TensorRT builds on that very GPU; TensorRT for RTX for all of its compute
+            capability, on any machine.
 
     Raises:
         DeviceError: if TensorRT cannot read the graph or build a plan for it.
@@ -72,7 +62,7 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
     key = {
         "plan of": _content(path),
         "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
-        "gpu": gpu.name,
+        "gpu": gpu.name if chosen() is CLASSIC else "any",
         "compute capability": list(gpu.capability),
         "versions": {"tensorrt": tensorrt_version(), "bbt-fast": version("bbt-fast")},
         "flags": {"workspace": WORKSPACE_BYTES, "tf32": False, "decomposable": True},
@@ -80,24 +70,30 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
     return entry(key, lambda folder: write_bytes(folder / PLAN, _build(path, profile, gpu))) / PLAN
 
 
-def tensorrt_fault() -> str | None:
-    """Say why TensorRT cannot be imported, or is too old, or None if it can be used."""
+def discard(plan: Path) -> None:
+    """Remove a plan that does not run here, so that it is built again."""
+    shutil.rmtree(plan.parent)
+
+
+def tensorrt_fault(capability: Capability) -> str | None:
+    """Say why the package for a GPU is missing, cannot be imported or is too old, or None if it can be used."""
     try:
-        import tensorrt as trt
+        package = package_for(capability)
+        found = import_module(package.module)
+    except MissingExtraError as error:
+        return str(error)
     except (ImportError, OSError) as error:
-        return f"TensorRT does not load ({error}); `pip install --force-reinstall tensorrt` brings all its libraries"
-    if not hasattr(getattr(trt, "IAttention", None), "key_value_lengths"):
         return (
-            f"TensorRT {trt.__version__} has no attention by lengths; `pip install 'bbt-fast[trt]'` brings a newer one"
+            f"{package.title} does not load ({error}); `{package.install} --force-reinstall` brings all its libraries"
         )
+    if not hasattr(getattr(found, "IAttention", None), "key_value_lengths"):
+        return f"{package.title} {found.__version__} has no attention by lengths; `{package.install} -U` brings it"
     return None
 
 
 def tensorrt_version() -> str:
-    """Return TensorRT's version."""
-    import tensorrt as trt
-
-    return str(trt.__version__)
+    """Return the chosen package's version."""
+    return f"{'rtx-' if chosen() is RTX else ''}{trt.__version__}"
 
 
 def tensorrt_errors() -> str:
@@ -122,10 +118,14 @@ def start(kind: Callable[[trt.ILogger], T]) -> T:
         ) from error
 
 
-@cache
 def tensorrt_logger() -> trt.ILogger:
-    """Return the one logger that all TensorRT objects of this process write to."""
-    import tensorrt as trt
+    """Return the one logger that all objects of the chosen package in this process write to."""
+    return _logger(chosen().module)
+
+
+@cache
+def _logger(module: str) -> trt.ILogger:
+    del module  # only which one it is counts
 
     class Logger(trt.ILogger):
         """Hands messages to Python's logging, and keeps errors for the exception that follows."""
@@ -145,19 +145,9 @@ def tensorrt_logger() -> trt.ILogger:
 
 def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
     """Parse a graph into a strongly typed network and build its plan on the current device."""
-    import tensorrt as trt
-
     _errors.clear()
     builder = start(trt.Builder)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, tensorrt_logger())
-    if not parser.parse(_readable(path, LENGTHS in profile), str(path)):
-        raise DeviceError(
-            f"TensorRT {tensorrt_version()} cannot read {path}:\n{_parser_errors(parser)}\nUpdate TensorRT, or use "
-            "--engine ort."
-        )
-    if LENGTHS in profile:
-        _attend_by_lengths(network)
+    network = _network(builder, path, LENGTHS in profile)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32
@@ -168,15 +158,34 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
         shapes.set_shape(name, least, best, most)
     if config.add_optimization_profile(shapes) < 0:
         raise DeviceError(f"TensorRT refuses the shapes {dict(profile)} for {path}: {tensorrt_errors()}")
-    timings = _load_timings(config, gpu)
+    timings = None
+    if chosen() is RTX:
+        tensorrt_rtx.set_target(config, gpu.capability)
+    else:
+        timings = _load_timings(config, gpu)
     with tqdm(desc=f"building {path.stem}", total=0, unit="step", disable=None, leave=False) as bar:
         config.progress_monitor = _monitor(bar)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise DeviceError(f"TensorRT {tensorrt_version()} cannot build a plan for {path}: {tensorrt_errors()}")
     _errors.clear()  # of kernels that were tried and did not fit
-    write_bytes(_timings_path(gpu), bytes(timings.serialize()))
+    if timings is not None:
+        write_bytes(_timings_path(gpu), bytes(timings.serialize()))
     return bytes(plan)
+
+
+def _network(builder: trt.Builder, path: Path, by_lengths: bool) -> trt.INetworkDefinition:
+    """Parse a graph into a strongly typed network."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, tensorrt_logger())
+    if not parser.parse(_readable(path, by_lengths), str(path)):
+        raise DeviceError(
+            f"TensorRT {tensorrt_version()} cannot read {path}:\n{_parser_errors(parser)}\nUpdate TensorRT, or use "
+            "--engine ort."
+        )
+    if by_lengths:
+        _attend_by_lengths(network)
+    return network
 
 
 def _readable(path: Path, by_lengths: bool) -> bytes:
@@ -196,14 +205,18 @@ def _readable(path: Path, by_lengths: bool) -> bytes:
 
 def _attend_by_lengths(network: trt.INetworkDefinition) -> None:
     """Give all attention of a network the lengths as one more input."""
-    import tensorrt as trt
-
     lengths = network.add_input(LENGTHS, trt.DataType.INT32, trt.Dims((-1,)))
+    for attention in attentions(network):
+        attention.key_value_lengths = lengths
+
+
+def attentions(network: trt.INetworkDefinition) -> Iterator[trt.IAttention]:
+    """Yield all attention of a network that stands for itself, and not as products and a softmax."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # the bindings hand out every layer as an ILayer
-            cast("trt.IAttentionInputLayer", layer).attention.key_value_lengths = lengths
+            yield cast("trt.IAttentionInputLayer", layer).attention
 
 
 def _content(path: Path) -> list[str]:
@@ -241,8 +254,6 @@ def _timings_path(gpu: Gpu) -> Path:
 
 def _monitor(bar: tqdm[Any]) -> trt.IProgressMonitor:
     """Return a monitor that advances a bar by each step of each phase."""
-    import tensorrt as trt
-
     lock = threading.Lock()
 
     class Monitor(trt.IProgressMonitor):

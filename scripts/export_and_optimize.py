@@ -5,7 +5,8 @@ Writes both to ./onnx_models/, then prints how well each agrees with PyTorch fp3
 Run what it wrote with `bbt-fast --engine ort --onnx_model_path FILE` and the same model, mode and prompt length.
 Without options it takes the embedded demo model, so it works without internet access.
 
-With --engine trt it builds TensorRT plans for the timed batch instead, and writes them with a manifest.
+With --engine trt it builds TensorRT plans for the timed batch instead, and writes them with a manifest. With --gpu
+these are for another machine's card, and are built without running them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ import torch
 from tqdm import tqdm
 
 from bbt_fast.engine import Engine, Examples, load_engine
+from bbt_fast.engine.ahead import load_ahead
 from bbt_fast.engine.ort import optimize_onnx
+from bbt_fast.export.bindings import gpu_named
 from bbt_fast.export.cache import MANIFEST, read_json, write_json
 from bbt_fast.export.errors import BbtFastError, UsageError
 from bbt_fast.export.graphs import node_counts, save_graph
+from bbt_fast.export.loading import load_model
 from bbt_fast.tuner.demo import MODEL_DIR
 
 FOLDER = Path("onnx_models")
@@ -52,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     coloredlogs.install(level="INFO", logger=logging.getLogger("bbt_fast"), fmt="%(message)s")
     try:
+        if args.gpu is not None and args.engine != "trt":
+            raise UsageError("--gpu is for --engine trt: ONNX graphs run on every GPU.")
         if args.engine == "trt":
             print(_write_plans(args))
             return 0
@@ -88,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--exported_model_name", default="exported_model", help="name in ./onnx_models (default: exported_model)")
     add("--optimized_model_name", default="optimized_model", help="name in ./onnx_models (default: optimized_model)")
     add("--engine", choices=("ort", "trt"), default="ort", help="what to write graphs for (default: ort)")
+    add("--gpu", help="with --engine trt: the card to build for, which need not be here: sm86, or RTX 3090, ...")
     add("--precision", default="auto", help="fp32 or fp16 (default: fp16 on CUDA, else fp32)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if it can be used)")
     return parser
@@ -132,9 +139,21 @@ def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
     return engine
 
 
+def _load_ahead(args: argparse.Namespace) -> Engine:
+    """Return an engine that builds for a card that is not here."""
+    return load_ahead(
+        load_model(args.model_name),
+        gpu_named(args.gpu),
+        mode=args.cat_or_add,
+        n_prompt_tokens=args.n_prompt_tokens,
+        cuts="layers" if args.deep else "input",
+        precision=args.precision,
+    )
+
+
 def _write_plans(args: argparse.Namespace) -> str:
     """Build what a search on the timed batch runs, write the plans with their manifest, and say how they do."""
-    engine = _load(args)
+    engine = _load(args) if args.gpu is None else _load_ahead(args)
     examples = _examples(engine, args.batch_size, args.max_seq_len)
     engine.prepare(examples, POPULATION)
     folder = FOLDER / f"{args.exported_model_name}_trt"
@@ -145,6 +164,8 @@ def _write_plans(args: argparse.Namespace) -> str:
         shutil.copyfile(path, folder / name)
         plans[name] = read_json(path.with_name(MANIFEST))
     write_json(folder / MANIFEST, {"parity": engine.parity, "plans": plans})
+    if args.gpu is not None:
+        return f"{len(plans)} plans, {engine.precision} for {args.gpu}, are in {folder}; the card compares them"
     times = _measure([Artifact("plans", engine.artifacts, engine)], examples)["plans"]
     return "\n".join(
         [

@@ -244,7 +244,7 @@ class CpuQueue:
     handle = 1
 
     def __init__(self, device: torch.device) -> None:
-        from bbt_fast.export.tensorrt import Gpu
+        from bbt_fast.export.bindings import Gpu
 
         self.gpu = Gpu("Fake GPU", (8, 6))
         self.captured = 0
@@ -265,6 +265,7 @@ def fake_tensorrt() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         fake = load_fake_tensorrt()
         patch.setitem(sys.modules, "tensorrt", fake)
+        patch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
         from bbt_fast.engine.tensorrt import TensorRtEngine
 
         patch.setattr(TensorRtEngine, "precisions", {"cpu": ("fp32", "fp16", "bf16")})

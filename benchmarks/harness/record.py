@@ -23,6 +23,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx_cu13_libs",
     "onnx",
     "cma",
     "numpy",

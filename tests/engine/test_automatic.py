@@ -90,7 +90,7 @@ def test_auto_goes_on_to_the_next_engine_when_the_gate_refuses_one(
 
 
 def test_an_engine_that_is_not_installed_is_passed_over_with_its_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], requires="a_package_nobody_has"))
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], requires=("a_package_nobody_has",)))
     faults = {str(choice): fault for choice, fault in prospects("fp32", "cpu")}
     assert "pip install 'bbt-fast[openvino]'" in str(faults["openvino in fp32"])
     assert faults["torch in fp32"] is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
 from bbt_fast.export.errors import NumericsError, ShapeError
 
-CPU_ENGINES = [name for name, row in ENGINES.items() if name == "trt" or find_spec(row.requires)]
+CPU_ENGINES = [name for name, row in ENGINES.items() if name == "trt" or row.installed]
 SLOW = pytest.mark.slow
 PACKED = [pytest.param(f"{name} packed", marks=SLOW) for name in ("torch", "ort")]
 """The engines as on CUDA, on twins of its kernels: texts in a row, fused kernels."""

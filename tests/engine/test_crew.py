@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
 from bbt_fast.engine.crew import Crew
 
 N_PROMPT_TOKENS = 5
-SIDE_BY_SIDE = [name for name in ("ort", "openvino") if find_spec(ENGINES[name].requires)]
+SIDE_BY_SIDE = [name for name in ("ort", "openvino") if ENGINES[name].installed]
 
 
 @pytest.fixture

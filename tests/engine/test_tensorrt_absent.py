@@ -18,7 +18,12 @@ from bbt_fast.tuner.cli import diagnosis
 from bbt_fast.tuner.cli.main import main
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
-INSTALL = "pip install 'bbt-fast[trt]'"
+INSTALL = "pip install 'bbt-fast[trt-rtx]'` for GeForce and RTX cards, `pip install 'bbt-fast[trt]'"
+
+
+@pytest.fixture(autouse=True)
+def without_tensorrt_for_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def test_the_engine_says_what_to_install(roberta: PreTrainedModel) -> None:
-    with pytest.raises(MissingExtraError, match=r"'trt' needs tensorrt, which is not installed: `pip install 'bbt-"):
+    with pytest.raises(MissingExtraError, match=r"needs tensorrt_rtx_bindings or tensorrt, which is not installed"):
         load_engine("trt", roberta)
 
 
@@ -52,7 +57,9 @@ def test_the_command_line_says_it_in_one_message_and_writes_nothing(
     model = str(shared_file("models", "minilm-mlm"))
     assert main([*command, "--engine", "trt", "--model_name", model, "--task_name", "demo"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"bbt-fast: engine 'trt' needs tensorrt, which is not installed: `{INSTALL}`.\n"
+    assert captured.err == (
+        f"bbt-fast: engine 'trt' needs tensorrt_rtx_bindings or tensorrt, which is not installed: `{INSTALL}`.\n"
+    )
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -78,6 +85,7 @@ def test_a_tensorrt_that_does_not_load_says_which_library_is_missing(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     with pytest.raises(DeviceError, match=r"TensorRT does not load \(libnvinfer.so.11: cannot open .*; `pip install"):
         load_engine("trt", roberta)
     choices = {str(choice): fault for choice, fault in prospects(device="cuda")}

@@ -12,9 +12,10 @@ import onnx
 import pytest
 
 from bbt_fast.export import tensorrt
+from bbt_fast.export.bindings import Gpu
 from bbt_fast.export.cache import MANIFEST, read_json
 from bbt_fast.export.errors import DeviceError
-from bbt_fast.export.tensorrt import Gpu, plan_from_onnx
+from bbt_fast.export.tensorrt import plan_from_onnx
 
 GPU = Gpu("Fake GPU", (8, 6))
 GRAPH = """<ir_version: 11, opset_import: ["": 23]>

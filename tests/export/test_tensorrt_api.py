@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +30,13 @@ from mypy.nodes import MemberExpr, MypyFile, RefExpr
 from mypy.options import Options
 from mypy.types import CallableType, Instance, get_proper_type
 
+from bbt_fast.export.bindings import RTX
+
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = ("export/tensorrt.py", "engine/plans.py")
 """The modules that call TensorRT, one per floor (tests/test_floors.py holds that)."""
+RTX_DRIVER = "export/tensorrt_rtx.py"
+"""What calls that which TensorRT for RTX alone has."""
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 CONFIG = """
 [mypy]
@@ -44,7 +48,7 @@ mypy_path = $MYPY_CONFIG_FILE_DIR/stubs:$MYPY_CONFIG_FILE_DIR/source
 [mypy-bbt_fast.*]
 follow_imports = silent
 
-[mypy-tensorrt.*]
+[mypy-tensorrt.*,tensorrt_rtx_bindings.*]
 follow_imports = normal
 ignore_errors = true
 """
@@ -75,20 +79,41 @@ def stubs(bindings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     """Type stubs of the real bindings, as a package ``tensorrt`` in this folder."""
     pytest.importorskip("pybind11_stubgen")
     folder = tmp_path_factory.mktemp("stubs")
-    options = ["--ignore-all-errors", "--print-invalid-expressions-as-is", "-o", str(folder)]
-    command = [sys.executable, "-m", "pybind11_stubgen", "tensorrt_bindings.tensorrt", *options]
-    subprocess.run(command, check=True, env=bindings, capture_output=True)
-    text = (folder / "tensorrt_bindings" / "tensorrt.pyi").read_text(encoding="utf-8")
-    (folder / "tensorrt").mkdir()
-    (folder / "tensorrt" / "__init__.pyi").write_text(as_python(text), encoding="utf-8")
+    write_stubs("tensorrt_bindings.tensorrt", folder, bindings)
     return folder
+
+
+@pytest.fixture(scope="module")
+def rtx_stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Type stubs of TensorRT for RTX, as both packages in this folder: ``tensorrt`` and its own."""
+    pytest.importorskip("pybind11_stubgen")
+    if not RTX.installed:
+        pytest.skip(f"needs {RTX.title}: {RTX.install}")
+    folder = tmp_path_factory.mktemp("rtx-stubs")
+    write_stubs("tensorrt_rtx_bindings.tensorrt_rtx", folder, dict(os.environ))
+    shutil.rmtree(folder / "tensorrt_rtx_bindings")
+    (folder / "tensorrt").rename(folder / "tensorrt_rtx_bindings")
+    (folder / "tensorrt").mkdir()
+    alias = "from tensorrt_rtx_bindings import *\n__version__: str\n"
+    (folder / "tensorrt" / "__init__.pyi").write_text(alias, encoding="utf-8")
+    return folder
+
+
+def write_stubs(module: str, folder: Path, environment: dict[str, str]) -> None:
+    """Write what a module of bindings declares as a package ``tensorrt``."""
+    options = ["--ignore-all-errors", "--print-invalid-expressions-as-is", "-o", str(folder)]
+    command = [sys.executable, "-m", "pybind11_stubgen", module, *options]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    text = folder.joinpath(*module.split(".")).with_suffix(".pyi").read_text(encoding="utf-8")
+    (folder / "tensorrt").mkdir()
+    (folder / "tensorrt" / "__init__.pyi").write_text(as_python(text.replace(f"{module}.", "")), encoding="utf-8")
 
 
 def as_python(text: str) -> str:
     """Turn what the generator could not read, C++ names and enum defaults, into Python."""
     text = re.sub(r"\b(?:nvinfer1|nvonnxparser)::(?:v_\w+::)?(\w+)", r"\1", text)
     text = re.sub(r"= <[\w.]+: \d+>", "= ...", text)
-    text = text.replace("tensorrt_bindings.tensorrt.", "").replace("IParserError", "ParserError")
+    text = text.replace("IParserError", "ParserError")
 
     def readable(definition: re.Match[str]) -> str:
         try:
@@ -104,16 +129,18 @@ def as_python(text: str) -> str:
 
 
 @pytest.fixture
-def check(stubs: Path, tmp_path: Path) -> Callable[..., tuple[list[str], Attributes]]:
+def check(tmp_path: Path) -> Callable[..., tuple[list[str], Attributes]]:
     """A function that type-checks the drivers, edited if asked, and returns errors and the attributes they use."""
 
-    def run(edits: Mapping[str, str] = MappingProxyType({})) -> tuple[list[str], Attributes]:
+    def run(
+        stubs: Path, edits: Mapping[str, str] = MappingProxyType({}), drivers: Sequence[str] = DRIVERS
+    ) -> tuple[list[str], Attributes]:
         package = tmp_path / "source" / "bbt_fast"
         for name in ("export", "engine"):
             shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "__init__.py", package)
-        shutil.copytree(stubs / "tensorrt", tmp_path / "stubs" / "tensorrt")
-        for driver in DRIVERS:
+        shutil.copytree(stubs, tmp_path / "stubs", ignore=shutil.ignore_patterns("cache", "tensorrt_bindings"))
+        for driver in drivers:
             file = package / driver
             text = file.read_text(encoding="utf-8")
             for old, new in edits.items():
@@ -124,7 +151,7 @@ def check(stubs: Path, tmp_path: Path) -> Callable[..., tuple[list[str], Attribu
         parse_config_file(options, lambda: None, str(tmp_path / "mypy.ini"), sys.stdout, sys.stderr)
         options.export_types = True
         options.cache_dir = str(stubs / "cache")
-        modules = {driver: f"bbt_fast.{driver.removesuffix('.py').replace('/', '.')}" for driver in DRIVERS}
+        modules = {driver: f"bbt_fast.{driver.removesuffix('.py').replace('/', '.')}" for driver in drivers}
         sources = [BuildSource(str(package / driver), module) for driver, module in modules.items()]
         try:
             result = build.build(sources, options)
@@ -168,19 +195,32 @@ def missing(used: Attributes, bindings: dict[str, str]) -> list[str]:
 
 
 def test_the_calls_fit_the_real_signatures_and_every_attribute_is_there(
-    check: Callable[..., tuple[list[str], Attributes]], bindings: dict[str, str]
+    check: Callable[..., tuple[list[str], Attributes]], stubs: Path, bindings: dict[str, str]
 ) -> None:
-    errors, used = check()
+    errors, used = check(stubs)
     assert errors == []
     assert {("Builder", "build_serialized_network"), ("IExecutionContext", "execute_async_v3")} < used
     assert len(used) > 60
     assert missing(used, bindings) == []
 
 
-def test_a_misspelt_name_and_a_wrong_argument_are_found(
-    check: Callable[..., tuple[list[str], Attributes]], bindings: dict[str, str]
+def test_the_calls_fit_tensorrt_for_rtx_too(
+    check: Callable[..., tuple[list[str], Attributes]], rtx_stubs: Path, tmp_path: Path
 ) -> None:
-    errors, used = check({"execute_async_v3": "execute_async_v4", "set_tensor_address(name": "set_tensor_address(0"})
+    drivers = (*DRIVERS, RTX_DRIVER)
+    assert check(rtx_stubs, drivers=drivers)[0] == []
+    shutil.rmtree(tmp_path / "source")
+    shutil.rmtree(tmp_path / "stubs")
+    edits = {"set_runtime_cache(cache)": "set_runtime_cache(0)", "set_shape(name, least": "set_shapes(name, least"}
+    assert len(check(rtx_stubs, edits, drivers)[0]) == len(edits)
+
+
+def test_a_misspelt_name_and_a_wrong_argument_are_found(
+    check: Callable[..., tuple[list[str], Attributes]], stubs: Path, bindings: dict[str, str]
+) -> None:
+    errors, used = check(
+        stubs, {"execute_async_v3": "execute_async_v4", "set_tensor_address(name": "set_tensor_address(0"}
+    )
     address, name = (line.partition("error: ")[2] for line in errors)
     assert address.startswith('Argument 1 to "set_tensor_address" of "IExecutionContext" has incompatible type "int"')
     assert name.startswith('"IExecutionContext" has no attribute "execute_async_v4"')

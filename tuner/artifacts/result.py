@@ -17,7 +17,7 @@ MEASURED = ("seconds", "evals_per_s", "optimizer_overhead", "memory")
 """What differs between two runs of one command; all else in a result is the same to the bit."""
 PACKAGES = (
     "bbt-fast", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-    "cma", "numpy",
+    "tensorrt_rtx_cu13_libs", "cma", "numpy",
 )  # fmt: skip
 """Those whose versions a result names, where they are installed."""
 

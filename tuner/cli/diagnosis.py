@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 
 import torch
 
 from ...engine.cpu import bf16_speedup, has_bf16, instruction_sets
-from ...engine.loading import ENGINES, engine_class, prospects
+from ...engine.loading import ENGINES, Row, engine_class, prospects
+from ...export.bindings import Package, preferred
 from ...export.cache import cache_folder
 from ...export.errors import BbtFastError
 from ..artifacts.result import versions
@@ -65,7 +67,8 @@ def _hardware() -> Section:
         about = torch.cuda.get_device_properties(index)
         facts[f"cuda:{index}"] = (
             f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}, "
-            f"PyTorch for CUDA {torch.version.cuda}"
+            f"PyTorch for CUDA {torch.version.cuda}; "
+            f"for --engine trt: {_tensorrt(preferred((about.major, about.minor)))}"
         )
     return facts
 
@@ -81,7 +84,7 @@ def _engines() -> Section:
             continue
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         can = [f"{', '.join(precisions[device])} on {device}" for device in devices if device in precisions]
-        facts[name] = f"installed ({_version(ENGINES[name].requires)}): {'; '.join(can) or 'nothing on this machine'}"
+        facts[name] = f"installed ({_driven(ENGINES[name])}): {'; '.join(can) or 'nothing on this machine'}"
     return facts
 
 
@@ -102,10 +105,24 @@ def _files() -> Section:
     return {"graphs": f"{folder} ({size / GIB:.2f} GiB)"}
 
 
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown version"
+def _tensorrt(package: Package) -> str:
+    """Say which TensorRT a GPU needs, and how to get it."""
+    return package.title if package.installed else f"{package.title}, `{package.install}`"
+
+
+def _driven(row: Row) -> str:
+    """Return the version of the package that an engine drives, by name where it can be one of several."""
+    found = []
+    for package in filter(find_spec, row.requires):
+        names = (package, f"{package}-gpu", *packages_distributions().get(package, ()))
+        known = next((version(name) for name in names if _is_installed(name)), "unknown version")
+        found.append(known if len(row.requires) == 1 else f"{package} {known}")
+    return ", ".join(found)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True

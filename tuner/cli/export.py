@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...export.errors import UsageError
 from ..input.options import Options
 from .arguments import add_options
 from .quiet import hide_progress_bars
 
+if TYPE_CHECKING:
+    from ..run.setup import Setup
+
 OPTIONS = (
     "model_name", "allow_pickle", "task_name", "cat_or_add", "n_prompt_tokens", "algorithm", "engine",
-    "inference_framework", "precision", "device",
+    "inference_framework", "precision", "device", "popsize", "k_shot", "seed", "data_dir",
 )  # fmt: skip
-"""The options that shape a graph; the task only chooses the demo's model."""
+"""The options that shape a graph or, with --gpu, a plan; for graphs the task only chooses the demo's model."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -23,6 +27,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.set_defaults(text=run)
     add_options(parser, OPTIONS)
+    parser.add_argument(
+        "--gpu",
+        help="with --engine trt: build plans for this GPU, which need not be here: sm86, 8.6, or a card such as 'RTX "
+        "3090'. They hold for the task's training examples and --seed; copy the cache folder to the card",
+    )
     return parser
 
 
@@ -42,6 +51,8 @@ def run(args: argparse.Namespace) -> str:
     options = Options.of(**given)
     task = load_task(options.task_name)
     options = resolve(options, task.preset)
+    if args.gpu is not None:
+        return _build_ahead(Setup(options, task), args.gpu)
     engine = Setup(options, task).load_engine({})
     figures = [f"  {name}: {value:.3g}" for name, value in engine.parity.items()]
     return "\n".join(
@@ -51,5 +62,43 @@ def run(args: argparse.Namespace) -> str:
             "parity with PyTorch fp32:" if figures else "no graphs: this engine runs the PyTorch model itself",
             *figures,
             f"graphs are kept in {cache_folder()}",
+        ]
+    )
+
+
+def _build_ahead(setup: Setup, name: str) -> str:
+    """Build the plans that a run with the same options asks for on a GPU, and say where they are.
+
+    Raises:
+        UsageError: if the engine is not trt, or there is no such GPU.
+    """
+    from ...engine.ahead import load_ahead
+    from ...export.bindings import gpu_named
+    from ...export.cache import cache_folder
+    from ...export.tensorrt import tensorrt_version
+    from ..run.setup import CUTS
+
+    options = setup.options
+    if options.engine_name != "trt":
+        raise UsageError(f"--gpu is for --engine trt, not for {options.engine_name}: other graphs run on every GPU.")
+    gpu = gpu_named(name)
+    engine = load_ahead(
+        setup.model,
+        gpu,
+        mode=options.cat_or_add,
+        n_prompt_tokens=options.n_prompt_tokens,
+        cuts=CUTS[options.algorithm],
+        precision=options.precision,
+    )
+    train = setup.encode(setup.splits(options.seed)).train
+    engine.prepare(train.examples, options.generation_size)
+    return "\n".join(
+        [
+            f"{options.model_name}: {engine.mode} mode, {engine.n_prompt_tokens} prompt tokens, cuts at {engine.cuts}",
+            f"  {len(engine.artifacts)} plans in {engine.precision} for {gpu.name}, by TensorRT {tensorrt_version()}",
+            f"  for one candidate, and for {options.generation_size} on the {len(train.examples)} examples of seed "
+            f"{options.seed}",
+            "not run: the card compares each with PyTorch fp32 before it is used",
+            f"plans are kept in {cache_folder()}: copy it to the card's, or set BBT_FAST_CACHE there",
         ]
     )

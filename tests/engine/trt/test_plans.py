@@ -202,9 +202,10 @@ def test_tensors_at_addresses_that_tensorrt_does_not_take_are_copied(
 
 
 def test_a_tensorrt_that_is_too_old_says_what_it_lacks(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert TensorRtEngine.cuda_fault() is None
     monkeypatch.delattr(fake.IAttention, "key_value_lengths")
-    assert "has no attention by lengths; `pip install 'bbt-fast[trt]'`" in str(TensorRtEngine.cuda_fault())
+    assert "has no attention by lengths; `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
 
 
 def test_a_driver_that_is_too_old_is_said(

@@ -1,0 +1,83 @@
+"""What TensorRT for RTX alone has: targets, validity of plans, and runtime caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bindings import Capability
+from .cache import write_bytes
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx_bindings as rtx
+
+RUNTIME_CACHE = "runtime.cache"
+"""Beside a plan: the kernels that were compiled for it on the card, so that the next start compiles none."""
+
+
+def set_target(config: rtx.IBuilderConfig, capability: Capability) -> None:
+    """Build for GPUs of a compute capability, whether one is here or not.
+
+    Raises:
+        DeviceError: if this version does not know it.
+    """
+    import tensorrt_rtx_bindings as rtx
+
+    target = getattr(rtx.ComputeCapability, f"SM{capability[0]}{capability[1]}", None)
+    config.num_compute_capabilities = 1
+    if target is None or not config.set_compute_capability(target, 0):
+        raise DeviceError(
+            f"TensorRT for RTX {rtx.__version__} builds no plans for compute capability {capability[0]}."
+            f"{capability[1]}: `pip install -U 'bbt-fast[trt-rtx]'`, or use --engine ort."
+        )
+
+
+def fault(runtime: Any, plan: bytes) -> str | None:
+    """Say why a plan cannot be run on the current device, or None if it can.
+
+    Args:
+        runtime: the process's runtime.
+        plan: the plan's bytes.
+    """
+    import tensorrt_rtx_bindings as rtx
+
+    validity, found = runtime.get_engine_validity(plan)
+    if validity == rtx.EngineValidity.VALID:
+        return None
+    reasons = [
+        name.lower().replace("_", " ")
+        for name, value in rtx.EngineInvalidityDiagnostics.__members__.items()
+        if int(value) & int(found)
+    ]
+    return ", ".join(reasons) or "it is of no use on this device"
+
+
+def create_context(engine: Any, path: Path) -> tuple[Any, Any]:
+    """Return an execution context without memory of its own, and the runtime cache that it fills.
+
+    Args:
+        engine: a loaded plan.
+        path: the plan's file.
+    """
+    import tensorrt_rtx_bindings as rtx
+
+    config: rtx.IRuntimeConfig = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
+    # Generations are recorded as CUDA graphs by the engine: no kernel may change or be compiled behind its back.
+    config.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
+    config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    cache = config.create_runtime_cache()
+    kept = path.with_name(RUNTIME_CACHE)
+    if kept.exists():
+        cache.deserialize(kept.read_bytes())
+    config.set_runtime_cache(cache)
+    return engine.create_execution_context(config), cache
+
+
+def save_runtime_cache(cache: Any, path: Path) -> None:
+    """Keep what has been compiled for a plan beside it."""
+    content = bytes(cache.serialize())
+    kept = path.with_name(RUNTIME_CACHE)
+    if not kept.exists() or kept.read_bytes() != content:
+        write_bytes(kept, content)

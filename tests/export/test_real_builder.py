@@ -1,0 +1,144 @@
+"""TensorRT's own builder takes every graph: plans for an RTX 3090, built by TensorRT for RTX without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbt_fast.engine.ahead import load_ahead
+from bbt_fast.engine.plans import plan_fault
+from bbt_fast.export import bindings, tensorrt
+from bbt_fast.export.bindings import CLASSIC, RTX, Gpu, choose, gpu_named, package_for, preferred
+from bbt_fast.export.cache import MANIFEST, read_json
+from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
+from bbt_fast.export.loading import load_model
+from bbt_fast.export.tensorrt import LENGTHS, PLAN
+from bbt_fast.tuner.cli.main import main
+
+needs_builder = pytest.mark.skipif(not RTX.installed, reason=f"needs {RTX.title}: {RTX.install}")
+CARD = gpu_named("RTX 3090")
+GOLDEN = ("roberta", "bert", "electra", "bart", "t5", "gpt2")
+NO_FP16 = ("bart",)
+"""Their layers look at their numbers in fp16, and PyTorch cannot export them."""
+FAST = {("roberta", "add", "input"), ("roberta", "cat", "layers"), ("gpt2", "cat", "input")}
+CASES = [
+    pytest.param(*case, id="-".join(case), marks=() if case in FAST else pytest.mark.slow)
+    for case in [(family, mode, cuts) for family in GOLDEN for mode in ("add", "cat") for cuts in ("input", "layers")]
+]
+
+Network = dict[str, Any]
+
+
+@pytest.fixture
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Network]:
+    """What TensorRT's parser makes of each graph; in fp16 no attention may fall apart into products and a softmax."""
+    seen: list[Network] = []
+    parse = tensorrt._network
+
+    def look(builder: Any, path: Path, by_lengths: bool) -> Any:
+        network = parse(builder, path, by_lengths)
+        found = list(tensorrt.attentions(network))
+        inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+        outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+        half = any(network.get_input(index).dtype.name == "HALF" for index in range(network.num_inputs))
+        for attention in found:
+            attention.decomposable = not half
+        seen.append({"inputs": inputs, "outputs": outputs, "attentions": len(found), "lengths": by_lengths})
+        return network
+
+    def build(key: Any, make: Callable[[Path], None]) -> Path:
+        folder = tmp_path / f"plan-{len(seen)}"
+        folder.mkdir()
+        make(folder)
+        return folder
+
+    monkeypatch.setattr(tensorrt, "_network", look)
+    monkeypatch.setattr(tensorrt, "entry", build)
+    return seen
+
+
+@needs_builder
+@pytest.mark.parametrize(("family", "mode", "cuts"), CASES)
+def test_every_golden_family_becomes_plans(
+    family: str, mode: Any, cuts: Any, golden_file: Callable[..., Path], networks: list[Network]
+) -> None:
+    precision = "fp32" if family in NO_FP16 else "fp16"
+    model = load_model(golden_file(family))
+    engine = load_ahead(model, CARD, mode=mode, n_prompt_tokens=5, cuts=cuts, precision=precision)
+    assert len(engine.artifacts) == len(networks) == engine.staged.n_stages
+    assert all(plan.name == PLAN and plan.stat().st_size > 10_000 for plan in engine.artifacts)
+    (stages,) = engine._runners
+    for stage, network in zip(stages, networks, strict=True):
+        assert {"hidden", "prompt"} <= network["inputs"]
+        assert network["outputs"] == ["logits" if stage.answers else "next_hidden"]
+        assert network["attentions"] == stage.n_attentions
+        assert network["lengths"] == (LENGTHS in network["inputs"])
+    assert all(network["lengths"] for network in networks) == (family in ("roberta", "bert", "electra"))
+
+
+@needs_builder
+def test_what_a_run_asks_for_is_built_for_all_cards_of_a_kind(
+    golden_file: Callable[..., Path], make_examples: Callable[..., Any]
+) -> None:
+    model = load_model(golden_file("roberta"))
+    options: dict[str, Any] = {"mode": "add", "n_prompt_tokens": 5, "cuts": "input"}
+    texts = make_examples(model, "add", 5, n_examples=4)
+    plans = []
+    for name in ("sm86", "RTX 3090", "3080"):
+        engine = load_ahead(model, gpu_named(name), **options)
+        engine.prepare(texts, 6)
+        plans.append(engine.artifacts)
+    assert plans[0] == plans[1] == plans[2]
+    assert len(plans[0]) > engine.staged.n_stages
+    key = read_json(plans[0][0].with_name(MANIFEST))["key"]
+    assert key["compute capability"] == [8, 6]
+    assert key["versions"]["tensorrt"].startswith("rtx-1.")
+    assert key["profile"]["hidden"][0][-1] == model.config.hidden_size
+    assert load_ahead(model, gpu_named("4090"), **options).artifacts[0] != plans[0][0]
+
+
+@needs_builder
+def test_a_plan_that_does_not_run_here_is_found_out_before_it_is_loaded(tmp_path: Path) -> None:
+    choose(CARD.capability)
+    (tmp_path / PLAN).write_bytes(b"no plan" * 99)
+    assert plan_fault(tmp_path / PLAN) == "malformed engine"
+
+
+def test_each_gpu_is_served_by_the_package_that_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings, "find_spec", lambda module: True)
+    assert package_for((8, 6)) is RTX
+    assert package_for((9, 0)) is package_for((8, 0)) is CLASSIC
+    monkeypatch.setattr(bindings, "find_spec", lambda module: module == "tensorrt" or None)
+    assert package_for((8, 6)) is CLASSIC
+    assert preferred((8, 6)) is RTX
+    monkeypatch.setattr(bindings, "find_spec", lambda module: module == "tensorrt_rtx_bindings" or None)
+    with pytest.raises(MissingExtraError, match=r" 9\.0 needs TensorRT, which is not installed: `pip install"):
+        package_for((9, 0))
+    with pytest.raises(DeviceError, match="does not build for H100"):
+        load_ahead(None, Gpu("H100", (9, 0)), mode="add", n_prompt_tokens=5, cuts="input")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sm86", "SM_86", "8.6", "RTX 3090", "GeForce RTX 3090", "3090", "rtx3090"])
+def test_a_gpu_has_many_names(name: str) -> None:
+    assert gpu_named(name).capability == (8, 6)
+
+
+def test_a_gpu_that_no_plan_can_be_built_for_is_refused_with_those_that_can() -> None:
+    with pytest.raises(UsageError, match=r"--gpu is 'H100', but .* sm75, sm86, sm89, sm120, sm121, or for a card: RTX"):
+        gpu_named("H100")
+
+
+@needs_builder
+def test_the_command_builds_what_the_demo_needs_on_a_3090(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--engine", "trt", "--gpu", "sm86", "--popsize", "4", "--k_shot", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "plans in fp16 for sm86, by TensorRT rtx-1." in said
+    assert "for one candidate, and for 4 on the 4 examples of seed 42" in said
+
+
+def test_other_engines_need_no_gpu_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--engine", "ort", "--gpu", "sm86"]) == 2
+    assert "--gpu is for --engine trt, not for ort" in capsys.readouterr().err
