@@ -9,6 +9,7 @@ they are computed:
   new axes at once. Here the decomposition begins at that generation, on a thread of its own, and its axes are used from
   the generation on at which the next one begins: one gap later. The shift is counted in generations, never in seconds,
   so equal runs stay equal to the bit. Where the gap is one generation or less, as in few dimensions, nothing is shifted.
+- The gap is ``GAPS`` of pycma's.
 """
 
 from __future__ import annotations
@@ -65,48 +66,51 @@ class Covariance:
 
         Args:
             dim: d.
-            gap: pycma's ``lazy_update_gap``, in generations.
+            gap: generations from one decomposition to the next, as pycma's ``lazy_update_gap``.
             shifted: False takes new axes into use at once, which is pycma's own schedule.
             aside: decomposes; None for the caller's thread. The numbers are the same.
         """
         variances = np.exp(1e-4 / dim * np.arange(dim))
-        self.gap = gap
-        self.axes = Axes(np.sqrt(variances), np.eye(dim))
+        self.gap, self.shifted = gap, shifted and gap > 1
         self._matrix = np.diag(variances)
         self._lessons: list[Lesson] = []
-        self._shifted = shifted and gap > 1
         self._aside = aside
-        self._begun: Future[Axes] | None = None
-        self._age = 0
+        self._axes: Future[Axes] = Future()
+        self._axes.set_result(Axes(np.sqrt(variances), np.eye(dim)))
+        self._begun = self._axes
 
-    def learn(self, lesson: Lesson) -> None:
-        """Take in a generation."""
-        self._lessons.append(lesson)
-        self._age += 1
-
-    def advance(self) -> None:
-        """Before a generation is drawn: where the lazy schedule has it, begin a decomposition and take over the last.
+    @property
+    def axes(self) -> Axes:
+        """The axes that the next generation is drawn from.
 
         Raises:
             NumericsError: if C could not be decomposed.
         """
-        if self._age == 0 or self._age < self.gap:
-            return
-        if self._begun is not None:
-            self.axes = self._begun.result()
-        lessons, self._lessons, self._age = self._lessons, [], 0
-        if self._shifted:
-            self._begun = self._submit(lessons)
-        else:
-            self.axes = self._decompose(lessons)
+        return self._axes.result()
+
+    @property
+    def upcoming(self) -> Future[Axes]:
+        """The axes after one more lesson; not known where nothing is shifted."""
+        return self._begun if self._due(len(self._lessons) + 1) else self._axes
+
+    def learn(self, lesson: Lesson) -> None:
+        """Take in a generation; where the schedule has it, begin a decomposition and take over the one before."""
+        self._lessons.append(lesson)
+        if self._due(len(self._lessons)):
+            lessons, self._lessons = self._lessons, []
+            self._axes, self._begun = self._begun, self._begin(lessons)
+            if not self.shifted:
+                self._axes = self._begun
 
     def matrix(self) -> Array:
         """Return C, [d, d], with all that has been learned in it."""
-        if self._begun is not None:
-            self._begun.result()
+        self._begun.result()
         return absorb(self._matrix.copy(), self._lessons)
 
-    def _submit(self, lessons: list[Lesson]) -> Future[Axes]:
+    def _due(self, lessons: int) -> bool:
+        return lessons >= self.gap
+
+    def _begin(self, lessons: list[Lesson]) -> Future[Axes]:
         if self._aside is not None:
             return self._aside.submit(self._decompose, lessons)
         done: Future[Axes] = Future()

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
 
-from .covariance import Covariance, Lesson
+from .covariance import Axes, Covariance, Lesson
 from .generation import Array
 
 with warnings.catch_warnings():
@@ -25,8 +25,12 @@ with warnings.catch_warnings():
     import cma
     from cma.sigma_adaptation import CMAAdaptSigmaTPA
 
+GAPS = 2
+"""Decompositions lie so many of pycma's lazy gaps apart."""
 NEARLY_ROUND = math.exp(1e-4)
 """How much longer than 1 the longest axis of the first C may be."""
+Drawn = tuple[Array, Array]
+"""Random numbers z and steps y = B D z, [K, d] each."""
 
 
 class Strategy:
@@ -45,14 +49,16 @@ class Strategy:
             randn: draws N(0, 1).
             bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
             shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
-            aside: decomposes covariances; None for the caller's thread.
+            aside: decomposes covariances, and draws a generation while the one before is evaluated; None for the
+                caller's thread. The numbers are the same.
         """
         options = {"popsize": popsize, "CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
         published = cma.CMAEvolutionStrategy(dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {}))
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
         self.sigma, self.mean, self.isotropic_mean_shift = sigma, np.zeros(dim), np.zeros(dim)
-        self.covariance = Covariance(dim, published.sm.lazy_update_gap, shifted, aside)
-        self._randn, self._box = randn, published.boundary_handler if bound else None
+        self.covariance = Covariance(dim, published.sm.lazy_update_gap * (GAPS if shifted else 1), shifted, aside)
+        self._randn, self._aside, self._ahead = randn, aside, Future[Drawn]()
+        self._box = published.boundary_handler if bound else None
         self._sigma_rule = published.adapt_sigma
         self._mirrors = isinstance(self._sigma_rule, CMAAdaptSigmaTPA)
         rates = published.sm.parameters(mueff=self.sp.weights.mueff, lam=popsize)
@@ -62,52 +68,71 @@ class Strategy:
         self._scale = np.ones(dim) * published.sigma_vec.scaling
         self._longest = np.ones(dim) * published.opts["maxstd"]
         self._variances = self.covariance.matrix().diagonal().copy()
-        self._drawn, self._steps = np.empty((0, dim)), np.empty((0, dim))
+        self._numbers, self._steps = np.empty((0, dim)), np.empty((0, dim))
 
     def ask(self) -> Array:
-        """Draw the next generation, [P, d] (eqs. 38 to 40)."""
-        self.covariance.advance()
-        axes = self.covariance.axes
-        mirrors = self._two_points() if self._mirrors and self.countiter else np.empty((0, self.N))
-        drawn = self._randn(self.sp.popsize - len(mirrors), self.N)
-        self._drawn = np.concatenate([axes.project(mirrors), drawn])
-        self._steps = np.concatenate([mirrors, axes.unfold(drawn)])
+        """Draw the next generation, [P, d] (eqs. 38 to 40).
+
+        Raises:
+            NumericsError: if the search has diverged.
+        """
+        mirrored = self._mirrors and self.countiter > 0
+        if self._ahead.cancel():  # there is none, or its turn has not come
+            drawn = self._draw(self.covariance.axes, self.sp.popsize - mirrored)
+        else:
+            drawn = self._ahead.result()
+        self._numbers, self._steps = self._mirrored(*drawn) if mirrored else drawn
+        if self._aside is not None and self.covariance.shifted:
+            self._ahead = self._aside.submit(self._draw_ahead, self.covariance.upcoming)
         candidates: Array = self.mean + self.sigma * self._scale * self._steps
         return candidates if self._box is None else np.stack([self._box.repair(x) for x in candidates])
 
     def tell(self, fitness: Array) -> None:
         """Learn from the fitness, [P], of the candidates asked for last; less is better."""
         order = np.argsort(fitness, kind="stable")
-        steps, drawn, sp, parents = self._steps[order], self._drawn[order], self.sp, len(self._recombination)
+        steps, numbers, sp, parents = self._steps[order], self._numbers[order], self.sp, len(self._recombination)
         self.countiter += 1
         mean_step = self._recombination @ steps[:parents]
         self._shift = self.sigma * self._scale * mean_step
         self.mean = self.mean + self._shift  # eq. 42
-        turned = self.covariance.axes.directions @ (self._recombination @ drawn[:parents])
+        turned = self.covariance.axes.directions @ (self._recombination @ numbers[:parents])
         self.isotropic_mean_shift = math.sqrt(sp.weights.mueff) * turned  # the path's step, eq. 43
         moving = bool(self._sigma_rule.hsig(self))
         self._path = (1 - sp.cc) * self._path
         if moving:
             self._path += math.sqrt(sp.cc * (2 - sp.cc) * sp.weights.mueff) * mean_step  # eq. 45
-        lesson = self._lesson(steps, np.linalg.norm(drawn, axis=1), moving)
+        lesson = self._lesson(steps, np.linalg.norm(numbers, axis=1), moving)
         self.covariance.learn(lesson)
         self.sigma *= float(self._sigma_rule.update2(self, function_values=fitness))
         if self._box is not None:
             self._limit(lesson)
 
-    def _two_points(self) -> Array:
-        """Return the last step of the mean, as long as one that is drawn, and its mirror: [2, d].
+    def _draw(self, axes: Axes, rows: int) -> Drawn:
+        numbers = self._randn(rows, self.N)
+        return numbers, axes.unfold(numbers)
 
-        Whether their fitness falls or rises along it moves the step size (Hansen et al. 2014, How to Assess Step-Size
-        Adaptation Mechanisms in Randomised Search, Sec. 3.3). Random numbers are drawn where pycma draws them.
+    def _draw_ahead(self, axes: Future[Axes]) -> Drawn:
+        return self._draw(axes.result(), self.sp.popsize - self._mirrors)
+
+    def _mirrored(self, numbers: Array, steps: Array) -> Drawn:
+        """Put the last step of the mean and its mirror before P - 1 steps drawn, of which one gives them its length.
+
+        Which of the two is fitter moves the step size (Hansen et al. 2014, How to Assess Step-Size Adaptation
+        Mechanisms in Randomised Search). Where the mean's step was long, pycma draws two lengths before this one.
         """
+        axes = self.covariance.axes
         step = self._shift / self._scale
-        length = float(np.linalg.norm(self.covariance.axes.project(step)))
+        number = axes.project(step)
+        length = float(np.linalg.norm(number))
+        unused = 0
         if length > self.sigma * math.sqrt(self.N):
-            self._randn(2, self.N)
-        if length > 0:
-            step = step * (float(np.linalg.norm(self._randn(1, self.N))) / length)
-        return np.stack([step, -step])
+            unused = 2
+            more = self._draw(axes, unused)
+            numbers, steps = np.concatenate([numbers, more[0]]), np.concatenate([steps, more[1]])
+        factor = float(np.linalg.norm(numbers[unused])) / length if length > 0 else 0.0
+        pair = factor * np.array([[1.0], [-1.0]])
+        rest = slice(unused + 1, None)
+        return np.concatenate([pair * number, numbers[rest]]), np.concatenate([pair * step, steps[rest]])
 
     def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
         """Return what C learns from the path and the steps [P, d], best first, of z of these lengths [P] (eqs. 46, 47)."""
