@@ -50,7 +50,7 @@ class Pycma:
 class Ours:
     """The strategy of a run."""
 
-    def __init__(self, dim: int, popsize: int, shifted: bool = True, aside: Any=None) -> None:
+    def __init__(self, dim: int, popsize: int, shifted: bool = True, aside: Any = None) -> None:
         """Start a strategy."""
         self._evolution = Evolution(dim, 1.0, popsize, seed=1, shifted=shifted, aside=aside)
         self.tell = self._evolution.tell

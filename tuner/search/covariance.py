@@ -1,15 +1,16 @@
-"""The covariance C = B D^2 B^T of a search, learned every generation and decomposed every few, beside the engine's work.
+"""The covariance C = B D^2 B^T of a search, learned every generation and decomposed every few.
 
-The equations are pycma's (Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, eq. 47). What differs is when
-they are computed:
+The equations are pycma's (Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, eq. 47). What differs is
+when they are computed:
 
 - C is needed by its decomposition alone. A generation only notes its steps and weights, and a gap's generations enter C
   as one matrix product just before it is decomposed.
 - The lazy schedule is shifted. pycma decomposes C when ``lazy_update_gap`` generations have passed, and draws from the
-  new axes at once. Here the decomposition begins at that generation, on a thread of its own, and its axes are used from
-  the generation on at which the next one begins: one gap later. The shift is counted in generations, never in seconds,
-  so equal runs stay equal to the bit. Where the gap is one generation or less, as in few dimensions, nothing is shifted.
-- The gap is ``GAPS`` of pycma's.
+  new axes at once. Here the decomposition begins at that generation, on a thread of its own beside the engine's work,
+  and its axes are used from the generation on at which the next one begins: one gap later. The shift is counted in
+  generations, never in seconds, so equal runs stay equal to the bit. Where the gap is one generation or less, as in few
+  dimensions, nothing is shifted.
+- The gap is ``strategy.GAPS`` of pycma's: a decomposition at d = 500 takes half of all that pycma computes.
 """
 
 from __future__ import annotations

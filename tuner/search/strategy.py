@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,9 @@ class Strategy:
                 caller's thread. The numbers are the same.
         """
         options = {"popsize": popsize, "CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
-        published = cma.CMAEvolutionStrategy(dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {}))
+        published = cma.CMAEvolutionStrategy(
+            dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})
+        )
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
         self.sigma, self.mean, self.isotropic_mean_shift = sigma, np.zeros(dim), np.zeros(dim)
         self.covariance = Covariance(dim, published.sm.lazy_update_gap * (GAPS if shifted else 1), shifted, aside)
@@ -135,7 +136,7 @@ class Strategy:
         return np.concatenate([pair * number, numbers[rest]]), np.concatenate([pair * step, steps[rest]])
 
     def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
-        """Return what C learns from the path and the steps [P, d], best first, of z of these lengths [P] (eqs. 46, 47)."""
+        """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, and their z's lengths [P]."""
         cc = self.sp.cc
         c1 = self._c1 if moving else self._c1 * (1 - cc * (2 - cc))
         weights = self._cmu * self._weights

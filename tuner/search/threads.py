@@ -7,6 +7,7 @@ One is also the faster: the engine's threads want the same cores.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from functools import cache
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
+
+logger = logging.getLogger(__name__)
 
 
 class _OneThread:
@@ -33,6 +36,11 @@ class _OneThread:
         with self._lock:
             if not self._holders:
                 self._limit = self._library.limit(limits=1)
+                if any(library["num_threads"] != 1 for library in self._library.info()):
+                    logger.warning(
+                        "numpy's OpenBLAS does not keep to one thread, so this search may not come out the same again, "
+                        "nor be resumed. Set the environment variable OPENBLAS_NUM_THREADS=1."
+                    )
             self._holders += 1
 
     def leave(self) -> None:
