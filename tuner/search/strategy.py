@@ -136,7 +136,7 @@ class Strategy:
         return np.concatenate([pair * number, numbers[rest]]), np.concatenate([pair * step, steps[rest]])
 
     def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
-        """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, and their z's lengths [P]."""
+        """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, with |z| [P]."""
         cc = self.sp.cc
         c1 = self._c1 if moving else self._c1 * (1 - cc * (2 - cc))
         weights = self._cmu * self._weights

