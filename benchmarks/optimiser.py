@@ -21,7 +21,7 @@ import numpy as np
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save
 from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array
-from bbt_fast.tuner.search.sampler import one_thread
+from bbt_fast.tuner.search.threads import one_thread
 
 DIMS, POPSIZES, DEVICE_MS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0
 WARM_UP, AGREE = 3, 3
@@ -50,9 +50,9 @@ class Pycma:
 class Ours:
     """The strategy of a run."""
 
-    def __init__(self, dim: int, popsize: int, shifted: bool = True) -> None:
+    def __init__(self, dim: int, popsize: int, shifted: bool = True, aside: Any = None) -> None:
         """Start a strategy."""
-        self._evolution = Evolution(dim, 1.0, popsize, 10**6, seed=1, shifted=shifted)
+        self._evolution = Evolution(dim, 1.0, popsize, seed=1, shifted=shifted, aside=aside)
         self.tell = self._evolution.tell
 
     def ask(self) -> Array:

@@ -118,7 +118,7 @@ def populations(
     projections = draw_projections("normal", seed, dim, scales, [origin] * len(layers), engine.device)
     watch = Watch(session, data.labels.to(engine.device), projections, seed, wanted, journal)
     last = max(wanted) + 1
-    evolutions = [Evolution(dim, sigma, popsize, last, seed=seed, layer=layer) for layer in layers]
+    evolutions = [Evolution(dim, sigma, popsize, seed=seed, layer=layer) for layer in layers]
     for _ in SEARCHES[algorithm](watch, evolutions, last):
         pass
     return watch.kept

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
-from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array, Best, Generation, Scores
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import METRICS
+from bbt_fast.tuner.search.threads import background
 
 from .contenders.base import Clock, Contender
 
 GENERATIONS = 10**6
-"""More than any benchmark runs; CMA-ES reads it as its limit only."""
+"""More than any benchmark runs."""
 
 
 class Oracle:
@@ -54,9 +54,7 @@ class Rounds:
     def __init__(self, contender: Contender) -> None:
         """Start the search."""
         self.oracle = Oracle(contender)
-        evolutions = contender.workload.evolutions(contender.model, GENERATIONS)
-        algorithm = {"bbt": bbt, "bbtv2": bbtv2}[contender.workload.algorithm] if contender.overlaps else plain
-        self._steps = algorithm(self.oracle, evolutions, GENERATIONS)
+        self._steps = overlapping(self.oracle) if contender.overlaps else plain(self.oracle)
 
     def __call__(self) -> dict[str, float]:
         """Run a round and return its seconds: the parts', and "total"; what no part has is the optimizer's."""
@@ -71,10 +69,19 @@ class Rounds:
         return {**parts, "optimizer": total - sum(parts.values()), "total": total}
 
 
-def plain(oracle: Oracle, evolutions: Sequence[Evolution], generations: int) -> Iterator[Generation]:
+def overlapping(oracle: Oracle) -> Iterator[Generation]:
+    """BBT or BBTv2 as a run has it, with the optimizer's work beside the engine's."""
+    workload, model = oracle.contender.workload, oracle.contender.model
+    with background() as aside:
+        algorithm = {"bbt": bbt, "bbtv2": bbtv2}[workload.algorithm]
+        yield from algorithm(oracle, workload.evolutions(model, aside), GENERATIONS)
+
+
+def plain(oracle: Oracle) -> Iterator[Generation]:
     """BBT or BBTv2 as the original runs it: ask, evaluate and tell one after the other."""
+    evolutions = oracle.contender.workload.evolutions(oracle.contender.model)
     best = Best(len(evolutions), evolutions[0].dim)
-    for index in range(generations):
+    for index in range(GENERATIONS):
         layer = index % len(evolutions)
         asked = evolutions[layer].ask()
         scores = oracle.evaluate(asked.candidates, layer)

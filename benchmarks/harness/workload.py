@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -102,10 +103,10 @@ class Workload:
         drawn = draw_projections("normal", self.seed, self.intrinsic_dim, scales, [origin] * len(layers), device)
         return dict(zip(layers, drawn, strict=True))
 
-    def evolutions(self, model: PreTrainedModel, generations: int) -> list[Evolution]:
-        """Make one CMA-ES per tuned layer."""
+    def evolutions(self, model: PreTrainedModel, aside: Executor | None = None) -> list[Evolution]:
+        """Make one CMA-ES per tuned layer; ``aside`` decomposes their covariances."""
         sigma, _ = SIGMA_ALPHA[self.algorithm]
         return [
-            Evolution(self.intrinsic_dim, sigma, self.population, generations, seed=self.seed, layer=layer)
+            Evolution(self.intrinsic_dim, sigma, self.population, seed=self.seed, layer=layer, aside=aside)
             for layer in self.tuned_layers(model)
         ]

@@ -259,7 +259,7 @@ def two_generations(engine: Engine, examples: Examples) -> list[Array]:
     projections = draw_projections("normal", 0, dim, [scale] * layers, [origin] * layers, engine.device)
     yardstick = Yardstick(cross_entropy_loss, accuracy, engine.precision)
     oracle = Objective(engine.open(examples), torch.arange(len(examples)) % 3, projections, yardstick)
-    evolutions = [Evolution(dim, sigma, popsize, 50, seed=1, layer=layer) for layer in range(layers)]
+    evolutions = [Evolution(dim, sigma, popsize, seed=1, layer=layer) for layer in range(layers)]
     search = bbt(oracle, evolutions, 2) if engine.cuts == "input" else bbtv2(oracle, evolutions, 2 * layers)
     return [generation.scores.fitness for generation in search]
 

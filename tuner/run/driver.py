@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from ..search.bbtv2 import bbtv2
 from ..search.evolution import Evolution
 from ..search.generation import Array, Generation, Oracle, Steps
 from ..search.objective import Objective, Score
+from ..search.threads import background
 from .control import Control, RunInterruptedError
 from .progress import Progress, Standing
 from .replay import Replay
@@ -123,16 +125,13 @@ class Search:
         options, size = self._options, self._options.generation_size
         if self._replay.replaying:
             logger.info("resuming %s", self._folder.path)
-        evolutions = self._evolutions()
         log = MetricsLog(self._folder.metrics)
-        steps = ALGORITHMS[options.algorithm](self._replay, evolutions, self._generations)
         self._progress.start(f"{options.algorithm} seed {options.seed}", self._generations * size)
         try:
-            with closing(log), closing(steps):
-                for replayed, generation in self._timed(steps):
-                    stopped_by = self._take(generation, log, replayed)
-                    if stopped_by is not None:
-                        break
+            with closing(log), background() as aside:
+                evolutions = self._evolutions(aside)
+                with closing(ALGORITHMS[options.algorithm](self._replay, evolutions, self._generations)) as steps:
+                    generation, stopped_by = self._drive(steps, log)
         finally:
             self._progress.finish()
         assert self._kept is not None
@@ -142,17 +141,25 @@ class Search:
             evaluations=(generation.index + 1) * size,
             seconds=self._clock.seconds,
             overhead=1 - self._objective.engine_seconds / spent if spent else math.nan,
-            stopped_by=stopped_by or "budget",
+            stopped_by=stopped_by,
             scored=self._scored,
             held_bytes=held_bytes(*evolutions),
         )
 
-    def _evolutions(self) -> list[Evolution]:
+    def _drive(self, steps: Steps, log: MetricsLog) -> tuple[Generation, str]:
+        """Go through the generations; return the last one, and what ended the search."""
+        stopped_by = None
+        for replayed, generation in self._timed(steps):
+            stopped_by = self._take(generation, log, replayed)
+            if stopped_by is not None:
+                break
+        return generation, stopped_by or "budget"
+
+    def _evolutions(self, aside: Executor) -> list[Evolution]:
         o = self._options
         assert o.sigma is not None
-        rounds = self._generations // self._layers
         return [
-            Evolution(o.intrinsic_dim, o.sigma, o.generation_size, rounds, seed=o.seed, layer=layer, bound=o.bound)
+            Evolution(o.intrinsic_dim, o.sigma, o.generation_size, seed=o.seed, layer=layer, bound=o.bound, aside=aside)
             for layer in range(self._layers)
         ]
 

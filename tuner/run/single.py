@@ -33,8 +33,8 @@ from .progress import Progress
 from .replay import Replay
 from .reporting import Reports, open_reports
 
-JOURNAL_FORMAT = 2
-"""Rises with every change after which the same fitness leads to other candidates; 2: the decomposition is shifted."""
+JOURNAL_FORMAT = 3
+"""Rises with every change after which the same fitness leads to other candidates; 3: CMA-ES on whole populations."""
 logger = logging.getLogger(__name__)
 
 

@@ -46,7 +46,7 @@ def test_memory_is_that_of_cma_es_of_the_projection_and_of_the_process(tmp_path,
 def test_held_bytes_counts_every_block_once():
     array, tensor = np.zeros((10, 10)), torch.zeros(5)
     assert held_bytes({"a": [array, array[2:], array.T]}, (tensor, tensor[1:])) == array.nbytes + 20
-    assert held_bytes(Evolution(100, 1.0, 4, 3, seed=0)) > 2 * 8 * 100**2
+    assert held_bytes(Evolution(100, 1.0, 4, seed=0)) > 2 * 8 * 100**2
 
 
 def test_the_peak_is_forgotten_where_the_system_can():

@@ -238,5 +238,5 @@ def test_a_journal_of_an_earlier_search_is_refused_with_the_reason(tmp_path, mak
     start(tmp_path / "r", make_options())
     (tmp_path / "r" / "result.json").unlink()
     rewrite(tmp_path / "r" / "journal.jsonl", lambda records: [{**records[0], "format": 1}, *records[1:]])
-    with pytest.raises(ArtifactError, match=r"format was 1 and is now 2; CMA-ES draws other candidates"):
+    with pytest.raises(ArtifactError, match=r"format was 1 and is now 3; CMA-ES draws other candidates"):
         start(tmp_path / "r", make_options())

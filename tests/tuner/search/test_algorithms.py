@@ -44,7 +44,7 @@ class Inline(Executor):
 
 
 def evolutions(layers: int) -> list[Evolution]:
-    return [Evolution(DIM, 1.0, POPSIZE, 50, seed=42, layer=layer) for layer in range(layers)]
+    return [Evolution(DIM, 1.0, POPSIZE, seed=42, layer=layer) for layer in range(layers)]
 
 
 def same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:

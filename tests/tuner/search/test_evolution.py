@@ -26,7 +26,7 @@ def trajectory(evolution: Evolution, generations: int = 6) -> np.ndarray:
 
 
 def make(seed: int = 42, layer: int = 0, bound: float = 0.0) -> Evolution:
-    return Evolution(12, 0.7, 8, 10, seed=seed, layer=layer, bound=bound)
+    return Evolution(12, 0.7, 8, seed=seed, layer=layer, bound=bound)
 
 
 def test_layer_zero_draws_what_the_original_bbt_draws():
@@ -71,7 +71,7 @@ def test_a_bound_holds():
 
 
 def test_the_first_generation_has_the_step_size_asked_for():
-    asked = Evolution(400, 0.7, 50, 10, seed=3).ask()
+    asked = Evolution(400, 0.7, 50, seed=3).ask()
     assert asked.sigma == 0.7
     assert asked.axis_ratio == pytest.approx(1.0, abs=0.01)
     assert asked.candidates.std() == pytest.approx(0.7, rel=0.05)
@@ -82,7 +82,7 @@ SEARCH = """
 import hashlib
 import numpy as np
 from bbt_fast.tuner.search.evolution import Evolution
-evolution, digest = Evolution(300, 1.0, 20, 20, seed=42), hashlib.sha256()
+evolution, digest = Evolution(300, 1.0, 20, seed=42), hashlib.sha256()
 for _ in range(12):
     candidates = evolution.ask().candidates
     digest.update(candidates.tobytes())

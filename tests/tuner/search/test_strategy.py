@@ -1,4 +1,4 @@
-"""The sampler beside pycma's own: the same equations, and a decomposition that comes one gap later."""
+"""The strategy beside pycma's own: the same equations, and a decomposition that comes one gap later."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import cma
 import numpy as np
 import pytest
 
-from bbt_fast.tuner.search import sampler
+from bbt_fast.export.errors import NumericsError
+from bbt_fast.tuner.search import covariance, threads
+from bbt_fast.tuner.search.covariance import Axes
 from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array
+from bbt_fast.tuner.search.threads import background
 
 GENERATIONS = 100
 
@@ -32,7 +35,7 @@ FUNCTIONS = (sphere, ellipsoid, rosenbrock)
 
 
 def search(function: Any, dim: int, generations: int, seed: int = 1, **options: Any) -> tuple[Evolution, list[Array]]:
-    evolution, asked = Evolution(dim, 0.5, 20, generations, seed=seed, **options), []
+    evolution, asked = Evolution(dim, 0.5, 20, seed=seed, **options), []
     for _ in range(generations):
         asked.append(evolution.ask().candidates)
         evolution.tell(function(asked[-1]))
@@ -60,31 +63,49 @@ def test_on_pycmas_schedule_the_trajectory_is_pycmas(function, dim, bound):
     np.testing.assert_allclose(asked, expected, rtol=1e-6, atol=1e-7)
     assert ours._strategy.sigma == pytest.approx(theirs.sigma, rel=1e-8)
     np.testing.assert_allclose(ours._strategy.mean, theirs.mean, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(ours._strategy.sm.C, theirs.sm.C, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ours._strategy.covariance.matrix(), theirs.sm.C, rtol=1e-6, atol=1e-7)
+
+
+def test_where_pycmas_schedule_is_lazy_the_trajectory_is_pycmas():
+    ours, asked = search(ellipsoid, 320, 20, shifted=False)
+    theirs, expected = published(ellipsoid, 320, 20)
+    assert ours._strategy.covariance.gap > 2
+    np.testing.assert_allclose(asked, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours._strategy.covariance.matrix(), theirs.sm.C, rtol=1e-6, atol=1e-7)
 
 
 def test_axes_come_into_use_one_gap_after_their_covariance(monkeypatch):
-    evolution = Evolution(300, 0.5, 20, 12, seed=1)
-    state = evolution._strategy.sm
-    assert state.lazy_update_gap > 1
-    begun, used = [], []
-    decompose = sampler._decompose
+    begun: list[tuple[threading.Thread, Array]] = []
+    decompose = covariance.decompose
 
-    def spy(covariance: Array) -> Any:
-        begun.append((threading.current_thread(), covariance))
-        return decompose(covariance)
+    def spy(matrix: Array) -> Axes:
+        begun.append((threading.current_thread(), matrix.copy()))
+        return decompose(matrix)
 
-    monkeypatch.setattr(sampler, "_decompose", spy)
-    for generation in range(12):
-        axes = state.B
-        candidates = evolution.ask().candidates
-        if state.B is not axes:
-            used.append(generation)
-            np.testing.assert_allclose((state.B * state.D**2) @ state.B.T, begun[len(used) - 1][1], atol=1e-9)
-        evolution.tell(sphere(candidates))
-    gap = int(np.ceil(state.lazy_update_gap))
-    assert used == list(range(2 * gap, 12, gap))
+    monkeypatch.setattr(covariance, "decompose", spy)
+    used = []
+    with background() as aside:
+        evolution = Evolution(300, 0.5, 20, seed=1, aside=aside)
+        state = evolution._strategy.covariance
+        gap = int(np.ceil(state.gap))
+        assert gap > 1
+        for generation in range(4 * gap):
+            axes = state.axes
+            candidates = evolution.ask().candidates
+            evolution.tell(sphere(candidates))
+            if state.axes.directions is not axes.directions:
+                used.append(generation + 1)
+                made = (state.axes.directions * state.axes.lengths**2) @ state.axes.directions.T
+                np.testing.assert_allclose(made, begun[len(used) - 1][1], atol=1e-9)
+    assert used == list(range(2 * gap, 4 * gap + 1, gap))
     assert all(thread is not threading.main_thread() for thread, _ in begun)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bbt-fast-eigh")]
+
+
+def test_a_thread_aside_changes_no_bit():
+    with background() as aside:
+        beside = search(ellipsoid, 300, 15, aside=aside)[1]
+    np.testing.assert_array_equal(beside, search(ellipsoid, 300, 15)[1])
 
 
 def test_in_few_dimensions_nothing_is_shifted():
@@ -110,13 +131,45 @@ def test_the_shift_loses_nothing(function, dim, generations, seeds):
 
 
 def test_a_covariance_that_rounding_made_indefinite_is_mended():
-    state = sampler.ShiftedSampler(4, 2, np.random.RandomState(1).randn)
-    state._take((np.array([-1e-18, 1.0, 1.0, 1.0]), np.eye(4)))
-    assert (state.D > 0).all()
+    matrix = np.diag([-1e-18, 1.0, 1.0, 1.0])
+    assert (covariance.decompose(matrix).lengths > 0).all()
+    assert (np.linalg.eigvalsh(matrix) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("nan", "the search has diverged"), ("lapack", "could not be decomposed: did not converge")]
+)
+def test_what_goes_wrong_aside_comes_out_of_ask(monkeypatch, fault, message):
+    def broken(matrix: Array) -> Any:
+        raise np.linalg.LinAlgError("did not converge")
+
+    with background() as aside:
+        evolution = Evolution(300, 0.5, 20, seed=1, aside=aside)
+        if fault == "nan":
+            evolution._strategy.covariance._matrix[0, 0] = np.nan
+        else:
+            monkeypatch.setattr(np.linalg, "eigh", broken)
+
+        def go_on() -> None:
+            for _ in range(20):
+                evolution.tell(sphere(evolution.ask().candidates))
+
+        with pytest.raises(NumericsError, match=message):
+            go_on()
+
+
+@pytest.mark.parametrize("dim", [20, 320])
+def test_a_population_of_four_is_drawn_without_a_warning(dim):
+    evolution = Evolution(dim, 0.5, 4, seed=1)
+    for _ in range(12):
+        candidates = evolution.ask().candidates
+        assert candidates.shape == (4, dim)
+        assert len(np.unique(candidates[:, 0])) == 4
+        evolution.tell(sphere(candidates))
 
 
 def test_the_limit_on_threads_lasts_until_the_last_one_leaves():
-    limit = sampler._OneThread()
+    limit = threads._OneThread()
     before = [library["num_threads"] for library in limit._library.info()]
     limit.enter()
     limit.enter()

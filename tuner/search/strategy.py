@@ -1,0 +1,153 @@
+"""CMA-ES on whole populations: pycma's algorithm and default parameters without its loops over candidates.
+
+A population is an array, and asking and telling are a few matrix products. The equations are those of pycma (Hansen,
+The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, whose equations are cited). pycma itself gives the parameters,
+the rule for the step size, cumulative or by two mirrored candidates, and the transformation into bounds. Left out is
+what a search for prompts has no use for: restarts, logs, stopping, integer variables, injected candidates, mirrored
+ones where a population has fewer than six, and the coordinates that pycma changes once C's condition passes 1e8.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
+import numpy as np
+
+from .covariance import Axes, Covariance, Lesson
+from .generation import Array
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
+    import cma
+    from cma.sigma_adaptation import CMAAdaptSigmaTPA
+
+GAPS = 2
+"""Decompositions lie so many of pycma's lazy gaps apart."""
+NEARLY_ROUND = math.exp(1e-4)
+"""How much longer than 1 the longest axis of the first C may be."""
+Drawn = tuple[Array, Array]
+"""Random numbers z and steps y = B D z, [K, d] each."""
+
+
+class Strategy:
+    """The distribution N(m, sigma^2 C), started at m = 0 and C = I; pycma's rules for sigma read its attributes."""
+
+    def __init__(
+        self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
+        shifted: bool = True, aside: Executor | None = None,
+    ) -> None:  # fmt: skip
+        """Start a strategy.
+
+        Args:
+            dim: d.
+            sigma: initial step size.
+            popsize: candidates per generation, P.
+            randn: draws N(0, 1).
+            bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
+            shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
+            aside: decomposes covariances, and draws a generation while the one before is evaluated; None for the
+                caller's thread. The numbers are the same.
+        """
+        options = {"popsize": popsize, "CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
+        published = cma.CMAEvolutionStrategy(
+            dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})
+        )
+        self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
+        self.sigma, self.mean, self.isotropic_mean_shift = sigma, np.zeros(dim), np.zeros(dim)
+        self.covariance = Covariance(dim, published.sm.lazy_update_gap * (GAPS if shifted else 1), shifted, aside)
+        self._randn, self._aside, self._ahead = randn, aside, Future[Drawn]()
+        self._box = published.boundary_handler if bound else None
+        self._sigma_rule = published.adapt_sigma
+        self._mirrors = isinstance(self._sigma_rule, CMAAdaptSigmaTPA)
+        rates = published.sm.parameters(mueff=self.sp.weights.mueff, lam=popsize)
+        self._c1, self._cmu, self._weights = rates["c1"], rates["cmu"], np.array(self.sp.weights)
+        self._recombination = np.array(self.sp.weights.positive_weights)
+        self._path, self._shift = np.zeros(dim), np.zeros(dim)
+        self._scale = np.ones(dim) * published.sigma_vec.scaling
+        self._longest = np.ones(dim) * published.opts["maxstd"]
+        self._variances = self.covariance.matrix().diagonal().copy()
+        self._numbers, self._steps = np.empty((0, dim)), np.empty((0, dim))
+
+    def ask(self) -> Array:
+        """Draw the next generation, [P, d] (eqs. 38 to 40).
+
+        Raises:
+            NumericsError: if the search has diverged.
+        """
+        mirrored = self._mirrors and self.countiter > 0
+        if self._ahead.cancel():  # there is none, or its turn has not come
+            drawn = self._draw(self.covariance.axes, self.sp.popsize - mirrored)
+        else:
+            drawn = self._ahead.result()
+        self._numbers, self._steps = self._mirrored(*drawn) if mirrored else drawn
+        if self._aside is not None and self.covariance.shifted:
+            self._ahead = self._aside.submit(self._draw_ahead, self.covariance.upcoming)
+        candidates: Array = self.mean + self.sigma * self._scale * self._steps
+        return candidates if self._box is None else np.stack([self._box.repair(x) for x in candidates])
+
+    def tell(self, fitness: Array) -> None:
+        """Learn from the fitness, [P], of the candidates asked for last; less is better."""
+        order = np.argsort(fitness, kind="stable")
+        steps, numbers, sp, parents = self._steps[order], self._numbers[order], self.sp, len(self._recombination)
+        self.countiter += 1
+        mean_step = self._recombination @ steps[:parents]
+        self._shift = self.sigma * self._scale * mean_step
+        self.mean = self.mean + self._shift  # eq. 42
+        turned = self.covariance.axes.directions @ (self._recombination @ numbers[:parents])
+        self.isotropic_mean_shift = math.sqrt(sp.weights.mueff) * turned  # the path's step, eq. 43
+        moving = bool(self._sigma_rule.hsig(self))
+        self._path = (1 - sp.cc) * self._path
+        if moving:
+            self._path += math.sqrt(sp.cc * (2 - sp.cc) * sp.weights.mueff) * mean_step  # eq. 45
+        lesson = self._lesson(steps, np.linalg.norm(numbers, axis=1), moving)
+        self.covariance.learn(lesson)
+        self.sigma *= float(self._sigma_rule.update2(self, function_values=fitness))
+        if self._box is not None:
+            self._limit(lesson)
+
+    def _draw(self, axes: Axes, rows: int) -> Drawn:
+        numbers = self._randn(rows, self.N)
+        return numbers, axes.unfold(numbers)
+
+    def _draw_ahead(self, axes: Future[Axes]) -> Drawn:
+        return self._draw(axes.result(), self.sp.popsize - self._mirrors)
+
+    def _mirrored(self, numbers: Array, steps: Array) -> Drawn:
+        """Put the last step of the mean and its mirror before P - 1 steps drawn, of which one gives them its length.
+
+        Which of the two is fitter moves the step size (Hansen et al. 2014, How to Assess Step-Size Adaptation
+        Mechanisms in Randomised Search). Where the mean's step was long, pycma draws two lengths before this one.
+        """
+        axes = self.covariance.axes
+        step = self._shift / self._scale
+        number = axes.project(step)
+        length = float(np.linalg.norm(number))
+        unused = 0
+        if length > self.sigma * math.sqrt(self.N):
+            unused = 2
+            more = self._draw(axes, unused)
+            numbers, steps = np.concatenate([numbers, more[0]]), np.concatenate([steps, more[1]])
+        factor = float(np.linalg.norm(numbers[unused])) / length if length > 0 else 0.0
+        pair = factor * np.array([[1.0], [-1.0]])
+        rest = slice(unused + 1, None)
+        return np.concatenate([pair * number, numbers[rest]]), np.concatenate([pair * step, steps[rest]])
+
+    def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
+        """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, with |z| [P]."""
+        cc = self.sp.cc
+        c1 = self._c1 if moving else self._c1 * (1 - cc * (2 - cc))
+        weights = self._cmu * self._weights
+        keep = 1 - c1 - float(weights.sum())
+        negative = weights < 0
+        weights[negative] *= self.N / (lengths[negative] + 1e-9) ** 2
+        return Lesson(keep, np.concatenate([self._path[None], steps]), np.concatenate([[self._c1], weights]))
+
+    def _limit(self, lesson: Lesson) -> None:
+        """Keep each coordinate's deviation within a third of its range, as pycma does."""
+        self._variances = lesson.keep * self._variances + lesson.weights @ lesson.rows**2
+        deviations = self._scale * self.sigma * np.sqrt(self._variances)
+        most = self._longest * (NEARLY_ROUND if self.countiter <= 2 else 1.0)
+        self._scale = np.where(deviations > most, self._scale * self._longest / deviations, self._scale)
