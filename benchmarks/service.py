@@ -14,9 +14,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +24,10 @@ from tqdm import tqdm
 from bbt_fast.engine import Examples, load_engine
 from bbt_fast.engine.remote import load_remote
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.service.app import Service
 from bbt_fast.service.limits import Limits
-from bbt_fast.service.server import Models, build, configure
+from bbt_fast.service.server import Models, build, in_background
 
 CANDIDATES, EXAMPLES, TOKENS, PROMPT = 20, 32, 60, 50
-
-
-@contextmanager
-def served(service: Service) -> Iterator[str]:
-    """Serve on a thread."""
-    server = configure(service, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def examples_of(count: int, length: int) -> Examples:
@@ -66,7 +48,7 @@ def network_share(model_name: str, engine: str, rounds: int) -> dict[str, Any]:
     examples = examples_of(EXAMPLES, TOKENS + PROMPT)
     prompts = 0.1 * torch.randn(CANDIDATES, PROMPT, local.hidden_size, generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {"local": [], "remote": []}
-    with served(service) as url:
+    with in_background(service) as url:
         remote = load_remote(url, n_prompt_tokens=PROMPT).open(examples)
         sessions: dict[str, Any] = {"local": local.open(examples), "remote": remote}
         one, other = (session.evaluate(prompts) for session in sessions.values())  # also the warm-up
@@ -109,7 +91,7 @@ def load(requests: int, clients: int) -> dict[str, Any]:
                     memory.append(resident_mib())
 
     began = time.perf_counter()
-    with served(service) as url, ThreadPoolExecutor(clients) as pool:
+    with in_background(service) as url, ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, [url] * clients))
         took = time.perf_counter() - began
     progress.close()

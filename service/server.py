@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from .texts import TaskTexts, TextClassifier
 
 HEADERS_BYTES = 64 * 1024
 GRACE_SECONDS = 60
+LOOPBACK = "127.0.0.1"
 logger = logging.getLogger(__name__)
 
 
@@ -117,3 +122,39 @@ def serve(server: uvicorn.Server) -> None:
     except SystemExit:  # uvicorn's way to say that it could not bind
         config = server.config
         raise DeviceError(f"cannot listen at {config.host}:{config.port}: is it taken? Give another --port.") from None
+
+
+@contextmanager
+def in_background(service: Service, port: int = 0) -> Iterator[str]:
+    """Serve on loopback, on a thread of this process, as long as the context lasts.
+
+    Args:
+        service: what is served.
+        port: 0 for any that is free.
+
+    Yields:
+        The URL.
+
+    Raises:
+        DeviceError: if the port is taken.
+    """
+    server = configure(service, LOOPBACK, port)
+    failures: list[DeviceError] = []
+
+    def run() -> None:
+        try:
+            serve(server)
+        except DeviceError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise failures[0]
+            time.sleep(0.005)
+        yield f"http://{LOOPBACK}:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

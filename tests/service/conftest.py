@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +19,12 @@ from bbt_fast.service.app import Service
 from bbt_fast.service.keys import Keys
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.scorer import Scorer
-from bbt_fast.service.server import configure
-
-
-@contextmanager
-def run_server(service: Service, port: int = 0) -> Iterator[str]:
-    server = configure(service, "127.0.0.1", port)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+from bbt_fast.service.server import in_background
 
 
 @pytest.fixture(scope="session")
 def serving() -> Callable[..., AbstractContextManager[str]]:
-    return run_server
+    return in_background
 
 
 def make_scorer(model: PreTrainedModel, keys: Path | None = None, **limits: Any) -> Service:
@@ -56,5 +39,5 @@ def tiny_scorer() -> Callable[..., Service]:
 
 @pytest.fixture(scope="module")
 def server(roberta: PreTrainedModel) -> Iterator[str]:
-    with run_server(make_scorer(roberta)) as url:
+    with in_background(make_scorer(roberta)) as url:
         yield url
