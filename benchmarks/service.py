@@ -29,17 +29,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bbt_fast.benchmarks.harness.network import share_table
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
 from bbt_fast.benchmarks.harness.server import Server, server_apart
 from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.engine import Examples, Session, load_engine
 from bbt_fast.engine.remote import RemoteSession, load_remote
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.export.model import Cuts
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build, in_background
 
 ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
-CUTS = {"bbt": "input", "bbtv2": "layers"}
+CUTS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 TOLERANCE = 1e-6
 OWNER = "127.0.0.1"
 SMALL = 5
@@ -85,7 +87,7 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
         watched = Watched(service.scorer.shelf.get(OWNER, key).session)
         home = load_engine(
             models.engine, model, n_prompt_tokens=n, cuts=cuts, precision=models.precision, device=models.device
-        ).open(examples)  # type: ignore[arg-type]
+        ).open(examples)
         shape = (work.population, n, remote.engine.hidden_size)
         prompts = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(work.seed))
         for layer in layers:  # the warm-up, too
@@ -178,39 +180,6 @@ def _texts(seed: int) -> Examples:
     return Examples(ids, torch.ones_like(ids), torch.full((2,), 8 + SMALL), torch.tensor([10, 20]))
 
 
-def table(record: dict[str, Any]) -> str:
-    """Return a record as Markdown."""
-    about, load = record["environment"], record["load"]
-    packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines = [
-        f"**service**: `{record['model']}` on {record['engine']} in {record['precision']}, at home and behind a server "
-        f"on loopback, in turns, median (min to max) of {record['rounds']} rounds; milliseconds of a generation of "
-        f"{record['population']} candidates on texts of {record['task']}'s lengths. {about['device']}, {about['threads']} threads, {packages}; commit "
-        f"{about['commit']}.",
-        "",
-        "| algorithm | texts (tokens) | at home | remote | remote, outside the model | its share | remote / home |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in record["generation"].items():
-        times = [f"{row[k]['median']:.1f} ({row[k]['min']:.1f} to {row[k]['max']:.1f})" for k in TIMES]
-        lines.append(
-            f"| {name} | {row['texts']} ({row['tokens']}) | {' | '.join(times)} | {row['share_outside']:.1%} | "
-            f"{row['remote_over_home']:.3f} |"
-        )
-    memory = load["server_mib"]
-    lines += [
-        "",
-        f"The server of the demo answered {load['requests']:,} requests of {load['clients']} clients of one process, "
-        f"{load['requests_per_s']:.0f} a second: half within {load['p50_ms']:.1f} ms, 99 % within {load['p99_ms']:.1f} "
-        f"ms. Its memory was {memory[0]:.1f} MiB after a tenth of them and {memory[-1]:.1f} MiB at the end; over the "
-        f"last half it grew by {load['growth_kib_per_1000_requests']:.0f} KiB per 1,000 requests.",
-    ]
-    return "\n".join(lines)
-
-
-TIMES = ("home_ms", "remote_ms", "outside_ms")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run both, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -247,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     path = given.output or RESULTS / f"service-{name}.json"
     save(record, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
-    print(table(record))
+    path.with_suffix(".md").write_text(share_table(record) + "\n", encoding="utf-8")
+    print(share_table(record))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class Run:
             replay = Replay(objective, develop, journal)
             found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
         matrices = sum(projection.matrix.nbytes for projection in projections)
-        memory = Memory.of(found.held_bytes, matrices, self.engine.device)
+        device = None if self.engine.name == "remote" else self.engine.device
+        memory = Memory.of(found.held_bytes, matrices, device)
         save(found.kept.candidates)
         prompts = project_all(projections, found.kept.candidates)
         result = self._tested(found, memory, prompts, session, dev_session, folder, control)
