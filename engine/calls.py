@@ -64,11 +64,15 @@ class Caller:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=limits, trust_env=False)
+            # No proxies from the environment, but its certificate authorities: SSL_CERT_FILE, SSL_CERT_DIR.
+            trusted = httpx.create_ssl_context()
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=limits, trust_env=False, verify=trusted)
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise UsageError(f"--url {url!r} or its key cannot be used ({error}).") from None
         if self._client.base_url.scheme not in ("http", "https") or not self._client.base_url.host:
             raise UsageError(f"--url is {url!r}, but must be such as https://host:8000.")
+        if self._client.base_url.userinfo:
+            raise UsageError("--url holds a name or a password: leave them out, and give a key's file with --api_key.")
         self._close = weakref.finalize(self, self._client.close)
         self.url, self._patience, self._first_pause = url, patience, pause
 
