@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import ssl
 import time
 import weakref
 from collections.abc import Mapping
@@ -124,6 +125,11 @@ class Caller:
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
                 raise UsageError(f"{self.url} cannot be asked ({error}): check --url and the key.") from None
             except httpx.TransportError as error:
+                if distrust := _distrust(error):
+                    raise UsageError(
+                        f"{self.url} shows a certificate that is not trusted here ({distrust.verify_message}). If it "
+                        "is the right server, set the environment variable SSL_CERT_FILE to its authority's file."
+                    ) from None
                 problem = f"{type(error).__name__}: {error}"
             wait = max(asked, pause * random.uniform(0.5, 1.0))
             if time.monotonic() + wait > ends:
@@ -166,6 +172,13 @@ class Caller:
         except WireError:
             return response.reason_phrase, None
         return str(found.get("error", response.reason_phrase)), found.get("code")
+
+
+def _distrust(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error of a certificate that led to another, if one did; trying again does not mend it."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _seconds(text: str | None) -> float:
