@@ -11,20 +11,31 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from bbt_fast import tune
+from bbt_fast.engine.calls import Traffic
+from bbt_fast.engine.remote import load_remote
+from bbt_fast.engine.wire import Message
+from bbt_fast.export.errors import UsageError
 from bbt_fast.service.app import Service
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build
 from bbt_fast.tuner.artifacts.result import Result
+from bbt_fast.tuner.data.splits import Row
 from bbt_fast.tuner.demo import rows
+from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.driver import Search
+from bbt_fast.tuner.run.setup import Setup
+from bbt_fast.tuner.search.losses import LOSSES
+from bbt_fast.tuner.search.metrics import METRICS
 from bbt_fast.tuner.tasks.task import load_task
 
 ALGORITHMS = ("bbt", "bbtv2")
 SMALL: dict[str, Any] = {
-    "popsize": 4, "n_prompt_tokens": 5, "k_shot": 2, "intrinsic_dim": 20, "budget": 48, "eval_every": 8,
+    "popsize": 4, "n_prompt_tokens": 5, "k_shot": 2, "intrinsic_dim": 20, "budget": 24, "eval_every": 8,
     "max_test_examples": 8, "plots": False,
 }  # fmt: skip
 
@@ -145,10 +156,16 @@ def test_a_server_that_restarts_in_the_middle_costs_a_retry_and_not_the_run(
     assert "forgot: registering again" in caplog.text
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("algorithm", "by_name"), [("bbt", True), ("bbtv2", False)])
 def test_a_killed_run_goes_on_over_the_network(
-    algorithm: str, tmp_path: Path, url: str, alone: Callable[[str], Result], monkeypatch: pytest.MonkeyPatch
+    algorithm: str,
+    by_name: bool,
+    tmp_path: Path,
+    url: str,
+    alone: Callable[[str], Result],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Its folder knows where the server was; by the same command another address may be given."""
     taken = Search._take
 
     def cut(self: Search, generation: Any, *more: Any) -> Any:
@@ -156,12 +173,33 @@ def test_a_killed_run_goes_on_over_the_network(
             raise RuntimeError("power cut")
         return taken(self, generation, *more)
 
-    options = {"algorithm": algorithm, "engine": "remote", "url": url, **SMALL}
-    for folder in ("by-name", "by-command"):
-        with monkeypatch.context() as patch:
-            patch.setattr(Search, "_take", cut)
-            with pytest.raises(RuntimeError, match="power cut"):
-                tune(**options, output_dir=str(tmp_path / folder))
-    other = url.replace("127.0.0.1", "localhost")  # the server may have moved
-    check_same(alone(algorithm), tune(resume=str(tmp_path / "by-name")))
-    check_same(alone(algorithm), tune(**{**options, "url": other}, output_dir=str(tmp_path / "by-command")))
+    folder = str(tmp_path / "run")
+    options = {"algorithm": algorithm, "engine": "remote", "url": url, "output_dir": folder, **SMALL}
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_take", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tune(**options)
+    moved = url.replace("127.0.0.1", "localhost")
+    check_same(alone(algorithm), tune(resume=folder) if by_name else tune(**(options | {"url": moved})))
+
+
+def test_texts_that_the_server_tokenises_are_the_examples_that_the_tuner_would_send(url: str) -> None:
+    options = Options.of(task_name="demo", model_name="demo", n_prompt_tokens=5)
+    texts = [str(row["text"]) for row in rows("train")[:4]]
+    encoded = Setup(options, load_task("demo")).encoder.encode([Row(text, None, 0) for text in texts], quiet=True)
+    session = load_remote(url, n_prompt_tokens=5).open(encoded.examples)
+    engine = session.engine
+    prompts, labels = np.ones((2, 5, engine.hidden_size), np.float32), np.array([0, 1, 1, 0])
+
+    def post(call: str, tensors: dict[str, Any], **parameters: Any) -> Message:
+        return engine.caller.post(engine.path(call), tensors, parameters, Traffic())
+
+    told = post("texts", {"texts": np.array(texts, object)}, task="demo").parameters
+    assert told == {"examples": session.name, "count": 4, "truncated": 0}
+    labelled = post("texts", {"texts": np.array(texts, object), "labels": labels}, task="demo").parameters["examples"]
+    losses = post("infer", {"prompts": prompts}, examples=labelled, loss="ce").tensors["losses"]
+    logits = session.evaluate(torch.from_numpy(prompts))
+    expected = LOSSES["ce"](logits, torch.from_numpy(labels), METRICS["accuracy"])
+    assert losses.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(UsageError, match="task must be one of"):
+        post("texts", {"texts": np.array(texts, object)}, task=__file__)
