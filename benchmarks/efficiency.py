@@ -7,6 +7,8 @@ Each run is made at home, and against `bbt-fast serve` in a process of its own; 
 demo is always in the table. A query is one candidate on all training examples. Bytes are those on the wire, HTTP
 headers included; those of a client that sends z and is sent losses are taken from one request of a population. Memory
 is the peak that the system counted for each process, libraries included, and beside it what the search itself holds.
+Beside the training time stands the processor time of whole processes, start and test included, which other programs on
+the machine disturb less.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ def measure(task: dict[str, Any], algorithm: str, given: argparse.Namespace) -> 
         asked = task | {"algorithm": algorithm, "budget": given.budget, "max_test_examples": given.max_test_examples}
         flags = [text for key, value in asked.items() if value is not None for text in (f"--{key}", str(value))]
         home = Path(folder) / "home"
-        home_peak = _tuned(home, *flags, *computing)
+        home_peak, home_cpu = _tuned(home, *flags, *computing)
         with server_apart("--model_name", model, *computing) as server:
             away = Path(folder) / "away"
-            user_peak = _tuned(away, *flags, "--engine", "remote", "--url", server.url)
-            server_peak = server.peak_mib()
+            user_peak, user_cpu = _tuned(away, *flags, "--engine", "remote", "--url", server.url)
+            server_peak, server_cpu = server.peak_mib(), server.cpu_seconds()
             one, other = (read_prompt(place)[0] for place in (home, away))
             if not one.equal(other):
                 raise BbtFastError(f"{algorithm} on {model} ends with another prompt over the network than at home.")
@@ -77,11 +79,12 @@ def measure(task: dict[str, Any], algorithm: str, given: argparse.Namespace) -> 
             **small,
         },
         "tune_seconds": {"home": local.seconds.tune, "remote": remote.seconds.tune},
+        "cpu_seconds": {"home": home_cpu, "user": user_cpu, "server": server_cpu},
     }
 
 
-def _tuned(folder: Path, *flags: str) -> float:
-    """Tune in a process of its own; return its peak memory in MiB.
+def _tuned(folder: Path, *flags: str) -> tuple[float, float]:
+    """Tune in a process of its own; return its peak memory in MiB and its processor time in seconds.
 
     Raises:
         BbtFastError: if it fails.
@@ -92,7 +95,7 @@ def _tuned(folder: Path, *flags: str) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise BbtFastError(f"a run failed: {' '.join(command)}")
-    return used.ru_maxrss * KIB / MIB
+    return used.ru_maxrss * KIB / MIB, used.ru_utime + used.ru_stime
 
 
 def _with_z(server: Server, algorithm: str, run: Result) -> dict[str, float]:

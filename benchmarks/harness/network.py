@@ -45,11 +45,11 @@ def efficiency_table(record: dict[str, Any]) -> str:
         f"the projection) and the peak of each process. {_about(record)}",
         "",
         "| model, task, algorithm | queries | user: search | user: process | server | texts up, once | prompts up / "
-        "logits down | z up / losses down | training, at home | over the network |",
-        "| --- |" + " ---: |" * 9,
+        "logits down | z up / losses down | training, at home | over the network | CPU, at home | CPU, user + server |",
+        "| --- |" + " ---: |" * 11,
     ]
     for row in record["rows"]:
-        user, sent, took = row["user_mib"], row["per_query_bytes"], row["tune_seconds"]
+        user, sent, took, cpu = (row[key] for key in ("user_mib", "per_query_bytes", "tune_seconds", "cpu_seconds"))
         cells = [
             f"{row['model']}, {row['task']}, {row['algorithm']}",
             f"{row['queries']}",
@@ -61,6 +61,8 @@ def efficiency_table(record: dict[str, Any]) -> str:
             f"{sent['z_up'] / KIB:.1f} KiB / {sent['losses_down']:.0f} B",
             f"{took['home']:.1f} s",
             f"{took['remote']:.1f} s",
+            f"{cpu['home']:.0f} s",
+            f"{cpu['user']:.0f} + {cpu['server']:.0f} s",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
