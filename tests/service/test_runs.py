@@ -17,9 +17,9 @@ import torch
 
 from bbt_fast import tune
 from bbt_fast.engine.calls import Traffic
-from bbt_fast.engine.remote import load_remote
+from bbt_fast.engine.remote import RemoteEngine, load_remote
 from bbt_fast.engine.wire import Message
-from bbt_fast.export.errors import UsageError
+from bbt_fast.export.errors import ArtifactError, UsageError
 from bbt_fast.service.app import Service
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build
@@ -178,6 +178,11 @@ def test_a_killed_run_goes_on_over_the_network(
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_take", cut)
         with pytest.raises(RuntimeError, match="power cut"):
+            tune(**options)
+    with monkeypatch.context() as patch:
+        ask = RemoteEngine._ask
+        patch.setattr(RemoteEngine, "_ask", lambda engine: ask(engine) | {"engine": "other"})
+        with pytest.raises(ArtifactError, match="behind was 'torch' and is now 'other'"):
             tune(**options)
     moved = url.replace("127.0.0.1", "localhost")
     check_same(alone(algorithm), tune(resume=folder) if by_name else tune(**(options | {"url": moved})))

@@ -158,6 +158,8 @@ class Run:
             "dev": _digest(self.parts.dev),
             "origins": digest(_bytes(self.origins)),
         }
+        if engine.name == "remote":
+            header["behind"] = engine.facts["engine"]
         if not journal.records:
             journal.append(header)
             return
