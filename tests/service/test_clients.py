@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_who_has_left_is_passed_over_and_errors_reach_who_asked() -> None:
 def start(port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bbt_fast.tuner.cli", "serve", "--model_name", "demo", "--engine", "torch"]
     server = subprocess.Popen([*command, "--precision", "fp32", "--port", str(port)], stderr=subprocess.DEVNULL)
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 120
     while time.monotonic() < ends:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", trust_env=False).status_code == 200:
@@ -92,6 +93,7 @@ def test_a_server_killed_in_the_middle_costs_a_retry_and_a_killed_client_disturb
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = {"algorithm": "bbtv2", "budget": 960, "seed": 5, **SMALL}
     local = tune(engine="torch", precision="fp32", output_dir="local", **options)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -101,7 +103,8 @@ def test_a_server_killed_in_the_middle_costs_a_retry_and_a_killed_client_disturb
     command = [sys.executable, "-m", "bbt_fast.tuner.cli", "--engine", "remote", "--url", url, "--budget", "100000"]
     other = subprocess.Popen([*command, "--output_dir", "other"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     found: list[Any] = []
-    run = threading.Thread(target=lambda: found.append(tune(engine="remote", url=url, output_dir="remote", **options)))
+    tuning = partial(tune, engine="remote", url=url, output_dir="remote", **options)
+    run = threading.Thread(target=lambda: found.append(tuning()), daemon=True)
     run.start()
     journal = Path("remote/journal.jsonl")
     try:
@@ -114,7 +117,7 @@ def test_a_server_killed_in_the_middle_costs_a_retry_and_a_killed_client_disturb
         server.wait()
         assert run.is_alive(), "the run ended before the server did"
         server = start(port)
-        run.join(120)
+        run.join(240)
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, -signal.SIGTERM)  # uvicorn stops in order, then passes the signal on
