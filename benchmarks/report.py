@@ -3,7 +3,8 @@
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 
-Records of scaling, fidelity and accuracy come with their tables and plots; --into puts those into a page too.
+Records of scaling, fidelity, accuracy, service and efficiency come with their tables and plots; --into puts those into
+a page too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from bbt_fast.benchmarks import accuracy, fidelity, scaling
-from bbt_fast.benchmarks.harness import breakdown, variants
+from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
@@ -202,6 +203,8 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.table,
     "fidelity": fidelity.table,
     "accuracy": accuracy.table,
+    "service": network.share_table,
+    "efficiency": network.efficiency_table,
 }
 """What a page shows of each kind of record."""
 

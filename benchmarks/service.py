@@ -1,159 +1,223 @@
-"""What the network costs a generation, and how a server bears many requests; on loopback, server in this process.
+"""What the network costs a generation, and how a server bears many requests; on loopback.
 
-    python benchmarks/service.py --model_name MODEL --requests 10000 --output benchmarks/results/NAME.json
+    python benchmarks/service.py                                              the demo
+    python benchmarks/service.py --model_name MODEL --requests 10000
 
-The answers of the local and of the remote engine are compared before anything is timed; they take turns. The load test
-asks for one prompt at a time on a few short texts of the demo, from several clients, and ends after so many requests.
+**The network's share.** One engine answers at home and behind a server, in turns. The answers are compared before
+anything is timed. Of each remote generation also counts what passes outside the model: the time until the logits are
+here, less the time that the server's session computed. Both hold for BBT and for a round of BBTv2 over the layers, with
+its commits.
+
+**The load.** Several clients ask a server in a process of its own for one prompt at a time on a few short texts of the
+demo. Now and then they commit, register other texts, or send what is no request. The server's memory is sampled ten
+times; the line that is fitted to the last half says whether it still grows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from bbt_fast.engine import Examples, load_engine
-from bbt_fast.engine.remote import load_remote
+from bbt_fast.benchmarks.harness.network import share_table
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.server import Server, server_apart
+from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
+from bbt_fast.engine import Examples, Session, load_engine
+from bbt_fast.engine.remote import RemoteSession, load_remote
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.service.app import Service
+from bbt_fast.export.model import Cuts
 from bbt_fast.service.limits import Limits
-from bbt_fast.service.server import Models, build, configure
+from bbt_fast.service.server import Models, build, in_background
 
-CANDIDATES, EXAMPLES, TOKENS, PROMPT = 20, 32, 60, 50
-
-
-@contextmanager
-def served(service: Service) -> Iterator[str]:
-    """Serve on a thread."""
-    server = configure(service, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
+CUTS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
+TOLERANCE = 1e-6
+OWNER = "127.0.0.1"
+SMALL = 5
+"""Prompt tokens of the load."""
+COMMIT_EVERY, OPEN_EVERY, NONSENSE_EVERY = 10, 100, 50
+TENTHS = 10
 
 
-def examples_of(count: int, length: int) -> Examples:
-    """Return random examples of one length, placeholders included."""
-    ids = torch.randint(5, 900, (count, length), generator=torch.Generator().manual_seed(0))
-    return Examples(ids, torch.ones_like(ids), torch.full((count,), length - 2), torch.tensor([10, 20]))
+class Watched:
+    """A server's session whose computing is timed."""
+
+    def __init__(self, session: Session) -> None:
+        """Take its place: the session's own method is replaced."""
+        self._evaluate, self.seconds = session.evaluate, 0.0
+        session.evaluate = self  # type: ignore[method-assign]
+
+    def __call__(self, prompts: Tensor, layer: int = 0) -> Tensor:
+        """Answer, and add the time."""
+        began = time.perf_counter()
+        answer = self._evaluate(prompts, layer)
+        self.seconds += time.perf_counter() - began
+        return answer
 
 
-def network_share(model_name: str, engine: str, rounds: int) -> dict[str, Any]:
-    """Time a generation at home and over HTTP in turns.
+def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]:
+    """Time generations at home and over HTTP, in turns.
+
+    Args:
+        models: what is served.
+        work: the texts and the prompts.
+        rounds: how often each has its turn; for BBTv2 a turn is a round over the layers.
 
     Raises:
         BbtFastError: if the answers differ.
     """
-    service = build(Models(model_name, None, engine, "fp32", "cpu"), None, Limits())
+    service = build(models, None, Limits())
     assert service.scorer is not None
-    local = load_engine(engine, service.scorer.model, n_prompt_tokens=PROMPT, precision="fp32", device="cpu")
-    examples = examples_of(EXAMPLES, TOKENS + PROMPT)
-    prompts = 0.1 * torch.randn(CANDIDATES, PROMPT, local.hidden_size, generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {"local": [], "remote": []}
-    with served(service) as url:
-        remote = load_remote(url, n_prompt_tokens=PROMPT).open(examples)
-        sessions: dict[str, Any] = {"local": local.open(examples), "remote": remote}
-        one, other = (session.evaluate(prompts) for session in sessions.values())  # also the warm-up
-        if not torch.allclose(one, other, atol=1e-6):
-            raise BbtFastError("the remote engine answers otherwise than the local one.")
-        for _ in tqdm(range(rounds), "generations"):
-            for name, session in sessions.items():
-                began = time.perf_counter()
-                session.evaluate(prompts)
-                times[name].append(time.perf_counter() - began)
-        up, down = remote.answers.up / remote.candidates, remote.answers.down / remote.candidates
-    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    model, cuts, n = service.scorer.model, CUTS[work.algorithm], work.n_prompt_tokens
+    layers, examples = work.tuned_layers(model), work.examples(model)
+    with in_background(service) as url:
+        remote = load_remote(url, n_prompt_tokens=n, cuts=cuts).open(examples)
+        graph, key = remote.engine.graph, ("examples", remote.engine.graph, remote.name)
+        watched = Watched(service.scorer.shelf.get(OWNER, key).session)
+        home = load_engine(
+            models.engine, model, n_prompt_tokens=n, cuts=cuts, precision=models.precision, device=models.device
+        ).open(examples)
+        shape = (work.population, n, remote.engine.hidden_size)
+        prompts = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(work.seed))
+        for layer in layers:  # the warm-up, too
+            _same(home.evaluate(prompts, layer), remote.evaluate(prompts, layer), graph)
+        times: dict[str, list[float]] = {"home": [], "remote": [], "model": []}
+        for turn in tqdm(range(rounds), f"{work.algorithm}, rounds"):
+            for name, session in (("home", home), ("remote", remote)):
+                before, began = watched.seconds, time.perf_counter()
+                for layer in layers:
+                    session.evaluate(prompts, layer)
+                    if cuts == "layers":
+                        session.commit(prompts[turn % len(prompts)], layer)
+                times[name].append((time.perf_counter() - began) / len(layers))
+                if name == "remote":
+                    times["model"].append((watched.seconds - before) / len(layers))
+        _same(home.evaluate(prompts, layers[-1]), remote.evaluate(prompts, layers[-1]), graph)
+    outside = [remote - model for remote, model in zip(times["remote"], times["model"], strict=True)]
     return {
-        "local_ms": 1000 * middle["local"],
-        "remote_ms": 1000 * middle["remote"],
-        "network_share": 1 - middle["local"] / middle["remote"],
-        "spread_ms": {name: [1000 * min(s), 1000 * max(s)] for name, s in times.items()},
-        "up_bytes_per_query": up,
-        "down_bytes_per_query": down,
+        "texts": work.examples_count,
+        "tokens": int(work.lengths.sum()),
+        "hidden": shape[2],
+        "layers": len(layers),
+        **{f"{name}_ms": spread([1000 * one for one in seconds]) for name, seconds in times.items()},
+        "outside_ms": spread([1000 * one for one in outside]),
+        "share_outside": sum(outside) / sum(times["remote"]),
+        "remote_over_home": sum(times["remote"]) / sum(times["home"]),
+        "up_bytes_per_query": remote.answers.up / remote.candidates,
+        "down_bytes_per_query": remote.answers.down / remote.candidates,
     }
 
 
-def load(requests: int, clients: int) -> dict[str, Any]:
-    """Ask a server of the demo many times; return the rate, the latencies, and its memory at a tenth and at the end."""
-    service = build(Models("demo", None, "torch", "fp32", "cpu"), None, Limits())
+def _same(one: Tensor, other: Tensor, graph: str) -> None:
+    if not torch.allclose(one, other, atol=TOLERANCE, rtol=0):
+        raise BbtFastError(f"{graph}: the remote engine answers otherwise than the one at home.")
+
+
+def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
+    """Ask a server of the demo many times; return the rate, the latencies, and the server's memory."""
     seconds: list[float] = []
     memory: list[float] = []
     lock, progress = threading.Lock(), tqdm(total=requests, desc="requests")
 
-    def client(url: str) -> None:
-        session = load_remote(url, n_prompt_tokens=5).open(examples_of(2, 15))
-        prompts = torch.zeros(1, 5, session.engine.hidden_size)
-        for _ in range(requests // clients):
-            began = time.perf_counter()
-            session.evaluate(prompts)
-            with lock:
-                seconds.append(time.perf_counter() - began)
-                progress.update()
-                if len(seconds) % (requests // 10) == 0:
-                    memory.append(resident_mib())
+    def client(number: int) -> None:
+        engine, nonsense = load_remote(server.url, n_prompt_tokens=SMALL, cuts="layers"), httpx.Client(trust_env=False)
+        session = engine.open(_texts(number))
+        prompts = torch.zeros(1, SMALL, engine.hidden_size)
+        for count in range(requests // clients):
+            if count % OPEN_EVERY == 0:
+                session = engine.open(_texts(clients * count + number))
+            if count % COMMIT_EVERY == 0:
+                session.commit(prompts[0] + count / requests, number % engine.n_layers)
+            if count % NONSENSE_EVERY == 0:
+                nonsense.post(f"{server.url}{engine.path('infer')}", content=b"{}")
+            note(_timed(session, prompts))
+        nonsense.close()
+
+    def note(took: float) -> None:
+        with lock:
+            seconds.append(took)
+            progress.update()
+            if len(seconds) % (requests // TENTHS) == 0:
+                memory.append(server.resident_mib())
 
     began = time.perf_counter()
-    with served(service) as url, ThreadPoolExecutor(clients) as pool:
-        list(pool.map(client, [url] * clients))
-        took = time.perf_counter() - began
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(clients)))
+    took = time.perf_counter() - began
     progress.close()
-    seconds.sort()
+    half = memory[len(memory) // 2 :]
+    slope = float(np.polyfit(range(len(half)), half, 1)[0]) if len(half) > 1 else 0.0
     return {
         "requests": len(seconds),
         "clients": clients,
         "requests_per_s": len(seconds) / took,
-        "p50_ms": 1000 * seconds[len(seconds) // 2],
-        "p99_ms": 1000 * seconds[len(seconds) * 99 // 100],
-        "resident_mib_each_tenth": memory,
+        **{f"p{part}_ms": 1000 * float(np.percentile(seconds, part)) for part in (50, 99)},
+        "server_mib": memory,
+        "growth_kib_per_1000_requests": 1024 * slope * 1000 / (requests / TENTHS),
     }
 
 
-def resident_mib() -> float:
-    """Return what this process, clients and server, holds in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / 2**20
+def _timed(session: RemoteSession, prompts: Tensor) -> float:
+    began = time.perf_counter()
+    session.evaluate(prompts, 0)
+    return time.perf_counter() - began
 
 
-def main() -> None:
-    """Run both and write the record."""
+def _texts(seed: int) -> Examples:
+    """Return two random texts of ten tokens behind the placeholders."""
+    ids = torch.randint(5, 900, (2, 10 + SMALL), generator=torch.Generator().manual_seed(seed))
+    return Examples(ids, torch.ones_like(ids), torch.full((2,), 8 + SMALL), torch.tensor([10, 20]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="demo", help="model of the generation: a folder, a hub id, or demo")
+    parser.add_argument("--task", default="sst2", help="whose text lengths")
+    parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 of each class")
+    parser.add_argument("--population", type=int, default=20)
+    parser.add_argument("--n_prompt_tokens", type=int, default=50)
     parser.add_argument("--engine", default="ort")
-    parser.add_argument("--rounds", type=int, default=10, help="generations of each engine")
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
+    parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--output", metavar="FILE", help="write the record as JSON")
-    args = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="the record; without it one in benchmarks/results is replaced")
+    given = parser.parse_args(arguments)
+    name = Path(given.model_name).name
+    models = Models(given.model_name, None, given.engine, given.precision, given.device)
+    generation = {}
+    for algorithm in ALGORITHMS:
+        work = Workload(
+            name, algorithm, given.task, given.population, given.examples, given.n_prompt_tokens, device=given.device
+        )
+        generation[algorithm] = network_share(models, work, given.rounds)
+    with server_apart("--model_name", "demo", "--engine", given.engine, "--precision", given.precision) as server:
+        bearing = load(server, given.requests, given.clients)
     record = {
-        "model": Path(args.model_name).name,
-        "engine": args.engine,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "shape": {"candidates": CANDIDATES, "examples": EXAMPLES, "tokens": TOKENS + PROMPT},
-        "generation": network_share(args.model_name, args.engine, args.rounds),
-        "load": load(args.requests, args.clients),
+        "benchmark": "service",
+        "model": name,
+        **{key: getattr(given, key) for key in ("task", "engine", "precision", "population", "rounds")},
+        "environment": environment(given.device, 0),
+        "generation": generation,
+        "load": bearing,
     }
-    text = json.dumps(record, indent=2)
-    print(text)
-    if args.output:
-        Path(args.output).write_text(text + "\n", encoding="utf-8")
+    path = given.output or RESULTS / f"service-{name}.json"
+    save(record, path)
+    path.with_suffix(".md").write_text(share_table(record) + "\n", encoding="utf-8")
+    print(share_table(record))
 
 
 if __name__ == "__main__":

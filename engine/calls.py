@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import ssl
 import time
 import weakref
 from collections.abc import Mapping
@@ -64,11 +65,15 @@ class Caller:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=limits, trust_env=False)
+            # No proxies from the environment, but its certificate authorities: SSL_CERT_FILE, SSL_CERT_DIR.
+            trusted = httpx.create_ssl_context()
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=limits, trust_env=False, verify=trusted)
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise UsageError(f"--url {url!r} or its key cannot be used ({error}).") from None
         if self._client.base_url.scheme not in ("http", "https") or not self._client.base_url.host:
             raise UsageError(f"--url is {url!r}, but must be such as https://host:8000.")
+        if self._client.base_url.userinfo:
+            raise UsageError("--url holds a name or a password: leave them out, and give a key's file with --api_key.")
         self._close = weakref.finalize(self, self._client.close)
         self.url, self._patience, self._first_pause = url, patience, pause
 
@@ -120,6 +125,11 @@ class Caller:
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
                 raise UsageError(f"{self.url} cannot be asked ({error}): check --url and the key.") from None
             except httpx.TransportError as error:
+                if distrust := _distrust(error):
+                    raise UsageError(
+                        f"{self.url} shows a certificate that is not trusted here ({distrust.verify_message}). If it "
+                        "is the right server, set the environment variable SSL_CERT_FILE to its authority's file."
+                    ) from None
                 problem = f"{type(error).__name__}: {error}"
             wait = max(asked, pause * random.uniform(0.5, 1.0))
             if time.monotonic() + wait > ends:
@@ -162,6 +172,13 @@ class Caller:
         except WireError:
             return response.reason_phrase, None
         return str(found.get("error", response.reason_phrase)), found.get("code")
+
+
+def _distrust(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error of a certificate that led to another, if one did; trying again does not mend it."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _seconds(text: str | None) -> float:

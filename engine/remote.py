@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -152,9 +154,8 @@ class RemoteSession:
         """How many prompts were answered."""
         self._tensors = {name: _array(value, np.int64) for name, value in vars(examples).items() if value is not None}
         self.name = content_name(self._tensors)
-        self._committed: dict[int, Array] = {}
-        self._told: dict[int, Array] = {}
-        """The committed state that the server was last told."""
+        self._committed = self._told = State({})
+        """The committed prompts, and those that the server was last told."""
 
     def __len__(self) -> int:
         """Return N."""
@@ -197,9 +198,7 @@ class RemoteSession:
         if not 0 <= layer < stages:
             raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.")
         array = self._prompt(prompt)
-        self._committed = {key: value for key, value in self._committed.items() if key != layer}
-        if array.any():
-            self._committed[layer] = array
+        self._committed = State(self._committed.prompts | {layer: array})
 
     def clipped_spread(self, layer: int) -> float:
         """Return how far the values that enter a layer spread, without outliers; see ``Session.hidden_states``."""
@@ -222,7 +221,7 @@ class RemoteSession:
 
         def ask() -> Message:
             self._tell()
-            about = {"examples": self.name, "committed": state_name(self._committed), "layer": layer}
+            about = {"examples": self.name, "committed": self._committed.name, "layer": layer}
             return self.engine.caller.post(self.engine.path(call), tensors, about, self.answers)
 
         return self._reminding(ask)
@@ -237,31 +236,39 @@ class RemoteSession:
                     raise
                 logger.warning("%s forgot: registering again (%s)", self.engine.caller.url, error)
                 self.engine.require_same()
-                self._told = {}
+                self._told = State({})
                 self.register()
         raise AssertionError
 
     def _tell(self) -> None:
         """Send the committed prompts that the server does not have yet."""
-        if state_name(self._told) == state_name(self._committed):
+        old, new = self._told, self._committed
+        if old.name == new.name:
             return
-        new = {k: v for k, v in self._committed.items() if k not in self._told or not np.array_equal(v, self._told[k])}
-        gone = sorted(set(self._told) - set(self._committed))
-        zero = np.zeros((self.engine.n_prompt_tokens, self.engine.hidden_size), np.float32)
-        layers = [*new, *gone]
-        tensors = {
-            "layers": np.array(layers, np.int64),
-            "prompts": np.stack([*new.values(), *(zero for _ in gone)]),
-        }
-        about = {"examples": self.name, "base": state_name(self._told)}
+        changed = {k: v for k, v in new.prompts.items() if not np.array_equal(v, old.prompts.get(k, np.zeros_like(v)))}
+        tensors = {"layers": np.array(list(changed), np.int64), "prompts": np.stack(list(changed.values()))}
+        about = {"examples": self.name, "base": old.name}
         answer = self.engine.caller.post(self.engine.path("commits"), tensors, about, self.answers)
-        if answer.parameters.get("committed") != state_name(self._committed):
+        if answer.parameters.get("committed") != new.name:
             raise DeviceError(f"{self.engine.caller.url} received other prompts than were sent.")
-        self._told = dict(self._committed)
+        self._told = new
+
+
+@dataclass(frozen=True)
+class State:
+    """Committed prompts."""
+
+    prompts: dict[int, Array]
+    """[n, H] by layer; zeros, which are as none, stay here so that a server can be told."""
+
+    @cached_property
+    def name(self) -> str:
+        """See ``state_name``."""
+        return state_name({layer: prompt for layer, prompt in self.prompts.items() if prompt.any()})
 
 
 def state_name(committed: dict[int, Array]) -> str:
-    """Return the name of committed prompts; zeros count as none."""
+    """Return the name of committed prompts that are not zero; none has the name ""."""
     return content_name({str(layer): prompt for layer, prompt in committed.items()}) if committed else ""
 
 

@@ -176,13 +176,12 @@ def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
         return name, _listed(name, kind, shape, entry.get("data")), start
     if type(size) is not int or not 0 <= size <= len(body) - start:
         raise WireError(f"tensor {name[:40]!r} announces more bytes than the body has.")
-    data = body[start : start + size]
     if kind == "BYTES":
-        return name, _texts_from_bytes(name, data, count).reshape(shape), start + size
+        return name, _texts_from_bytes(name, body[start : start + size], count).reshape(shape), start + size
     dtype = np.dtype(NUMBERS[kind])
     if size != count * dtype.itemsize:
         raise WireError(f"tensor {name[:40]!r} has {size} bytes, but {kind} {shape} takes {count * dtype.itemsize}.")
-    return name, np.frombuffer(data, dtype).reshape(shape), start + size
+    return name, np.frombuffer(body, dtype, count, start).reshape(shape), start + size
 
 
 def _listed(name: str, kind: str, shape: list[int], data: Any) -> Array:

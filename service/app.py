@@ -56,17 +56,17 @@ class Call:
         announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._limits.body_bytes:
             raise too_large
-        body = bytearray()
+        chunks = []
         try:
             async with asyncio.timeout(self._limits.read_timeout):
                 async for chunk in self.request.stream():
                     self.up += len(chunk)
                     if self.up > self._limits.body_bytes:
                         raise too_large
-                    body += chunk
+                    chunks.append(chunk)
         except TimeoutError:
             raise RefusedError(408, "slow", f"the body did not come within {self._limits.read_timeout:g} s.") from None
-        return decode("inputs", bytes(body), headers.get(HEADER_LENGTH))
+        return decode("inputs", b"".join(chunks), headers.get(HEADER_LENGTH))
 
     @property
     def graph(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from .shelf import Shelf
 from .turns import Turns
@@ -16,6 +16,7 @@ class Metrics:
     def __init__(self, turns: Turns, shelf: Shelf | None) -> None:
         """Take what is asked for its state at the time of reading."""
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._requests = Counter("bbt_fast_requests", "Requests answered", ["route", "status"], registry=self._registry)
         self._seconds = Histogram("bbt_fast_request_seconds", "Time to the answer", ["route"], registry=self._registry)
         self._bytes = Counter("bbt_fast_body_bytes", "Bytes of bodies", ["direction"], registry=self._registry)

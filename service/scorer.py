@@ -208,7 +208,7 @@ class Scorer:
         name = content_name({"about": about, "scale": np.array([scale], np.float64), "origin": origin})
         key, size = ("projection", graph, name), 4 * origin.size * dim
         self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
-        drawn = draw_projection(kind, seed, layer, dim, float(scale), torch.from_numpy(origin.copy()), engine.device)
+        drawn = draw_projection(kind, seed, layer, dim, float(scale), torch.from_numpy(origin), engine.device)
         self.shelf.put(owner, key, drawn, size)
         return Answer({}, {"projection": name})
 
@@ -246,7 +246,7 @@ class Scorer:
     def _prompts(self, owner: str, graph: str, message: Message) -> Tensor:
         """Return a request's prompts, [P, n, H]."""
         if "prompts" in message.tensors:
-            prompts = torch.from_numpy(numbers(message, "prompts", 3).copy())
+            prompts = torch.from_numpy(numbers(message, "prompts", 3))
         else:
             z = numbers(message, "z", 2)
             name = parameter(message, "projection", str, "")

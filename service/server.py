@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
-from bbt_fast.export.errors import DeviceError, UsageError
+from bbt_fast.export.errors import BbtFastError, DeviceError, UsageError
 from bbt_fast.export.model import load_model
 from bbt_fast.tuner.demo import MODEL_DIR
 from bbt_fast.tuner.tasks.presets import DEMO
@@ -22,6 +27,7 @@ from .texts import TaskTexts, TextClassifier
 
 HEADERS_BYTES = 64 * 1024
 GRACE_SECONDS = 60
+LOOPBACK = "127.0.0.1"
 logger = logging.getLogger(__name__)
 
 
@@ -110,10 +116,55 @@ def serve(server: uvicorn.Server) -> None:
     """Serve until SIGINT or SIGTERM; what runs then is finished.
 
     Raises:
+        UsageError: if the files for TLS cannot be used.
         DeviceError: if the address cannot be listened at.
     """
     try:
         server.run()
+    except ssl.SSLError as error:
+        files = f"{server.config.ssl_certfile} and {server.config.ssl_keyfile}"
+        raise UsageError(f"{files} are no certificate and its private key, in PEM ({error}).") from None
     except SystemExit:  # uvicorn's way to say that it could not bind
         config = server.config
         raise DeviceError(f"cannot listen at {config.host}:{config.port}: is it taken? Give another --port.") from None
+
+
+@contextmanager
+def in_background(
+    service: Service, port: int = 0, certificate: str | None = None, private_key: str | None = None
+) -> Iterator[str]:
+    """Serve on loopback, on a thread of this process, as long as the context lasts.
+
+    Args:
+        service: what is served.
+        port: 0 for any that is free.
+        certificate: a PEM file, for TLS.
+        private_key: likewise.
+
+    Yields:
+        The URL.
+
+    Raises:
+        UsageError: if the files for TLS are missing or cannot be used.
+        DeviceError: if the port is taken.
+    """
+    server = configure(service, LOOPBACK, port, certificate, private_key)
+    failures: list[BbtFastError] = []
+
+    def run() -> None:
+        try:
+            serve(server)
+        except BbtFastError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise failures[0]
+            time.sleep(0.005)
+        yield f"http{'s' if certificate else ''}://{LOOPBACK}:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

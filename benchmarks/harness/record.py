@@ -28,7 +28,7 @@ PACKAGES = (
     "cma",
     "numpy",
 )
-MEASURED = ("engine", "export", "tuner", "benchmarks/*.py", "benchmarks/harness")
+MEASURED = ("engine", "export", "tuner", "service", "benchmarks/*.py", "benchmarks/harness")
 """What a record is of: a change there makes another program."""
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 FORMAT = 1

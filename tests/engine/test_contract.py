@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,49 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
+from bbt_fast.engine.remote import load_remote
 from bbt_fast.export.errors import NumericsError, ShapeError
+from bbt_fast.export.model import load_model
+from bbt_fast.service.app import Service
+from bbt_fast.service.keys import Keys
+from bbt_fast.service.limits import Limits
+from bbt_fast.service.scorer import Scorer
+from bbt_fast.service.server import in_background
 
 CPU_ENGINES = [name for name, row in ENGINES.items() if name == "trt" or row.installed]
 SLOW = pytest.mark.slow
 PACKED = [pytest.param(f"{name} packed", marks=SLOW) for name in ("torch", "ort")]
 """The engines as on CUDA, on twins of its kernels: texts in a row, fused kernels."""
-EVERY = [*CPU_ENGINES, *PACKED]
+LOCAL = [*CPU_ENGINES, *PACKED]
+EVERY = [*LOCAL, "remote"]
+"""LOCAL for tests that look inside an engine; a server's is out of sight, and is one of LOCAL itself."""
 N_PROMPT_TOKENS = 5
+SERVERS = ExitStack()
 pytestmark = pytest.mark.usefixtures("fake_tensorrt")
 """For "trt", which here is TensorRT's stand-in on the CPU."""
 
 
-def load(engine: str, model: Any, **options: Any) -> Engine:
-    """Load an engine by its name in EVERY."""
-    name, _, packed = engine.partition(" ")
+@pytest.fixture(scope="module", autouse=True)
+def servers() -> Iterator[None]:
+    with SERVERS:
+        yield
+
+
+@cache
+def serve(model: Any) -> str:
+    """Serve a model on PyTorch until the last test here has run; return the URL."""
+    limits = Limits(max_graphs=8)
+    loaded = load_model(model) if isinstance(model, Path) else model
+    service = Service(Scorer(loaded, "torch", "fp32", "cpu", limits), None, None, Keys(None), limits)
+    return SERVERS.enter_context(in_background(service))
+
+
+def load(engine: str, model: Any, **options: Any) -> Any:
+    """Load an engine by its name in EVERY; without a saving "remote" is the engine behind it."""
+    if engine == "remote" and not options.get("ablate"):
+        options.pop("ablate", None)
+        return load_remote(serve(model), **options)
+    name, _, packed = engine.replace("remote", "torch").partition(" ")
     include = ("packing", "fusion") if packed else ()
     return load_engine(name, model, precision="fp32", device="cpu", include=include, **options)
 
@@ -60,7 +89,7 @@ def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
         )
         for row in [("roberta", "add"), ("roberta", "cat"), ("bert", "add")]
         for cuts in ("input", "layers")
-        for engine in (*CPU_ENGINES, "torch packed", "ort packed")
+        for engine in (*CPU_ENGINES, "remote", "torch packed", "ort packed")
     ],
 )
 def test_a_prompt_at_the_input_answers_as_the_original_does(
@@ -93,7 +122,7 @@ def load_tiny(engine: str, mode: str, cuts: str, model: PreTrainedModel, *ablate
     return load(engine, model, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, ablate=ablate)
 
 
-@pytest.mark.parametrize("engine", EVERY)
+@pytest.mark.parametrize("engine", LOCAL)
 @pytest.mark.parametrize("mode", ["add", "cat"])
 @settings(max_examples=6)
 @given(
@@ -178,7 +207,7 @@ def test_reuse_is_bitwise_for_one_candidate(
     assert torch.equal(*answers)
 
 
-@pytest.mark.parametrize("engine", EVERY)
+@pytest.mark.parametrize("engine", LOCAL)
 def test_a_round_over_the_layers_runs_what_it_must_and_not_one_layer_more(
     engine: str,
     roberta: PreTrainedModel,
@@ -270,17 +299,18 @@ def test_prompts_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("engine", EVERY)
-def test_nan_and_infinite_logits_are_an_error_that_names_a_precision(
+def test_nan_and_infinite_logits_are_an_error_that_says_what_to_try(
     engine: str, roberta: PreTrainedModel, make_examples: Callable[..., Examples]
 ) -> None:
     session = load_tiny(engine, "add", "input", roberta).open(make_examples(roberta, "add", N_PROMPT_TOKENS))
-    with pytest.raises(
-        NumericsError, match=f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try --precision"
-    ):
+    said = f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try --precision"
+    if engine == "remote":  # such prompts are not sent
+        said = "prompts hold NaN or infinity: try a smaller --sigma"
+    with pytest.raises(NumericsError, match=said):
         session.evaluate(torch.full((1, N_PROMPT_TOKENS, roberta.config.hidden_size), float("nan")))
 
 
-@pytest.mark.parametrize("engine", EVERY)
+@pytest.mark.parametrize("engine", LOCAL)
 def test_a_population_that_does_not_fit_into_memory_is_run_in_smaller_chunks(
     engine: str,
     roberta: PreTrainedModel,

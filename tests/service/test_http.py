@@ -287,7 +287,9 @@ def test_the_demo_ends_as_with_the_local_engine_and_its_prompt_classifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Any], repo_root: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = {"budget": 60, "popsize": 20, "max_test_examples": 20, "plots": False, "eval_every": 60}
+    options = {
+        "budget": 24, "popsize": 6, "k_shot": 4, "max_test_examples": 8, "plots": False, "eval_every": 24,
+    }  # fmt: skip
     local = tune(engine="ort", precision="fp32", output_dir="local", **options)
     service = build(Models("demo", "local", "ort", "fp32", "cpu"), None, Limits())
     with serving(service) as url:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -77,6 +77,8 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(
         load_remote(server, n_prompt_tokens=N, precision="fp16", **QUICK)
     with pytest.raises(UsageError, match="must be such as https://host:8000"):
         load_remote("nowhere", **QUICK)
+    with pytest.raises(UsageError, match="holds a name or a password"):
+        load_remote("http://ann:secret@localhost:8000", **QUICK)
 
 
 def test_a_server_that_started_again_is_told_once_more(
@@ -118,60 +120,12 @@ def test_a_server_that_forgets_the_oldest_is_told_once_more(
             assert torch.equal(remote.evaluate(prompts, 0), local.evaluate(prompts, 0))
 
 
-def pump(source: socket.socket, target: socket.socket, limit: int) -> None:
-    """Forward so many bytes, then end both sides."""
-    with suppress(OSError):
-        while limit > 0 and (data := source.recv(min(4096, limit))):
-            target.sendall(data)
-            limit -= len(data)
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
-CUTS = ((9000, 9000), (0, 9000), (9000, 9000), (700, 9000), (9000, 9000), (9000, 60))
-"""How many bytes pass up and down before a connection is cut: in its middle, before it, in its head, in the answer."""
-
-
-@contextmanager
-def flaky(port: int) -> Iterator[str]:
-    """A proxy that cuts every connection sooner or later."""
-    sockets: list[socket.socket] = []
-    stop = threading.Event()
-
-    def accept() -> None:
-        while not stop.is_set():
-            with suppress(TimeoutError):
-                client, _ = listener.accept()
-                up, down = CUTS[len(sockets) // 2 % len(CUTS)]
-                upstream = socket.create_connection(("127.0.0.1", port))
-                sockets.extend((client, upstream))
-                for way in ((client, upstream, up), (upstream, client, down)):
-                    pumps.append(threading.Thread(target=pump, args=way))
-                    pumps[-1].start()
-
-    pumps: list[threading.Thread] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.1)
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            stop.set()
-            thread.join()
-            for one in sockets:
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-            for one_pump in pumps:
-                one_pump.join()
-            for one in sockets:
-                one.close()
-    assert len(sockets) > 2 * len(CUTS), "the network was not broken often enough"
-
-
 def test_a_network_that_breaks_connections_changes_nothing(
-    server: str, roberta: PreTrainedModel, make_examples: Callable[..., Examples], make_prompts: Callable[..., Tensor]
+    server: str,
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    flaky: Callable[..., AbstractContextManager[str]],
 ) -> None:
     with flaky(int(server.rpartition(":")[2])) as url:
         remote, local = pair(url, roberta, "add", "layers", make_examples(roberta, "add", N))

@@ -87,14 +87,17 @@ class Memory:
     """The matrix A of all layers: the server's if z goes up, the user's if the prompt does."""
     server: float | None
     """The peak of the process (CPU) without the user's part, or what is in use on the device (CUDA); None where the
-    system does not tell."""
+    system does not tell, and where the model is on another machine."""
 
     @classmethod
-    def of(cls, user_bytes: int, projection_bytes: int, device: torch.device) -> Memory:
-        """Measure now."""
-        if device.type == "cuda":
+    def of(cls, user_bytes: int, projection_bytes: int, device: torch.device | None) -> Memory:
+        """Measure now; a device of None is another machine's."""
+        server: float | None
+        if device is None:
+            server = None
+        elif device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
-            server: float | None = (total - free) / MIB
+            server = (total - free) / MIB
         else:
             peak = _peak_bytes()
             server = None if peak is None else (peak - user_bytes) / MIB

@@ -155,7 +155,8 @@ class RunFolder:
         if self.config.exists():
             self._say_losses()
         else:
-            write_json(self.config, identity(options))
+            # Where the model is does not matter to a result, but to whoever goes on.
+            write_json(self.config, identity(options) | ({"url": options.url} if options.url else {}))
 
     def _say_losses(self) -> None:
         """Warn of files that an interrupted run had and that must be made again."""

@@ -106,7 +106,8 @@ class Run:
             replay = Replay(objective, develop, journal)
             found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
         matrices = sum(projection.matrix.nbytes for projection in projections)
-        memory = Memory.of(found.held_bytes, matrices, self.engine.device)
+        device = None if self.engine.name == "remote" else self.engine.device
+        memory = Memory.of(found.held_bytes, matrices, device)
         save(found.kept.candidates)
         prompts = project_all(projections, found.kept.candidates)
         result = self._tested(found, memory, prompts, session, dev_session, folder, control)
@@ -157,6 +158,8 @@ class Run:
             "dev": _digest(self.parts.dev),
             "origins": digest(_bytes(self.origins)),
         }
+        if engine.name == "remote":
+            header["behind"] = engine.facts["engine"]
         if not journal.records:
             journal.append(header)
             return
