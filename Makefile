@@ -3,7 +3,7 @@
 
 PYTHON ?= python
 PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.service bbt_fast.benchmarks
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .PHONY: check check-all check-oldest lint format types test test-narrow test-slow demo clean
 
@@ -34,9 +34,11 @@ test:
 
 # The engines as on a CPU with AVX2 alone: oneDNN (PyTorch, OpenVINO), PyTorch's own kernels and numpy's OpenBLAS can be
 # told so. ONNX Runtime's kernels cannot.
+NARROW = $(addprefix tests/engine/test_,contract.py golden.py openvino.py automatic.py packing.py precisions.py crew.py) \
+	tests/export/test_families.py tests/export/test_gate.py
 test-narrow:
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
-		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" tests/engine tests/export
+		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" $(NARROW)
 
 test-slow:
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -m slow

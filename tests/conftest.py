@@ -55,6 +55,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from bbt_fast.export.bindings import CLASSIC
 from bbt_fast.export.examples import Examples
 from bbt_fast.export.traces import FILE as TRACE
 
@@ -266,6 +267,7 @@ def fake_tensorrt() -> Iterator[ModuleType]:
         fake = load_fake_tensorrt()
         patch.setitem(sys.modules, "tensorrt", fake)
         patch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+        patch.setattr("bbt_fast.export.bindings.trt.package", CLASSIC)
         from bbt_fast.engine.tensorrt import TensorRtEngine
 
         patch.setattr(TensorRtEngine, "precisions", {"cpu": ("fp32", "fp16", "bf16")})

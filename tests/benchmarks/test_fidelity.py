@@ -67,6 +67,7 @@ def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return run
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_record_and_a_table(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     found = measure("torch-bf16")["torch-bf16"]
     assert set(found["summary"]) == {"random", "cma"}

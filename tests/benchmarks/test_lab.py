@@ -95,6 +95,7 @@ def test_the_lab_writes_a_record_of_all_variants_and_stops_at_none(
     assert said.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
 
 
+@pytest.mark.slow
 def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) -> None:
     start = Pool(lambda name: name.partition("-without")[0])
     one, other = (start(name, toy) for name in ("bbt-fast-torch-fp32", "bbt-fast-torch-fp32-without-buckets"))

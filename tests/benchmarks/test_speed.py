@@ -37,7 +37,7 @@ FIGURES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize("algorithm", ["bbt", pytest.param("bbtv2", marks=pytest.mark.slow)])
 def test_contenders_that_agree_are_timed(algorithm: str, toy: Workload, local: Callable[..., Any]) -> None:
     names = ["original", "bbt-fast-torch-fp32", "bbt-fast-ort-fp32", "bbt-fast-torch-fp32-without-reuse+buckets"]
     record = speed.compare_speed(replace(toy, algorithm=algorithm), names, repeats=2, start=local)

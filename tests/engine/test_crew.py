@@ -87,7 +87,10 @@ def load(three_threads: None, make_model: Callable[..., PreTrainedModel]) -> Cal
 
 
 @pytest.mark.parametrize("population", [1, 7])
-@pytest.mark.parametrize(("kind", "ablate"), [("roberta", ()), ("roberta", ("reuse",)), ("gpt2", ())])
+@pytest.mark.parametrize(
+    ("kind", "ablate"),
+    [("roberta", ()), ("roberta", ("reuse",)), pytest.param("gpt2", (), marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_every_layer_answers_as_pytorch_does(
     name: str,

@@ -82,7 +82,7 @@ def test_a_cuda_provider_that_does_not_load_names_the_missing_library() -> None:
 def test_an_engine_whose_package_is_missing_says_how_to_install_it(
     roberta: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ENGINES, "absent", Row("absent", "Absent", "no_such_package", "pip install no-such-package"))
+    monkeypatch.setitem(ENGINES, "absent", Row("absent", "Absent", ("no_such_package",), "pip install no-such-package"))
     with pytest.raises(MissingExtraError, match=r"needs no_such_package, .* `pip install no-such-package`"):
         load_engine("absent", roberta)
 

@@ -124,8 +124,9 @@ def evaluated(path: Path, feed: dict[str, Values]) -> Values:
     return answer
 
 
-@pytest.mark.parametrize("mode", ["add", pytest.param("cat", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cuts", ["input", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["add", "cat"])
+@pytest.mark.parametrize("cuts", ["input", "layers"])
 def test_packed_and_fused_graphs_answer_as_pytorch_does(mode: str, cuts: str) -> None:
     engine, (encoded, paths) = plain(mode, cuts), built(mode, cuts)
     prompts = torch.randn(4, N_PROMPT_TOKENS, 32, generator=torch.Generator().manual_seed(1))

@@ -77,7 +77,7 @@ def row_of(model_type: str) -> Family:
 
 
 ROWS = [pytest.param(family, kind, id=kind) for family in FAMILIES for kind in family.model_types]
-FAST = {("roberta", "add", "layers"), ("bart", "add", "layers")}
+FAST = {("roberta", "add", "layers")}
 """What the fast tests export."""
 FIRST_OF_ROWS = [pytest.param(family, family.model_types[0], id=family.model_types[0]) for family in FAMILIES]
 

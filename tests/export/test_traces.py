@@ -97,7 +97,8 @@ def test_a_shared_trace_gives_the_very_file_that_a_trace_of_the_stage_gives(
         assert shared[1] == content(_source(chain, dtype, 1, fused=False))
 
 
-@pytest.mark.parametrize("model_type", ["roberta", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["roberta", "t5"])
 def test_layers_traced_one_by_one_make_the_graph_of_the_whole(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = _source(encode(model_type, "add", "input"), torch.float32, 0, fused=True)
     assert len(source.stage.links()) == LAYERS
@@ -141,6 +142,7 @@ def test_stages_are_of_one_structure_only_if_they_compute_the_same() -> None:
     assert signature(other) != signature(second)
 
 
+@pytest.mark.slow
 def test_a_stage_whose_layers_are_one_module_is_left_as_it_was() -> None:
     chain = encode("albert", "add", "input")
     (stage,) = chain.stages

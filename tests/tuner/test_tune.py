@@ -35,9 +35,9 @@ def generations(folder):
     [
         ("roberta", "add", "bbt"),
         ("roberta", "add", "bbtv2"),
-        ("roberta", "cat", "bbtv2"),
-        ("bert", "cat", "bbt"),
-        ("bert", "add", "bbtv2"),
+        pytest.param("roberta", "cat", "bbtv2", marks=pytest.mark.slow),
+        pytest.param("bert", "cat", "bbt", marks=pytest.mark.slow),
+        pytest.param("bert", "add", "bbtv2", marks=pytest.mark.slow),
     ],
 )
 def test_engines_follow_the_same_trajectory(kind, mode, algorithm, small, model_folder):

@@ -76,6 +76,7 @@ def test_an_engine_answers_there_as_on_the_cpu(
         torch.testing.assert_close(one, other, atol=1e-5 if precision == "fp32" else 0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_graphs_are_exported_from_a_model_there(
     elsewhere: Place, make_model: Callable[..., PreTrainedModel], make_examples: Callable[..., Examples]
 ) -> None:

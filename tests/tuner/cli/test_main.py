@@ -193,6 +193,7 @@ def test_a_signal_ends_after_the_generation_and_says_how_to_go_on(small):
     assert all(line.endswith(b"\n") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_read_enough_gets_no_traceback():
     command = [sys.executable, "-m", "bbt_fast.tuner.cli", "tasks"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

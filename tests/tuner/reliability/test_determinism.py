@@ -27,7 +27,11 @@ def flags(options: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("engine", "algorithm"),
-    [("torch", "bbt"), ("torch", "bbtv2"), ("ort", "bbt"), pytest.param("ort", "bbtv2", marks=pytest.mark.slow)],
+    [
+        ("torch", "bbt"),
+        ("torch", "bbtv2"),
+        *(pytest.param("ort", each, marks=pytest.mark.slow) for each in ("bbt", "bbtv2")),
+    ],
 )
 def test_the_same_command_twice_writes_the_same_journal(
     algorithm: str, engine: str, options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path

@@ -13,7 +13,7 @@ import pytest
 KILLED = -9
 LONGEST = {"export": 2, "journal": 6, "file": 3, "evaluate": 6, "test": 2}
 """In how many of an event's calls a process may be killed."""
-FEW = 3
+FEW = 2
 """Instants in the fast suite, where the undisturbed run takes the graphs of the other, to save an export."""
 Figures = Callable[[Path], tuple[Any, ...]]
 

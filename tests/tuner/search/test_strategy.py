@@ -119,7 +119,8 @@ def test_the_same_seed_gives_the_same_bits():
 @pytest.mark.parametrize(
     ("function", "dim", "generations", "seeds"),
     [
-        *((function, *size) for function in FUNCTIONS for size in ((20, 150, 4), (100, 200, 4))),
+        *((function, 20, 150, 4) for function in FUNCTIONS),
+        *(pytest.param(function, 100, 200, 4, marks=pytest.mark.slow) for function in FUNCTIONS),
         *(pytest.param(function, 500, 400, 3, marks=pytest.mark.slow) for function in (sphere, ellipsoid)),
     ],
 )

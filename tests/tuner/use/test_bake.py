@@ -139,6 +139,7 @@ def test_the_folder_loads_as_a_sequence_classifier_s_does(baked):
     )
 
 
+@pytest.mark.slow
 def test_the_code_in_the_readme_runs(baked):
     classifier, made = baked(*CASES[1])
     (code,) = re.findall(r"```python\n(.*?)```", (made.folder / "README.md").read_text(encoding="utf-8"), re.S)
@@ -162,7 +163,7 @@ def model_config_pb2() -> Any:
     return module
 
 
-@pytest.mark.parametrize(("algorithm", "kind", "mode"), CASES[:2])
+@pytest.mark.parametrize(("algorithm", "kind", "mode"), [CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow)])
 def test_triton_s_definitions_agree_with_the_file(algorithm, kind, mode, baked, model_config_pb2):
     classifier, made = baked(algorithm, kind, mode)
     (model,) = (made.folder / "triton").iterdir()
@@ -204,6 +205,7 @@ def test_what_cannot_be_baked_is_refused_and_leaves_nothing(tuned, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_refused(baked, tmp_path, monkeypatch):
     classifier, made = baked(*CASES[0])
     other = onnx.load(made.folder / "model.onnx")
