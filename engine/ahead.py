@@ -24,7 +24,7 @@ from .cuda import Queue
 from .plans import Plan, Scratch
 from .savings import Savings
 from .session import Runner
-from .tensorrt import TensorRtEngine
+from .tensorrt import BUCKET_TOKENS, PRECISIONS, TensorRtEngine
 
 MEMORY_BYTES = 24 << 30
 """Of the card, if nothing else uses it: how many tokens a call takes depends on it."""
@@ -67,8 +67,8 @@ class _Unloaded(Plan):
 class AheadEngine(TensorRtEngine):
     """Builds what the engine on a GPU would build. It answers nothing: all logits are zero."""
 
-    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": TensorRtEngine.precisions["cuda"]}
-    bucket_overhead: ClassVar[dict[str, int]] = {"cpu": TensorRtEngine.bucket_overhead["cuda"]}
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": PRECISIONS}
+    bucket_overhead: ClassVar[dict[str, int]] = {"cpu": BUCKET_TOKENS}
     plan_class: ClassVar[type[Plan]] = _Unloaded
     runs: ClassVar[bool] = False
 
@@ -105,11 +105,10 @@ def load_ahead(
         UsageError: if plans in this precision are not offered.
         DeviceError: if a graph is refused.
     """
-    offered = AheadEngine.precisions["cpu"]
-    precision = offered[0] if precision == "auto" else precision
-    if precision not in offered:
+    precision = PRECISIONS[0] if precision == "auto" else precision
+    if precision not in PRECISIONS:
         raise UsageError(
-            f"TensorRT plans compute in {', '.join(offered)}, not in {precision}. Give another --precision."
+            f"TensorRT plans compute in {', '.join(PRECISIONS)}, not in {precision}. Give another --precision."
         )
     if preferred(gpu.capability) is not RTX:
         raise DeviceError(f"{RTX.title} does not build for {gpu.name}: build on the card itself, with --engine trt.")

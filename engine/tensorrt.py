@@ -32,6 +32,10 @@ from .savings import Savings
 from .session import Runner
 from .stage_parity import measure_stage
 
+PRECISIONS = ("fp16", "bf16", "fp32")
+"""Of plans; the first is the default."""
+BUCKET_TOKENS = 2048
+"""What a further bucket costs, in tokens: four times what other engines reckon, for each has its own plans to build."""
 PlanKey = tuple[int, str]
 """A stage, and the shapes that it takes."""
 
@@ -181,9 +185,8 @@ class TensorRtEngine(Engine):
     """TensorRT on CUDA."""
 
     name = "trt"
-    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": ("fp16", "bf16", "fp32")}
-    bucket_overhead: ClassVar[dict[str, int]] = {"cuda": 2048}
-    """Twice what other engines reckon: each bucket of a population has its own plans to build."""
+    precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": PRECISIONS}
+    bucket_overhead: ClassVar[dict[str, int]] = {"cuda": BUCKET_TOKENS}
     queue_class: ClassVar[type[Queue]] = Queue
     plan_class: ClassVar[type[Plan]] = Plan
     runs: ClassVar[bool] = True
