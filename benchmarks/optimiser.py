@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import cma
@@ -21,7 +22,7 @@ import numpy as np
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save
 from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array
-from bbt_fast.tuner.search.threads import one_thread
+from bbt_fast.tuner.search.threads import background, one_thread
 
 DIMS, POPSIZES, DEVICE_MS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0
 WARM_UP, AGREE = 3, 3
@@ -30,8 +31,9 @@ WARM_UP, AGREE = 3, 3
 class Pycma:
     """pycma with its own sampler, driven as a run without ours would drive it."""
 
-    def __init__(self, dim: int, popsize: int) -> None:
-        """Start a strategy."""
+    def __init__(self, dim: int, popsize: int, aside: Executor | None = None) -> None:
+        """Start a strategy, which has no use for a thread."""
+        del aside
         options = {"randn": np.random.RandomState(1).randn, "seed": math.nan, "popsize": popsize, "verbose": -9}
         self._strategy = cma.CMAEvolutionStrategy(dim * [0.0], 1.0, options)
 
@@ -50,8 +52,8 @@ class Pycma:
 class Ours:
     """The strategy of a run."""
 
-    def __init__(self, dim: int, popsize: int, shifted: bool = True, aside: Any = None) -> None:
-        """Start a strategy."""
+    def __init__(self, dim: int, popsize: int, aside: Executor | None = None, shifted: bool = True) -> None:
+        """Start a strategy that decomposes on a thread, as a run lends it one."""
         self._evolution = Evolution(dim, 1.0, popsize, seed=1, shifted=shifted, aside=aside)
         self.tell = self._evolution.tell
 
@@ -60,7 +62,7 @@ class Ours:
         return self._evolution.ask().candidates
 
 
-CONTENDERS: dict[str, Callable[[int, int], Any]] = {"pycma": Pycma, "bbt-fast": Ours}
+CONTENDERS: dict[str, Callable[[int, int, Executor], Any]] = {"pycma": Pycma, "bbt-fast": Ours}
 
 
 def fitness(candidates: Array) -> Array:
@@ -134,7 +136,8 @@ def main() -> None:
         for popsize in args.popsize:
             check_agreement(dim, popsize)
             for name, make in CONTENDERS.items():
-                figures = measure(make(dim, popsize), args.generations, args.device_ms)
+                with background() as aside:
+                    figures = measure(make(dim, popsize, aside), args.generations, args.device_ms)
                 rows.append({"dim": dim, "popsize": popsize, "contender": name, **figures})
                 print(rows[-1], flush=True)
     record = {
