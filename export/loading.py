@@ -77,6 +77,8 @@ def _from_checkpoint(source: str | Path, allow_pickle: bool) -> Any:
         if missing and family.otherwise is not None:
             model, info = family.otherwise(source, config, how)
             missing = _missing(info)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"the weights of {str(source)!r} cannot be loaded ({reason(error)}). They must be safetensors files, whole "

@@ -8,6 +8,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .errors import UsageError
+
 
 class Gpt2Entrance(nn.Module):
     """GPT-2: position embeddings are added to token embeddings and prompt."""
@@ -57,10 +59,20 @@ def deberta_head(model: Any) -> tuple[str, ...]:
 
 
 def load_deberta_v3(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a DeBERTa with the head of its authors' checkpoints, whose configuration does not name it."""
+    """Load a DeBERTa with the head of its authors' checkpoints, whose configuration does not name it.
+
+    Raises:
+        UsageError: if this version of `transformers` cannot.
+    """
     config.legacy = False
     auto: Any = transformers.AutoModelForMaskedLM
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(source, config=config, **how)
+    try:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(source, config=config, **how)
+    except AttributeError as error:  # its tied weights, before 5.20
+        raise UsageError(
+            f"transformers {transformers.__version__} cannot load the head of this DeBERTa ({error}); version 5.20 "
+            "can: `pip install -U transformers`."
+        ) from error
     return loaded
 
 

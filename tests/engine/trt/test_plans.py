@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -206,6 +207,34 @@ def test_a_tensorrt_that_is_too_old_says_what_it_lacks(fake: ModuleType, monkeyp
     assert TensorRtEngine.cuda_fault() is None
     monkeypatch.delattr(fake.IAttention, "key_value_lengths")
     assert "has no attention by lengths; `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
+
+
+def test_a_plan_that_cannot_be_run_here_is_built_again_and_says_why(
+    fake: ModuleType,
+    load: Callable[..., TensorRtEngine],
+    own_cache: Callable[[TensorRtEngine], None],
+    examples: Examples,
+    prompts: Callable[..., Tensor],
+    reference: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own_cache(load())
+    plan, *_ = load().artifacts
+    plan.write_bytes(b"of another version")
+    whole = plan.with_name(MANIFEST)
+    manifest = read_json(whole)
+    manifest["files"][plan.name] = file_digest(plan)
+    whole.write_text(json.dumps(manifest), encoding="utf-8")
+    monkeypatch.setattr(
+        "bbt_fast.engine.tensorrt.plan_fault",
+        lambda path: "version mismatch" if path.read_bytes() == b"of another version" else None,
+    )
+    engine = load()
+    assert "cannot be run here (version mismatch): building it again" in caplog.text
+    assert plan.read_bytes() != b"of another version"
+    logits = engine.open(examples).evaluate(prompts(1))
+    torch.testing.assert_close(logits, reference(examples).evaluate(prompts(1)), atol=2e-5, rtol=0)
 
 
 def test_a_driver_that_is_too_old_is_said(
