@@ -7,7 +7,7 @@ card finds the plans it asks for, and compares them with PyTorch before it uses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -44,9 +44,6 @@ class _Nowhere(Queue):
 
     def use(self) -> nullcontext[None]:  # type: ignore[override]
         return nullcontext()
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        raise NotImplementedError("nothing runs here that could be recorded")
 
 
 class _Unloaded(Plan):
