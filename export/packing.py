@@ -192,7 +192,8 @@ class Row:
 
     def positions(self) -> Tensor:
         """Return the position of each token in its text, [1, T]."""
-        return (self.tensors[TOKEN_INDEX] % self.tensors[TEXT_INDEX].shape[1])[None]
+        index = self.tensors[TOKEN_INDEX]
+        return (index % torch.full_like(index, self.tensors[TEXT_INDEX].shape[1]))[None]  # ONNX takes no number there
 
     def unpack(self, states: Tensor) -> Tensor:
         """Lay out texts with padding, each one a batch row: [P, T, H] -> [P * N, S, H]."""

@@ -98,9 +98,8 @@ def test_a_shared_trace_gives_the_very_file_that_a_trace_of_the_stage_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["roberta", "t5"])
-def test_layers_traced_one_by_one_make_the_graph_of_the_whole(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _source(encode(model_type, "add", "input"), torch.float32, 0, fused=True)
+def test_layers_traced_one_by_one_make_the_graph_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _source(encode("roberta", "add", "input"), torch.float32, 0, fused=True)
     assert len(source.stage.links()) == LAYERS
     chained = onnx_from_stage(source)
     monkeypatch.setattr("bbt_fast.export.stages.Stage.links", lambda self: (self,))

@@ -16,6 +16,7 @@ from bbt_fast import tune
 from bbt_fast.engine import load_engine
 from bbt_fast.export.cache import cache_folder
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.export.traces import FILE as TRACE
 from bbt_fast.tuner.artifacts.folder import CONFIG, JOURNAL, LOCK, METRICS, PROMPT
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import RESULT, read_result
@@ -168,6 +169,8 @@ def test_a_damaged_cache_entry_is_built_again_and_answers_the_same(
     monkeypatch.setenv("BBT_FAST_CACHE", str(whole))
     asked = options(engine="ort", budget=8)
     tune(**asked, output_dir=str(tmp_path / "run"))
+    for trace in [path.parent for path in cache_folder().glob(f"*/{TRACE}")]:
+        shutil.rmtree(trace)
     (entry,) = (path for path in cache_folder().iterdir() if path.is_dir())
     assert len(list(entry.iterdir())) == 3, "a graph, its manifest and the parity gate's figures"
     for number, (copy, name, damage) in enumerate(cases(whole, tmp_path / "copies", damages(3))):

@@ -13,7 +13,9 @@ import pytest
 
 from bbt_fast import tune
 from bbt_fast.export import cache
+from bbt_fast.export.cache import MANIFEST
 from bbt_fast.export.errors import ArtifactError
+from bbt_fast.export.traces import FILE as TRACE
 from bbt_fast.tuner.run.driver import Search
 
 Options = Callable[..., dict[str, Any]]
@@ -59,7 +61,10 @@ def test_an_export_that_fills_the_disk_leaves_no_entry(
     assert ended["status"] == 2
     assert "cannot write the graph cache" in ended["message"]
     assert "Free some space there, or set BBT_FAST_CACHE" in ended["message"]
-    assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
+    entries = [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+    assert all((path / MANIFEST).exists() and (path / TRACE).exists() for path in entries), (
+        "no graph, and no half trace"
+    )
 
 
 @pytest.fixture
