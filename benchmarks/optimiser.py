@@ -1,47 +1,64 @@
-"""Measure CMA-ES: what the device waits for in a generation, and all the CPU's work, pycma as it is beside ours.
+"""Measure CMA-ES: what the device waits for in a generation, and whole runs on an engine that answers at once.
 
-    python benchmarks/optimiser.py                              d from 100 to 2000, populations 20 to 100
+    python benchmarks/optimiser.py                              d from 100 to 2000, populations 20 to 100, whole runs
     python benchmarks/optimiser.py --dim 500 --popsize 20
 
-A device of 30 ms is a sleep: it leaves the CPU to the optimiser as a GPU would. Agreement is checked first: on
-pycma's schedule both contenders draw the same candidates. Writes a JSON record and a table.
+**Beside a device.** A device is a sleep: it leaves the CPU to the optimiser as a GPU would. The critical path is what
+the device waits for, from one generation's losses to the next one's candidates. Agreement is checked first: on pycma's
+schedule both contenders draw the same candidates.
+
+**Whole runs.** `tune` on the demo, with its journal, metrics and development set, and an engine that answers at once.
+What is left is all that a run costs beside the model.
+
+Writes a JSON record and two tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cma
 import numpy as np
+from torch import Tensor
+from tqdm import tqdm
 
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save
-from bbt_fast.tuner.search.evolution import Evolution
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.workload import Algorithm
+from bbt_fast.engine import Session
+from bbt_fast.tuner.run import driver
+from bbt_fast.tuner.run.driver import Search
+from bbt_fast.tuner.search.evolution import Asked, Evolution
 from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.threads import background, one_thread
+from bbt_fast.tuner.tune import tune
 
-DIMS, POPSIZES, DEVICE_MS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0
-WARM_UP, AGREE = 3, 3
+DIMS, POPSIZES, DEVICE_MS, ROUNDS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0, 3
+ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
+WARM_UP, AGREE, DEMO_CLASSES = 3, 3, 2
 
 
 class Pycma:
-    """pycma with its own sampler, driven as a run without ours would drive it."""
+    """pycma as a run would drive it: its own sampler, in the caller's thread."""
 
-    def __init__(self, dim: int, popsize: int, aside: Executor | None = None) -> None:
-        """Start a strategy, which has no use for a thread."""
-        del aside
-        options = {"randn": np.random.RandomState(1).randn, "seed": math.nan, "popsize": popsize, "verbose": -9}
-        self._strategy = cma.CMAEvolutionStrategy(dim * [0.0], 1.0, options)
+    def __init__(self, dim: int, sigma: float, popsize: int, *, seed: int, **_: Any) -> None:
+        """Start a strategy, of which ``Evolution`` tells the arguments."""
+        options = {"randn": np.random.RandomState(seed).randn, "seed": math.nan, "popsize": popsize, "verbose": -9}
+        self.dim, self._strategy = dim, cma.CMAEvolutionStrategy(dim * [0.0], sigma, options)
 
     @one_thread()
-    def ask(self) -> Array:
-        """Draw [P, d]."""
+    def ask(self) -> Asked:
+        """Draw a generation."""
         self._asked = self._strategy.ask()
-        return np.stack(self._asked)
+        axes = self._strategy.D
+        return Asked(np.stack(self._asked), float(self._strategy.sigma), float(axes.max() / axes.min()))
 
     @one_thread()
     def tell(self, fitness: Array) -> None:
@@ -49,20 +66,7 @@ class Pycma:
         self._strategy.tell(self._asked, fitness.tolist())
 
 
-class Ours:
-    """The strategy of a run."""
-
-    def __init__(self, dim: int, popsize: int, aside: Executor | None = None, shifted: bool = True) -> None:
-        """Start a strategy that decomposes on a thread, as a run lends it one."""
-        self._evolution = Evolution(dim, 1.0, popsize, seed=1, shifted=shifted, aside=aside)
-        self.tell = self._evolution.tell
-
-    def ask(self) -> Array:
-        """Draw [P, d]."""
-        return self._evolution.ask().candidates
-
-
-CONTENDERS: dict[str, Callable[[int, int, Executor], Any]] = {"pycma": Pycma, "bbt-fast": Ours}
+CONTENDERS: dict[str, Callable[..., Any]] = {"pycma": Pycma, "bbt-fast": Evolution}
 
 
 def fitness(candidates: Array) -> Array:
@@ -77,9 +81,9 @@ def check_agreement(dim: int, popsize: int) -> None:
     Raises:
         AssertionError: if they do not.
     """
-    one, other = Pycma(dim, popsize), Ours(dim, popsize, shifted=False)
+    one, other = Pycma(dim, 1.0, popsize, seed=1), Evolution(dim, 1.0, popsize, seed=1, shifted=False)
     for _ in range(AGREE):
-        drawn, expected = other.ask(), one.ask()
+        drawn, expected = other.ask().candidates, one.ask().candidates
         np.testing.assert_allclose(drawn, expected, rtol=1e-5, atol=1e-7)
         one.tell(fitness(expected))
         other.tell(fitness(drawn))
@@ -93,7 +97,7 @@ def measure(strategy: Any, generations: int, device_ms: float) -> dict[str, floa
         if generation == WARM_UP:
             began = time.process_time()
         start = time.perf_counter()
-        candidates = strategy.ask()
+        candidates = strategy.ask().candidates
         asked = time.perf_counter() - start
         time.sleep(device_ms / 1e3)
         values = fitness(candidates)
@@ -105,14 +109,71 @@ def measure(strategy: Any, generations: int, device_ms: float) -> dict[str, floa
     return {"critical_ms": float(np.mean(timed)), "longest_ms": max(timed), "cpu_ms": cpu}
 
 
+def beside_a_device(dims: Sequence[int], popsizes: Sequence[int], generations: int, device_ms: float) -> list[Any]:
+    """Measure each contender at each size."""
+    rows: list[Any] = []
+    cases = [(dim, popsize, name) for dim in dims for popsize in popsizes for name in CONTENDERS]
+    for dim, popsize, name in tqdm(cases, desc="beside a device"):
+        check_agreement(dim, popsize)
+        with background() as aside:
+            strategy = CONTENDERS[name](dim, 1.0, popsize, seed=1, aside=aside)
+            rows.append({"dim": dim, "popsize": popsize, "contender": name} | measure(strategy, generations, device_ms))
+    return rows
+
+
+def at_once(session: Session, prompts: Tensor, layer: int = 0) -> Tensor:
+    """Answer for a session, [P, N, C], with numbers that the prompts hold already."""
+    del layer
+    return prompts[:, 0, None, :DEMO_CLASSES].expand(-1, len(session), -1)
+
+
+@contextmanager
+def timed_runs(contender: Callable[..., Any]) -> Iterator[list[float]]:
+    """Have runs search by a contender on an engine that answers at once; collect the seconds of their searches."""
+    seconds: list[float] = []
+    search = Search.run
+
+    def run(self: Search) -> Any:
+        began = time.perf_counter()
+        found = search(self)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    with (
+        patch.object(driver, "Evolution", contender),
+        patch.object(Session, "evaluate", at_once),
+        patch.object(Session, "commit", lambda *_, **__: None),
+        patch.object(Search, "run", run),
+    ):
+        yield seconds
+
+
+def whole_runs(algorithm: Algorithm, dim: int, popsize: int, generations: int, rounds: int) -> dict[str, Any]:
+    """Return the generations per second of whole searches, the contenders in turns."""
+    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, contender in CONTENDERS.items():
+            with tempfile.TemporaryDirectory() as folder, timed_runs(contender) as seconds:
+                tune(
+                    algorithm=algorithm, engine="torch", device="cpu", intrinsic_dim=dim, popsize=popsize,
+                    budget=generations * popsize, output_dir=str(Path(folder) / "run"), plots=False,
+                )  # fmt: skip
+                rates[name].append(generations / seconds[0])
+    return {
+        "algorithm": algorithm, "dim": dim, "popsize": popsize, "generations": generations,
+        "per_second": {name: spread(some) for name, some in rates.items()},
+    }  # fmt: skip
+
+
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
     about = record["environment"]
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("cma", "numpy"))
     lines = [
         f"**optimiser**: milliseconds per generation beside a device that takes {record['device_ms']:g} ms; "
-        f"{record['generations']} generations. {about['device']}; commit {about['commit']}.",
+        f"{record['generations']} generations. {about['device']}, {versions}; commit {about['commit']}.",
         "",
-        "| d | population | contender | critical path ms | longest ms | CPU ms in all |",
+        "| d | population | contender | critical path | longest | CPU in all |",
         "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     lines += [
@@ -120,32 +181,42 @@ def table(record: dict[str, Any]) -> str:
         f"| {row['cpu_ms']:.2f} |"
         for row in record["rows"]
     ]
+    lines += [
+        "",
+        "Generations per second of whole runs on an engine that answers at once, median (min to max):",
+        "",
+        "| algorithm | d | population | " + " | ".join(CONTENDERS) + " | times |",
+        "| --- | ---: | ---: |" + " ---: |" * (len(CONTENDERS) + 1),
+    ]
+    for row in record["runs"]:
+        rates = [row["per_second"][name] for name in CONTENDERS]
+        said = [f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})" for rate in rates]
+        times = f"{rates[1]['median'] / rates[0]['median']:.1f}"
+        lines.append(f"| {row['algorithm']} | {row['dim']} | {row['popsize']} | {' | '.join(said)} | {times} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table and write the record."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the tables and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, nargs="+", default=DIMS)
-    parser.add_argument("--popsize", type=int, nargs="+", default=POPSIZES)
-    parser.add_argument("--generations", type=int, default=60)
-    parser.add_argument("--device_ms", type=float, default=DEVICE_MS)
-    args = parser.parse_args()
-    rows = []
-    for dim in args.dim:
-        for popsize in args.popsize:
-            check_agreement(dim, popsize)
-            for name, make in CONTENDERS.items():
-                with background() as aside:
-                    figures = measure(make(dim, popsize, aside), args.generations, args.device_ms)
-                rows.append({"dim": dim, "popsize": popsize, "contender": name, **figures})
-                print(rows[-1], flush=True)
+    parser.add_argument("--dim", type=int, nargs="+", default=DIMS, help="lengths of the searched vector")
+    parser.add_argument("--popsize", type=int, nargs="+", default=POPSIZES, help="candidates per generation")
+    parser.add_argument("--generations", type=int, default=60, help="timed for each size")
+    parser.add_argument("--device_ms", type=float, default=DEVICE_MS, help="what the device takes for a generation")
+    parser.add_argument("--run_dim", type=int, default=500, help="d of the whole runs, whose population is 20")
+    parser.add_argument("--run_generations", type=int, default=240, help="generations of a whole run")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="whole runs of each contender")
+    parser.add_argument("--output", type=Path, default=RESULTS / "optimiser-cpu.json", help="the record")
+    args = parser.parse_args(arguments)
+    rows = beside_a_device(args.dim, args.popsize, args.generations, args.device_ms)
+    runs = [whole_runs(name, args.run_dim, 20, args.run_generations, args.rounds) for name in ALGORITHMS]
     record = {
-        "kind": "optimiser", "environment": environment("cpu", 0), "device_ms": args.device_ms,
-        "generations": args.generations, "rows": rows,
+        "benchmark": "optimiser", "environment": environment("cpu", 1), "device_ms": args.device_ms,
+        "generations": args.generations, "rows": rows, "runs": runs,
     }  # fmt: skip
     print(table(record))
-    save(record, RESULTS / "optimiser-cpu.json")
+    save(record, args.output)
+    args.output.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The optimiser's benchmark, made small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bbt_fast.benchmarks import optimiser, report
+
+
+def test_both_contenders_are_measured_beside_a_device_and_in_whole_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "optimiser.json"
+    small = ["--dim=20", "--popsize=6", "--generations=3", "--device_ms=1", "--run_dim=20", "--run_generations=6"]
+    optimiser.main([*small, "--rounds=1", f"--output={path}"])
+    record = json.loads(path.read_text())
+    assert [row["contender"] for row in record["rows"]] == ["pycma", "bbt-fast"]
+    assert all(0 < row["critical_ms"] <= row["longest_ms"] for row in record["rows"])
+    assert [row["algorithm"] for row in record["runs"]] == ["bbt", "bbtv2"]
+    assert all(rate["min"] > 0 for row in record["runs"] for rate in row["per_second"].values())
+    text = report.PAGES["optimiser"](record)
+    assert text in capsys.readouterr().out
+    assert path.with_suffix(".md").read_text() == text + "\n"
+
+
+def test_nothing_is_measured_that_draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = optimiser.Pycma.ask
+
+    def other(self: optimiser.Pycma) -> optimiser.Asked:
+        asked = drawn(self)
+        return optimiser.Asked(asked.candidates + 1e-3, asked.sigma, asked.axis_ratio)
+
+    monkeypatch.setattr(optimiser.Pycma, "ask", other)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        optimiser.check_agreement(20, 6)
+
+
+def test_the_engine_of_whole_runs_answers_with_what_the_prompts_hold() -> None:
+    class Four:
+        def __len__(self) -> int:
+            return 4
+
+    prompts = torch.arange(24.0).reshape(2, 3, 4)
+    logits = optimiser.at_once(Four(), prompts)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(logits, [[[0, 1]] * 4, [[12, 13]] * 4])
