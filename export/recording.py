@@ -8,12 +8,13 @@ hidden states and of these tensors, and no modelling code has to be copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .errors import UsageError
@@ -40,7 +41,8 @@ class Call:
             return tensors[leaf.name] if isinstance(leaf, Ref) else leaf
 
         args, kwargs = pytree.tree_map(bind, (self.args, self.kwargs))
-        output = layer(hidden, *args, **kwargs)
+        with _AlwaysClamped() if hidden.dtype is torch.float16 else nullcontext():
+            output = layer(hidden, *args, **kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
     @property
@@ -68,6 +70,35 @@ class Recording:
     tensors: dict[str, Tensor]
     calls: tuple[Call, ...]
     """One per layer, in order."""
+
+
+class _AlwaysClamped(TorchFunctionMode):
+    """Has a layer clamp its float16 numbers without looking at them.
+
+    The layers of BART and T5 keep hidden states 1000 below float16's largest number, 65504, but only if one of a batch
+    is infinite. To look would make a row depend on its neighbours, and have the host wait for the device: such a layer
+    can neither be exported nor be recorded as a CUDA graph. Always clamped, only numbers above 64504 change.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.isfinite:
+            return _Told(False)
+        if func is torch.isinf:
+            return _Told(torch.ones((), dtype=torch.bool, device=args[0].device))
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """Stands for a tensor of truth values of which all() and any() are known."""
+
+    answer: Any
+
+    def all(self) -> Any:
+        """Say whether all are true."""
+        return self.answer
+
+    any = all
 
 
 @contextmanager

@@ -21,8 +21,6 @@ from bbt_fast.tuner.cli.main import main
 needs_builder = pytest.mark.skipif(not RTX.installed, reason=f"needs {RTX.title}: {RTX.install}")
 CARD = gpu_named("RTX 3090")
 GOLDEN = ("roberta", "bert", "electra", "bart", "t5", "gpt2")
-NO_FP16 = ("bart",)
-"""Their layers look at their numbers in fp16, and PyTorch cannot export them."""
 FAST = {("roberta", "add", "input"), ("roberta", "cat", "layers")}
 CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in FAST else pytest.mark.slow)
@@ -65,9 +63,8 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Network]:
 def test_every_golden_family_becomes_plans(
     family: str, mode: Any, cuts: Any, golden_file: Callable[..., Path], networks: list[Network]
 ) -> None:
-    precision = "fp32" if family in NO_FP16 else "fp16"
     model = load_model(golden_file(family))
-    engine = load_ahead(model, CARD, mode=mode, n_prompt_tokens=5, cuts=cuts, precision=precision)
+    engine = load_ahead(model, CARD, mode=mode, n_prompt_tokens=5, cuts=cuts, precision="fp16")
     assert len(engine.artifacts) == len(networks) == engine.staged.n_stages
     assert all(plan.name == PLAN and plan.stat().st_size > 10_000 for plan in engine.artifacts)
     (stages,) = engine._runners
