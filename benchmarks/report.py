@@ -3,8 +3,7 @@
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 
-Records of scaling, fidelity, accuracy, service, efficiency and the optimiser come with their tables and plots; --into
-puts those into a page too.
+Records of other kinds come with their tables and plots; --into puts the tables into a page too.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bbt_fast.benchmarks import accuracy, fidelity, optimiser, scaling
+from bbt_fast.benchmarks import accuracy, fidelity, optimiser, plans, scaling
 from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
@@ -206,6 +205,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "service": network.share_table,
     "efficiency": network.efficiency_table,
     "optimiser": optimiser.table,
+    "plans": plans.table,
 }
 """What a page shows of each kind of record."""
 

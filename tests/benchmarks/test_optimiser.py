@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from bbt_fast.benchmarks import optimiser, report
+from bbt_fast.tuner.artifacts.metrics_log import read_lines
+from bbt_fast.tuner.tune import tune
 
 
 def test_both_contenders_are_measured_beside_a_device_and_in_whole_runs(
@@ -40,11 +40,12 @@ def test_nothing_is_measured_that_draws_otherwise(monkeypatch: pytest.MonkeyPatc
         optimiser.check_agreement(20, 6)
 
 
-def test_the_engine_of_whole_runs_answers_with_what_the_prompts_hold() -> None:
-    class Four:
-        def __len__(self) -> int:
-            return 4
-
-    prompts = torch.arange(24.0).reshape(2, 3, 4)
-    logits = optimiser.at_once(Four(), prompts)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(logits, [[[0, 1]] * 4, [[12, 13]] * 4])
+def test_whole_runs_search_what_they_are_answered_at_once(tmp_path: Path) -> None:
+    with optimiser.timed_runs(optimiser.Evolution) as seconds:
+        tune(
+            engine="torch", device="cpu", intrinsic_dim=20, popsize=6, budget=300, output_dir=str(tmp_path / "run"),
+            plots=False,
+        )  # fmt: skip
+    first, *_, last = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert len(seconds) == 1
+    assert last["best_loss"] < 0.3 * first["best_loss"]

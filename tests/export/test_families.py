@@ -13,13 +13,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
 
+from bbt_fast.benchmarks.harness.tiny import VOCABULARY, tiny_model
 from bbt_fast.engine import Engine, Examples, load_engine
 from bbt_fast.engine.embeddings import spread_of
 from bbt_fast.export.errors import ShapeError, UsageError
 from bbt_fast.export.families import FAMILIES, Family, family_of
-from bbt_fast.export.loading import AUTO_CLASSES
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution
@@ -30,46 +29,8 @@ from bbt_fast.tuner.search.objective import Objective, Yardstick
 from bbt_fast.tuner.search.projection import draw_projections, normal_scale
 
 N_PROMPT_TOKENS = 5
-FIRST_TEXT_TOKEN, VOCABULARY = 5, 200
-TINY = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
-    "layer_norm_eps": 1e-5,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "decoder_start_token_id": 3,
-    # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
-    "initializer_range": 0.2,
-}
-"""What most configurations understand; they keep or ignore the rest."""
-OWN_NAMES: dict[str, dict[str, Any]] = {
-    "albert": {"embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2},
-    "bart": {
-        f"{side}_{field}": value
-        for side in ("encoder", "decoder")
-        for field, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
-    }
-    | {"init_std": 0.2},
-    "deberta-v2": {
-        "relative_attention": True,
-        "position_buckets": 8,
-        "pos_att_type": ["p2c", "c2p"],
-        "norm_rel_ebd": "layer_norm",
-        "legacy": False,
-    },
-    "distilbert": {"hidden_dim": 64},
-    "electra": {"embedding_size": 24},
-    "gpt2": {"n_inner": 64},
-    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
-    "t5": {"d_kv": 8, "d_ff": 64},
-}
+FIRST_TEXT_TOKEN = 5
+tiny = cache(tiny_model)
 
 
 def row_of(model_type: str) -> Family:
@@ -80,19 +41,6 @@ ROWS = [pytest.param(family, kind, id=kind) for family in FAMILIES for kind in f
 FAST = {("roberta", "add", "layers")}
 """What the fast tests export."""
 FIRST_OF_ROWS = [pytest.param(family, family.model_types[0], id=family.model_types[0]) for family in FAMILIES]
-
-
-@cache
-def tiny(family: Family, model_type: str, **config: Any) -> PreTrainedModel:
-    fields = {**TINY, **OWN_NAMES.get(model_type, {}), **config}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        auto = getattr(transformers, AUTO_CLASSES[family.kind])
-        model: PreTrainedModel = auto.from_config(AutoConfig.for_model(model_type, **fields))
-        for name, buffer in model.named_buffers():
-            if name == "final_logits_bias":
-                buffer.normal_()
-    return model.eval().requires_grad_(False)
 
 
 @cache

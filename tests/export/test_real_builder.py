@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from bbt_fast.benchmarks import plans
+from bbt_fast.benchmarks.harness.tiny import tiny_model
+from bbt_fast.benchmarks.plans import build
 from bbt_fast.engine.ahead import load_ahead
 from bbt_fast.engine.plans import plan_fault
-from bbt_fast.export import bindings, tensorrt
+from bbt_fast.export import bindings
 from bbt_fast.export.bindings import CLASSIC, RTX, Gpu, choose, gpu_named, package_for, preferred
 from bbt_fast.export.cache import MANIFEST, read_json
 from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
+from bbt_fast.export.families import FAMILIES
 from bbt_fast.export.loading import load_model
 from bbt_fast.export.tensorrt import LENGTHS, PLAN
 from bbt_fast.tuner.cli.main import main
@@ -21,59 +25,43 @@ from bbt_fast.tuner.cli.main import main
 needs_builder = pytest.mark.skipif(not RTX.installed, reason=f"needs {RTX.title}: {RTX.install}")
 CARD = gpu_named("RTX 3090")
 GOLDEN = ("roberta", "bert", "electra", "bart", "t5", "gpt2")
-FAST = {("roberta", "add", "input"), ("roberta", "cat", "layers")}
 CASES = [
-    pytest.param(*case, id="-".join(case), marks=() if case in FAST else pytest.mark.slow)
-    for case in [(family, mode, cuts) for family in GOLDEN for mode in ("add", "cat") for cuts in ("input", "layers")]
+    pytest.param(family, mode, cuts, id=f"{family}-{mode}-{cuts}")
+    for family in GOLDEN
+    for mode, cuts in (("add", "input"), ("add", "layers"), ("cat", "input"), ("cat", "layers"))
 ]
-
-Network = dict[str, Any]
-
-
-@pytest.fixture
-def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Network]:
-    """What TensorRT's parser makes of each graph; in fp16 no attention may fall apart into products and a softmax."""
-    seen: list[Network] = []
-    parse = tensorrt._network
-
-    def look(builder: Any, path: Path, by_lengths: bool) -> Any:
-        network = parse(builder, path, by_lengths)
-        found = list(tensorrt.attentions(network))
-        inputs = {network.get_input(index).name for index in range(network.num_inputs)}
-        outputs = [network.get_output(index).name for index in range(network.num_outputs)]
-        half = any(network.get_input(index).dtype.name == "HALF" for index in range(network.num_inputs))
-        for attention in found:
-            attention.decomposable = not half
-        seen.append({"inputs": inputs, "outputs": outputs, "attentions": len(found), "lengths": by_lengths})
-        return network
-
-    def build(key: Any, make: Callable[[Path], None]) -> Path:
-        folder = tmp_path / f"plan-{len(seen)}"
-        folder.mkdir()
-        make(folder)
-        return folder
-
-    monkeypatch.setattr(tensorrt, "_network", look)
-    monkeypatch.setattr(tensorrt, "entry", build)
-    return seen
 
 
 @needs_builder
 @pytest.mark.parametrize(("family", "mode", "cuts"), CASES)
-def test_every_golden_family_becomes_plans(
-    family: str, mode: Any, cuts: Any, golden_file: Callable[..., Path], networks: list[Network]
+def test_every_golden_family_becomes_plans_with_fused_attention(
+    family: str, mode: Any, cuts: Any, golden_file: Callable[..., Path]
 ) -> None:
-    model = load_model(golden_file(family))
-    engine = load_ahead(model, CARD, mode=mode, n_prompt_tokens=5, cuts=cuts, precision="fp16")
+    engine, networks = build(load_model(golden_file(family)), CARD, mode, cuts, "fp16", fused=True)
     assert len(engine.artifacts) == len(networks) == engine.staged.n_stages
-    assert all(plan.name == PLAN and plan.stat().st_size > 10_000 for plan in engine.artifacts)
     (stages,) = engine._runners
     for stage, network in zip(stages, networks, strict=True):
-        assert {"hidden", "prompt"} <= network["inputs"]
-        assert network["outputs"] == ["logits" if stage.answers else "next_hidden"]
-        assert network["attentions"] == stage.n_attentions
-        assert network["lengths"] == (LENGTHS in network["inputs"])
-    assert all(network["lengths"] for network in networks) == (family in ("roberta", "bert", "electra"))
+        assert {"hidden", "prompt"} <= network.inputs
+        assert network.outputs == ("logits" if stage.answers else "next_hidden",)
+        assert (network.attends_by == "lengths") == (LENGTHS in network.inputs)
+    assert all(n.attends_by == "lengths" for n in networks) == (family in ("roberta", "bert", "electra"))
+
+
+@needs_builder
+def test_a_head_size_without_a_fused_kernel_is_told_from_one_that_has_it(golden_file: Callable[..., Path]) -> None:
+    family = next(family for family in FAMILIES if "bert" in family.model_types)
+    assert plans.row(tiny_model(family, "bert"), CARD, "add", "input", "fp16")["status"] == "in parts"
+    fused = plans.row(load_model(golden_file("bert")), CARD, "add", "input", "fp16")
+    assert fused["status"] == "fused"
+    assert fused["by"] == ["lengths"]
+
+
+@needs_builder
+def test_the_table_of_families_comes_from_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plans.json"
+    plans.main(["--families=bert", "--precisions=fp16", "--modes=add", "--cuts=input", f"--output={path}"])
+    assert "| `bert` | fused | lengths |" in capsys.readouterr().out
+    assert "| `bert` | fused | lengths |" in path.with_suffix(".md").read_text()
 
 
 @needs_builder
@@ -83,18 +71,18 @@ def test_what_a_run_asks_for_is_built_for_all_cards_of_a_kind(
     model = load_model(golden_file("roberta"))
     options: dict[str, Any] = {"mode": "add", "n_prompt_tokens": 5, "cuts": "input"}
     texts = make_examples(model, "add", 5, n_examples=4)
-    plans = []
+    found = []
     for name in ("sm86", "RTX 3090", "3080"):
         engine = load_ahead(model, gpu_named(name), **options)
         engine.prepare(texts, 6)
-        plans.append(engine.artifacts)
-    assert plans[0] == plans[1] == plans[2]
-    assert len(plans[0]) > engine.staged.n_stages
-    key = read_json(plans[0][0].with_name(MANIFEST))["key"]
+        found.append(engine.artifacts)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > engine.staged.n_stages
+    key = read_json(found[0][0].with_name(MANIFEST))["key"]
     assert key["compute capability"] == [8, 6]
     assert key["versions"]["tensorrt"].startswith("rtx-1.")
     assert key["profile"]["hidden"][0][-1] == model.config.hidden_size
-    assert load_ahead(model, gpu_named("4090"), **options).artifacts[0] != plans[0][0]
+    assert load_ahead(model, gpu_named("4090"), **options).artifacts[0] != found[0][0]
 
 
 @needs_builder

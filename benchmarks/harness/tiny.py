@@ -1,0 +1,73 @@
+"""Small random models of every family, for what depends on a model's structure and not on its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from bbt_fast.export.families import Family
+from bbt_fast.export.loading import AUTO_CLASSES
+
+VOCABULARY = 200
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+    # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
+    "initializer_range": 0.2,
+}
+"""What most configurations understand; they keep or ignore the rest."""
+OWN_NAMES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2},
+    "bart": {
+        f"{side}_{field}": value
+        for side in ("encoder", "decoder")
+        for field, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
+    }
+    | {"init_std": 0.2},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "legacy": False,
+    },
+    "distilbert": {"hidden_dim": 64},
+    "electra": {"embedding_size": 24},
+    "gpt2": {"n_inner": 64},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    "t5": {"d_kv": 8, "d_ff": 64},
+}
+"""By ``model_type``: what its configuration calls otherwise, or has to itself."""
+
+
+def tiny_model(family: Family, model_type: str, **config: Any) -> PreTrainedModel:
+    """Return a frozen model of 2 or 3 layers, the same at every call.
+
+    Args:
+        family: the row of the families' table.
+        model_type: one of its model types.
+        config: overrides fields of the configuration.
+    """
+    fields = {**TINY, **OWN_NAMES.get(model_type, {}), **config}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto = getattr(transformers, AUTO_CLASSES[family.kind])
+        model: PreTrainedModel = auto.from_config(AutoConfig.for_model(model_type, **fields))
+        for name, buffer in model.named_buffers():
+            if name == "final_logits_bias":
+                buffer.normal_()
+    return model.eval().requires_grad_(False)
