@@ -36,6 +36,8 @@ WORKSPACE_BYTES = 4 << 30
 """What one operator may use for scratch while it runs; part of a plan's key, so the same on every GPU."""
 LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG)
 """Our log levels for TensorRT's: internal error, error, warning, information. What is more verbose is dropped."""
+NO_NEWS = "has Int64 binding"
+"""In a warning about every input of indices, which plans take as the int64 that they are."""
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
@@ -137,7 +139,7 @@ def _logger(module: str) -> trt.ILogger:
             level = int(severity)
             if level <= int(trt.ILogger.Severity.ERROR):
                 _errors.append(msg)
-            if level < len(LEVELS):
+            if level < len(LEVELS) and NO_NEWS not in msg:
                 logger.log(LEVELS[level], "TensorRT: %s", msg)
 
     return Logger()

@@ -23,6 +23,7 @@ one that keeps the exporter's traces for later runs.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import runpy
@@ -94,6 +95,10 @@ def pytest_configure(config: pytest.Config) -> None:
             own, kept = Path(cache.name) / "bbt-fast", Path(os.environ["BBT_FAST_TESTS_CACHE"])
             copy_traces(kept, own)
             config.add_cleanup(lambda: copy_traces(own, kept))
+    # The libraries' own objects live as long as the process, and are not worth looking through again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     # Tiny models gain nothing from threads, and lose much when workers share the cores.
     torch.set_num_threads(1)
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from bbt_fast.benchmarks import plans
-from bbt_fast.benchmarks.harness.tiny import tiny_model
-from bbt_fast.benchmarks.plans import build
+from bbt_fast.benchmarks.plans import build, watched
 from bbt_fast.engine.ahead import load_ahead
 from bbt_fast.engine.plans import plan_fault
-from bbt_fast.export import bindings
+from bbt_fast.export import bindings, tensorrt, tensorrt_rtx
 from bbt_fast.export.bindings import CLASSIC, RTX, Gpu, choose, gpu_named, package_for, preferred
 from bbt_fast.export.cache import MANIFEST, read_json
 from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
-from bbt_fast.export.families import FAMILIES
 from bbt_fast.export.loading import load_model
 from bbt_fast.export.tensorrt import LENGTHS, PLAN
 from bbt_fast.tuner.cli.main import main
@@ -25,10 +24,11 @@ from bbt_fast.tuner.cli.main import main
 needs_builder = pytest.mark.skipif(not RTX.installed, reason=f"needs {RTX.title}: {RTX.install}")
 CARD = gpu_named("RTX 3090")
 GOLDEN = ("roberta", "bert", "electra", "bart", "t5", "gpt2")
+FAST = (("add", "input"), ("cat", "layers"))
 CASES = [
-    pytest.param(family, mode, cuts, id=f"{family}-{mode}-{cuts}")
+    pytest.param(family, *case, id="-".join((family, *case)), marks=() if case in FAST else pytest.mark.slow)
     for family in GOLDEN
-    for mode, cuts in (("add", "input"), ("add", "layers"), ("cat", "input"), ("cat", "layers"))
+    for case in (*FAST, ("add", "layers"), ("cat", "input"))
 ]
 
 
@@ -48,17 +48,24 @@ def test_every_golden_family_becomes_plans_with_fused_attention(
 
 
 @needs_builder
-def test_a_head_size_without_a_fused_kernel_is_told_from_one_that_has_it(golden_file: Callable[..., Path]) -> None:
-    family = next(family for family in FAMILIES if "bert" in family.model_types)
-    assert plans.row(tiny_model(family, "bert"), CARD, "add", "input", "fp16")["status"] == "in parts"
+def test_a_head_size_without_a_fused_kernel_is_told_from_one_that_has_it(
+    roberta: PreTrainedModel, golden_file: Callable[..., Path]
+) -> None:
+    assert plans.row(roberta, CARD, "add", "input", "fp16")["status"] == "in parts"
     fused = plans.row(load_model(golden_file("bert")), CARD, "add", "input", "fp16")
     assert fused["status"] == "fused"
     assert fused["by"] == ["lengths"]
 
 
 @needs_builder
-def test_the_table_of_families_comes_from_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_families_comes_from_builds(
+    golden_file: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = tmp_path / "plans.json"
+    monkeypatch.setattr(plans, "tiny_model", lambda *_, **__: load_model(golden_file("bert")))
     plans.main(["--families=bert", "--precisions=fp16", "--modes=add", "--cuts=input", f"--output={path}"])
     assert "| `bert` | fused | lengths |" in capsys.readouterr().out
     assert "| `bert` | fused | lengths |" in path.with_suffix(".md").read_text()
@@ -83,6 +90,41 @@ def test_what_a_run_asks_for_is_built_for_all_cards_of_a_kind(
     assert key["versions"]["tensorrt"].startswith("rtx-1.")
     assert key["profile"]["hidden"][0][-1] == model.config.hidden_size
     assert load_ahead(model, gpu_named("4090"), **options).artifacts[0] != found[0][0]
+
+
+@needs_builder
+@pytest.mark.parametrize("target", sorted(RTX.capabilities or ()))
+def test_packed_attention_has_no_kernel_yet(target: tuple[int, int]) -> None:
+    """When this fails, texts in a row can be offered on trt, as docs/tensorrt.md says."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    choose(target)
+    builder = tensorrt.start(trt.Builder)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    row = [network.add_input(name, trt.float16, trt.Dims((700, 12, 64))) for name in ("query", "key", "value")]
+    bounds = network.add_input("bounds", trt.DataType.INT32, trt.Dims((33,)))
+    attention = network.add_attention(*row, trt.AttentionNormalizationOp.SOFTMAX, False)
+    attention.query_form = attention.key_value_form = trt.AttentionIOForm.PACKED_NHD
+    attention.query_lengths = attention.key_value_lengths = bounds
+    network.mark_output(attention.get_output(0))
+    config = builder.create_builder_config()
+    tensorrt_rtx.set_target(config, target)
+    assert builder.build_serialized_network(network, config) is None
+    assert "no fused kernel is available" in tensorrt.tensorrt_errors()
+
+
+@needs_builder
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "nothing"])  # the cache's checksum finds the first
+def test_a_plan_of_another_kind_is_told_from_one_that_only_lacks_a_card(
+    damage: str, golden_file: Callable[..., Path]
+) -> None:
+    with watched(fused=True):
+        engine = load_ahead(load_model(golden_file("roberta")), CARD, mode="add", n_prompt_tokens=5, cuts="input")
+        (plan,) = engine.artifacts
+        content = plan.read_bytes()
+        plan.write_bytes({"truncated": content[:-1000], "foreign": b"ftrt" + content[4:], "nothing": content}[damage])
+        fault = plan_fault(plan)
+    assert fault is not None
+    assert ("malformed engine" in fault) == (damage == "foreign"), fault
 
 
 @needs_builder
