@@ -78,3 +78,40 @@ def test_the_order_of_hashes_and_a_fresh_process_change_nothing(
         environment = os.environ | {"PYTHONHASHSEED": name, "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--output_dir", str(tmp_path / name)], check=True, env=environment)
     assert figures(tmp_path / "0") == figures(tmp_path / "1")
+
+
+HARD = {
+    "LC_ALL": "C",
+    "TZ": "Asia/Kathmandu",
+    "COLUMNS": "20",
+    "HOME": "/proc/nobody",
+}
+"""Another locale and time zone, a narrow terminal, a home that nobody can write."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "ort"])
+def test_the_surroundings_change_nothing(
+    engine: str, options: Callable[..., Any], figures: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    place = tmp_path / "a folder \u00e9 \u4e2d"
+    place.mkdir()
+    asked = options(engine=engine)
+    asked["model_name"] = shutil.copytree(asked["model_name"], place / "m\u00f6del")
+    command = [sys.executable, "-m", "bbt_fast.tuner.cli", *flags(asked), "--output_dir", "r\u00fcn"]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "BBT_FAST_CACHE")
+    }
+    before = os.umask(0o077)
+    try:
+        subprocess.run(command, cwd=place, env=environment, check=True)
+    finally:
+        os.umask(before)
+    assert main([*flags(options(engine=engine)), "--output_dir", str(tmp_path / "usual")]) == 0
+    assert answers(place / "r\u00fcn") == pytest.approx(answers(tmp_path / "usual"), abs=1e-5)
+
+
+def answers(folder: Path) -> list[float]:
+    """Return all fitness values and development scores of a journal."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [number for line in lines[1:] for number in line.get("fitness", line.get("score"))]
