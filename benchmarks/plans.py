@@ -4,9 +4,9 @@
     python benchmarks/plans.py --families bert t5 --precisions fp16 --gpu "RTX 4090"
 
 The models are small and random, with attention heads of 64 numbers as in most real ones: the builder has no fused
-kernel for some other sizes. Attention must reach TensorRT as its own attention layer in every layer that attends. Where
-the builder then makes a fused kernel of each, the table says "fused"; where it builds only with the leave to fall apart
-into products and a softmax, "in parts". Writes a JSON record and the table.
+kernel for some other sizes. "fused": attention reaches TensorRT as its own attention layer in every layer that attends,
+and the builder makes a fused kernel of each. "in parts": it builds only with the leave to fall apart into products and
+a softmax. "products": the model itself computes attention so. Writes a JSON record and the table.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save
 from bbt_fast.benchmarks.harness.tiny import tiny_model
+from bbt_fast.engine import tensorrt as driver
 from bbt_fast.engine.ahead import AheadEngine, load_ahead
 from bbt_fast.engine.tensorrt import PRECISIONS
 from bbt_fast.export import tensorrt
@@ -89,7 +90,11 @@ def watched(*, fused: bool) -> Iterator[list[Network]]:
             make(entry)
             return entry
 
-        with patch.object(tensorrt, "_network", look), patch.object(tensorrt, "entry", build):
+        with (
+            patch.object(tensorrt, "_network", look),
+            patch.object(tensorrt, "entry", build),
+            patch.object(driver, "write_record", lambda *_: None),  # that lengths fail here holds for nobody else
+        ):
             yield seen
 
 
@@ -100,28 +105,30 @@ def build(
 
     Raises:
         DeviceError: if TensorRT refuses a graph.
-        AssertionError: if attention does not reach it as such.
     """
     with watched(fused=fused) as networks:
         engine = load_ahead(model, gpu, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision=precision)
-        (stages,) = engine._runners
-        for stage, network in zip(stages, networks, strict=True):
-            assert network.attentions == stage.n_attentions, (stage, network)
     return engine, networks
 
 
+def whole(engine: AheadEngine, networks: Sequence[Network]) -> bool:
+    """Say whether attention reached TensorRT as its own layer in every layer that attends."""
+    (stages,) = engine._runners
+    return all(network.attentions == stage.n_attentions for stage, network in zip(stages, networks, strict=True))
+
+
 def row(model: PreTrainedModel, gpu: Gpu, mode: Mode, cuts: Cuts, precision: str) -> dict[str, Any]:
-    """Return how a model's plans come out: fused, in parts, or refused."""
+    """Return how a model's plans come out: fused, in parts, as products, or refused."""
     reasons: list[str] = []
     for fused in (True, False):
         began = time.perf_counter()
         try:
-            _, networks = build(model, gpu, mode, cuts, precision, fused=fused)
-        except (DeviceError, AssertionError) as error:
+            engine, networks = build(model, gpu, mode, cuts, precision, fused=fused)
+        except DeviceError as error:
             reasons.append(str(error).splitlines()[0])
             continue
         return {
-            "status": "fused" if fused else "in parts",
+            "status": "products" if not whole(engine, networks) else "fused" if fused else "in parts",
             "plans": len(networks),
             "attentions": sum(network.attentions for network in networks),
             "by": sorted({network.attends_by for network in networks if network.attentions}),

@@ -39,6 +39,7 @@ def test_every_golden_family_becomes_plans_with_fused_attention(
 ) -> None:
     engine, networks = build(load_model(golden_file(family)), CARD, mode, cuts, "fp16", fused=True)
     assert len(engine.artifacts) == len(networks) == engine.staged.n_stages
+    assert plans.whole(engine, networks)
     (stages,) = engine._runners
     for stage, network in zip(stages, networks, strict=True):
         assert {"hidden", "prompt"} <= network.inputs
