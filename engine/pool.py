@@ -223,11 +223,14 @@ class Pool:
         """Take in a member that has become ready; start one again whose time has come.
 
         Raises:
-            BbtFastError: if strict, and it could not load.
+            BbtFastError: if strict, and it could not load; a process that died is tried again.
         """
         if member.retry_at is not None and time.monotonic() >= member.retry_at:
             self._start(member)
-        if member.starting is None or not self.cluster.wait([member.starting], seconds):
+        if member.starting is None:
+            time.sleep(min(seconds, 0.1))
+            return
+        if not self.cluster.wait([member.starting], seconds):
             return
         try:
             member.facts = self.cluster.result(member.starting)
@@ -236,7 +239,8 @@ class Pool:
             if fault := self._same(self.facts, member.facts):
                 raise DeviceError(f"worker {member.number} cannot stand beside the first: {fault}.")
         except Exception as error:
-            if self.cluster.dead or strict:
+            mendable = isinstance(error, WorkerLostError) and member.failures + 1 < TRIES
+            if self.cluster.dead or (strict and not mendable):
                 raise
             self._failed(member, error)
             return

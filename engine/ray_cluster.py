@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -292,8 +293,9 @@ class Cluster:
             ray.shutdown()
 
     def _headless(self, error: BaseException) -> HeadLostError:
-        self.dead = True
-        atexit.unregister(ray._private.worker.shutdown)  # it would end the process before our error is said
+        if not self.dead:
+            self.dead = True
+            atexit.register(_leave)
         return HeadLostError(
             f"the head of the Ray cluster, {self.head}, is gone ({_first_line(error)}). A run keeps every generation "
             "that it finished: start the cluster again, and the same command goes on from there."
@@ -309,6 +311,13 @@ def _lost() -> tuple[type[BaseException], ...]:
     """Return the errors that mean that a process or its node is gone."""
     e = exceptions
     return e.RayActorError, e.WorkerCrashedError, e.ObjectLostError, e.NodeDiedError
+
+
+def _leave() -> None:
+    """End the process here: at its ordinary end Ray, without its cluster, would crash it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _hush() -> None:

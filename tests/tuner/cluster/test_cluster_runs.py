@@ -25,6 +25,7 @@ from bbt_fast.tuner import tune as tuner
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.control import RunInterruptedError
+from bbt_fast.tuner.run.seeds import child_name
 
 ROUNDING = 1e-6
 """What a loss may differ by where a share was answered in another shape."""
@@ -131,7 +132,7 @@ def test_seeds_side_by_side_are_those_one_after_another(tiny: Tiny, tmp_path: Pa
     assert [result.tuned for result in two.results] == [result.tuned for result in one.results]
     assert two.spreads == one.spreads
     for seed in (8, 13, 42):
-        check_same(tmp_path / "two" / f"seed{seed}", tmp_path / "one" / f"seed{seed}")
+        check_same(tmp_path / "two" / child_name(seed), tmp_path / "one" / child_name(seed))
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_seeds_whose_workers_are_killed_and_that_are_stopped_go_on(tiny: Tiny, t
     tuner.tune_seeds(resume=str(folder), workers=2)
     tuner.tune_seeds(**options, output_dir=str(tmp_path / "one"))
     for seed in (8, 13):
-        check_same(folder / f"seed{seed}", tmp_path / "one" / f"seed{seed}")
+        check_same(folder / child_name(seed), tmp_path / "one" / child_name(seed))
 
 
 @pytest.mark.slow
@@ -243,7 +244,7 @@ def test_a_run_whose_cluster_dies_ends_with_an_error_that_says_so_and_goes_on_la
     head.stop()
     out, said = run.communicate(timeout=60)
     assert run.returncode == 2, (out, said)
-    assert "bbt-fast: the head of the Ray cluster, 127.0.0.1:" in said
+    assert "bbt-fast: the head of the Ray cluster, " in said
     assert "the same command goes on from there" in said
     kept = len(journal(folder))
     assert kept >= 10
