@@ -45,6 +45,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    holds_model: ClassVar[bool] = True
+    """Whether the model is in this process, so that its memory can be told."""
     precisions: ClassVar[dict[str, tuple[str, ...]]]
     """What it can compute in, by device type; the first that suits the hardware is what "auto" takes."""
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {}
@@ -94,6 +96,20 @@ class Engine(ABC):
         """Say why this engine cannot compute in one of its precisions on this hardware, or None if it can."""
         del precision, device
         return None
+
+    @property
+    def runs_on(self) -> str:
+        """The kind of device that computes: "cpu" or "cuda"."""
+        return self.device.type
+
+    @property
+    def place(self) -> str:
+        """Where it computes, as a result says it."""
+        return str(self.device)
+
+    def close(self) -> None:
+        """Give back what outlives the engine: here nothing does."""
+        return
 
     @property
     def mode(self) -> Mode:

@@ -85,8 +85,11 @@ class RemoteEngine:
     """What the tuner asks of an engine, answered by a server."""
 
     name = "remote"
+    holds_model = False
     device = torch.device("cpu")
     """Where prompts come from and logits arrive."""
+    runs_on = place = "cpu"
+    """What stands in journals and results: this side's device."""
 
     def __init__(self, caller: Caller, graph: str) -> None:
         """Ask the server what it is; load_remote() checks the rest."""
@@ -114,6 +117,10 @@ class RemoteEngine:
         session = RemoteSession(self, examples)
         session.register()
         return session
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.caller.close()
 
     def require_same(self) -> None:
         """Make sure that a server that forgot still has the same model.

@@ -15,11 +15,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("export", "engine", "tuner")  # lowest first
-ROOMS = ("demo", "input", "search", "tasks", "data", "artifacts", "run", "use", "report", "tune", "cli")
-"""The tuner's, lowest first; ``tune`` is a single module. A room imports only from those before it."""
+ROOMS = (
+    "demo", "input", "search", "tasks", "data", "artifacts", "run", "use", "report", "command", "side_by_side", "tune",
+    "cli",
+)  # fmt: skip
+"""The tuner's, lowest first; ``command``, ``side_by_side`` and ``tune`` are single modules. A room imports only from
+those before it."""
 SCRIPTS = ("service", "benchmarks")
 """They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
-EXTRAS = ("tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient")
+EXTRAS = ("tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient", "ray")
 HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
 
 Modules = dict[str, Path]

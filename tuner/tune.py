@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..export.errors import BbtFastError, UsageError
 from ..export.families import family_of
-from .artifacts.files import write_json
 from .artifacts.folder import RunFolder, new_folder, recorded_engine, resumed
-from .artifacts.model_card import write_card
 from .artifacts.prompt import read_prompt
-from .artifacts.result import Result, read_result
+from .artifacts.result import Result
+from .command import Command, together
 from .input.options import Options
 from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
-from .run.initial_prompt import initial_prompts
 from .run.progress import Progress, Silent
 from .run.reporting import report_names
-from .run.seeds import SeedsResult, child_name, ensemble_metric
+from .run.seeds import SeedsResult
 from .run.setup import Setup
-from .run.single import Parts, Run, test_logits
+from .side_by_side import run_side_by_side
 from .tasks.presets import resolve
 from .tasks.task import load_task
 from .use.push import check_base_model, push
@@ -116,13 +113,20 @@ def execute(options: Options, control: Control | None = None, progress: Progress
         folder.check(options)
         parts = {seed: setup.encode(rows) for seed, rows in splits.items()}
         folder.begin(options)
-        command = Command(setup, setup.load_engine(recorded_engine(folder.path)), control, progress or Silent())
         control.stop_files.append(folder.stop)
-        control.patient = True
         try:
-            if options.seeds:
-                return command.run_seeds(options, parts, folder)
-            result = command.run(options, parts[options.seed], folder)
+            if options.seeds and options.workers:
+                control.patient = True
+                run_side_by_side(options, recorded_engine(folder.path), folder, control, progress or Silent())
+                options = options.changed(workers=None, ray_address=None)
+                if not options.ensemble:
+                    return together(options, folder)
+            with closing(setup.load_engine(recorded_engine(folder.path))) as engine:
+                control.patient = True
+                command = Command(setup, engine, control, progress or Silent())
+                if options.seeds:
+                    return command.run_seeds(options, parts, folder)
+                result = command.run(options, parts[options.seed], folder)
         except RunInterruptedError as error:
             raise RunInterruptedError(f"{error} Go on with: bbt-fast tune --resume {folder.path}") from None
     if options.push_to_hub:
@@ -136,53 +140,3 @@ def _share(folder: Path, repository: str) -> None:
         logger.info("the prompt is at %s", push(folder, repository))
     except BbtFastError as error:
         logger.warning("the run is finished, but %s", error)
-
-
-class Command:
-    """Runs seeds on one engine."""
-
-    def __init__(self, setup: Setup, engine: Any, control: Control, progress: Progress) -> None:
-        """Bind what the seeds share."""
-        self._setup, self._engine, self._control, self._progress = setup, engine, control, progress
-
-    def run(self, options: Options, parts: Parts, folder: RunFolder) -> Result:
-        """Run one seed in a folder that was begun."""
-        origins = initial_prompts(options, self._engine, self._setup.tokenizer)
-        task = self._setup.task
-        run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins)
-        self._setup.prompt_config(options, self._engine.embeddings.digest).write(folder.path)
-        result = run.execute(folder, self._control, self._progress)
-        write_card(folder.path)
-        if options.plots:
-            from .report.drawing import try_plot_run
-
-            try_plot_run(folder.path)
-        return result
-
-    def run_seeds(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> SeedsResult:
-        """Run every seed in a folder of its own; those that an earlier part of the command finished are taken over."""
-        results = []
-        for seed, its_parts in parts.items():
-            child = RunFolder(folder.path / child_name(seed))
-            own = options.changed(seed=seed, seeds=None, ensemble=False)
-            with child.claim():
-                if not child.finished:
-                    child.check(own)
-                    child.begin(own)
-                    self._control.stop_files.append(child.stop)
-                    results.append(self.run(own, its_parts, child))
-                else:
-                    logger.info("seed %d is finished in %s", seed, child.path)
-                    results.append(read_result(child.path))
-        ensemble = self._ensemble(options, parts, folder) if options.ensemble else None
-        result = SeedsResult(tuple(results), ensemble, folder.path)
-        write_json(folder.result, result.as_dict())
-        return result
-
-    def _ensemble(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> float:
-        """Test the average of the label log-probabilities of the seeds' prompts."""
-        prompts = [read_prompt(folder.path / child_name(seed))[0] for seed in parts]
-        test = next(iter(parts.values())).test
-        sets = torch.stack(prompts).to(self._engine.device)
-        logits = test_logits(self._engine, test, sets, options.batch_size, lambda: None)
-        return ensemble_metric(logits, test.labels, self._setup.task.metric)

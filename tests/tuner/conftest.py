@@ -76,6 +76,8 @@ class ToySession:
 
 class ToyEngine:
     name, precision, mode, device = "toy", "fp32", "add", torch.device("cpu")
+    runs_on = place = "cpu"
+    holds_model = True
     family = SimpleNamespace(kind="masked", prompt_start=1)
     export_seconds = 0.0
     n_prompt_tokens, hidden_size = N_PROMPT, HIDDEN

@@ -40,7 +40,7 @@ RUNS = Path("runs")
 """Where runs go that were given no folder."""
 FREE = frozenset({
     "output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to", "push_to_hub",
-    "url", "api_key",
+    "url", "api_key", "workers", "ray_address",
 })  # fmt: skip
 """Options that may differ between the parts of an interrupted run: its result does not depend on them."""
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ GROUPS = {
         "loss_type", "seed", "seeds", "ensemble",
     ),
     "engine": (
-        "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "batch_size",
-        "parallel",
+        "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",
+        "ray_address", "batch_size", "parallel",
     ),
     "run": (
         "eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume",

@@ -44,7 +44,19 @@ class Limit:
 
 
 LIMITS = (
-    Limit(("k_shot", "n_prompt_tokens", "budget", "batch_size", "eval_every", "print_every", "max_test_examples"), 1),
+    Limit(
+        (
+            "k_shot",
+            "n_prompt_tokens",
+            "budget",
+            "batch_size",
+            "eval_every",
+            "print_every",
+            "max_test_examples",
+            "workers",
+        ),
+        1,
+    ),
     Limit(("intrinsic_dim",), 2),
     Limit(("sigma", "alpha", "max_time"), 0, open_low=True),
     Limit(("bound",), 0),
@@ -127,6 +139,11 @@ class Options:
     """fp32, bf16, fp16, or auto: the first of the engine's that this device computes fast."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
+    workers: int | None = None
+    """Share each generation out to this many processes of a Ray cluster, one GPU or part of the CPU each; with --seeds
+    each runs whole seeds."""
+    ray_address: str | None = None
+    """The Ray cluster of the workers: auto, or host:port of its head; without it one of this machine is started."""
     batch_size: int = 512
     """Texts of the test set that are answered at once."""
     parallel: bool = True
@@ -225,6 +242,15 @@ class Options:
                 engine == "remote" and bool(self.onnx_model_path),
                 "onnx_model_path is a graph for an engine on this machine: leave it out with --engine remote.",
             ),
+            (
+                engine == "remote" and self.workers is not None,
+                "workers hold the model themselves: leave --workers out with --engine remote.",
+            ),
+            (
+                self.workers is not None and ":" in self.device,
+                f"device is {self.device}, but each of the --workers gets a GPU of its own: say --device cuda.",
+            ),
+            (self.ray_address is not None and self.workers is None, "ray_address says where --workers are: give both."),
             (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
             (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
             (

@@ -139,16 +139,27 @@ class Setup:
         asked = {key: pinned.get(key, value) if value == "auto" else value for key, value in asked.items()}
         if asked["name"] == "remote":
             return self._remote(asked["precision"])
-        graph = {"onnx_model_path": options.onnx_model_path} if options.onnx_model_path else {}
-        return load_engine(
+        wanted: dict[str, Any] = {
+            "mode": options.cat_or_add,
+            "n_prompt_tokens": options.n_prompt_tokens,
+            "cuts": CUTS[options.algorithm],
+            "precision": asked["precision"],
+            "device": asked["device"],
+        }
+        if options.onnx_model_path:
+            wanted["onnx_model_path"] = options.onnx_model_path
+        if options.workers is None:
+            return load_engine(asked["name"], self.model, **wanted)
+        require_ray()
+        from ...engine.workers import load_workers
+
+        return load_workers(
             asked["name"],
-            self.model,
-            mode=options.cat_or_add,
-            n_prompt_tokens=options.n_prompt_tokens,
-            cuts=CUTS[options.algorithm],
-            precision=asked["precision"],
-            device=asked["device"],
-            **graph,
+            self._source,
+            workers=options.workers,
+            ray_address=options.ray_address,
+            allow_pickle=options.allow_pickle,
+            **wanted,
         )
 
     def _remote(self, precision: str) -> Any:
@@ -203,6 +214,16 @@ class Setup:
     def _source(self) -> str:
         name = str(self.options.model_name)
         return str(MODEL_DIR) if name == DEMO else name
+
+
+def require_ray() -> None:
+    """Make sure that workers can be had.
+
+    Raises:
+        MissingExtraError: if Ray is not installed.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtraError("--workers needs ray, which is not installed: `pip install 'bbt-fast[ray]'`.")
 
 
 def read_key(file: str | None) -> str | None:

@@ -106,7 +106,7 @@ class Run:
             replay = Replay(objective, develop, journal)
             found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
         matrices = sum(projection.matrix.nbytes for projection in projections)
-        device = None if self.engine.name == "remote" else self.engine.device
+        device = self.engine.device if self.engine.holds_model else None
         memory = Memory.of(found.held_bytes, matrices, device)
         save(found.kept.candidates)
         prompts = project_all(projections, found.kept.candidates)
@@ -152,7 +152,7 @@ class Run:
             "format": JOURNAL_FORMAT,
             "engine": engine.name,
             "precision": engine.precision,
-            "device": engine.device.type,
+            "device": engine.runs_on,
             "embeddings": engine.embeddings.digest,
             "train": _digest(self.parts.train),
             "dev": _digest(self.parts.dev),
@@ -217,7 +217,7 @@ class Run:
             algorithm=options.algorithm,
             mode=options.cat_or_add,
             precision=engine.precision,
-            device=str(engine.device),
+            device=engine.place,
             seed=options.seed,
             budget=int(options.budget or 0),
             evaluations=found.evaluations,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,15 @@ class Score:
     loss: float
 
 
+@runtime_checkable
+class Projects(Protocol):
+    """A session that projects candidates where they are answered: z is sent, and not the prompts."""
+
+    def evaluate_projected(self, candidates: Array, matrix: Tensor, origin: Tensor, layer: int = 0) -> Tensor:
+        """Answer candidates [P, d] whose prompts are A z + p0."""
+        ...
+
+
 class Objective:
     """The oracle of a search: projects candidates, asks the engine, and takes the loss on the training examples."""
 
@@ -74,9 +83,15 @@ class Objective:
         Raises:
             NumericsError: if the engine returns NaN or infinity.
         """
-        prompts = self.projections[layer](candidates)
+        projection, prompts = self.projections[layer], None
+        if not isinstance(self.session, Projects):
+            prompts = projection(candidates)
         start = time.perf_counter()
-        fitness, metric = self.yardstick(self.session.evaluate(prompts, layer=layer), self.labels)
+        if prompts is None:
+            logits = self.session.evaluate_projected(candidates, projection.matrix, projection.origin, layer)
+        else:
+            logits = self.session.evaluate(prompts, layer=layer)
+        fitness, metric = self.yardstick(logits, self.labels)
         self.engine_seconds += time.perf_counter() - start
         return Scores(fitness, float(metric[fitness.argmin()]))
 

@@ -1,0 +1,295 @@
+"""What several workers are worth: measured on one and two of this machine's cores, and worked out for 8 and 64 GPUs.
+
+    python benchmarks/cluster.py                        the demo: scaling, five seeds, and the simulation
+    python benchmarks/cluster.py --dry_run              the same in seconds, to see that it works
+
+**Measured.** One worker and two, each kept on a core of its own with one thread, answer generations of BBT and rounds
+of BBTv2. On one worker also the pieces: how long a share of so many candidates takes, what CMA-ES takes, and what a
+round of empty calls takes that carries the candidates. Five seeds run one after another with one thread, and two at a
+time; their start is part of the time.
+
+**Worked out.** A generation on W workers takes CMA-ES' time, a round of W calls, and the largest share's evaluation.
+For two workers that is compared with what was measured. For GPUs the evaluation is that of the record of an H100, taken
+to grow in proportion to the candidates: a card that is slower on small shares stops to pay earlier. Workers stop to pay
+where twice as many are not a fifth faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
+from bbt_fast.engine.pool import Job
+from bbt_fast.engine.workers import WorkersEngine, WorkersSession, load_workers
+from bbt_fast.export.errors import BbtFastError
+from bbt_fast.export.model import Cuts, load_model
+from bbt_fast.tuner.demo import MODEL_DIR
+from bbt_fast.tuner.search.generation import Array
+from bbt_fast.tuner.search.projection import Projection
+from bbt_fast.tuner.search.threads import background
+
+ALGORITHMS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
+POPULATIONS = (20, 40, 100, 200, 400)
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+SEEDS = "8,13,42,50,60"
+DIM = 500
+WORTH = 1.2
+"""How much faster twice as many workers must be to pay."""
+H100 = RESULTS / "gpu-roberta-large-h100.json"
+H100_CONTENDER = "bbt-fast-torch-fp16"
+
+
+def timed(work: Callable[[], Any], repeats: int) -> float:
+    """Return the median milliseconds of some work, after a first time."""
+    work()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append(1e3 * (time.perf_counter() - began))
+    return median(found)
+
+
+def pinned(engine: WorkersEngine) -> None:
+    """Keep each worker on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, member in enumerate(engine.pool.members):
+        engine.pool.run([Job("pin", (cores[number % len(cores)],), member)])
+
+
+def measure(algorithm: Algorithm, sizes: Sequence[int], population: int, repeats: int) -> dict[str, Any]:
+    """Measure generations on one worker and on two, and on one the pieces."""
+    cuts, model = ALGORITHMS[algorithm], str(MODEL_DIR)
+    work = Workload("demo", algorithm, population=population)
+    loaded = load_model(MODEL_DIR)
+    examples, layers = work.examples(loaded), work.tuned_layers(loaded)
+    projections = work.projections(loaded, torch.device("cpu"))
+    z = np.random.default_rng(1).standard_normal((max(*sizes, population), DIM))
+    found, answers = dict[str, Any](), []
+    for count in (1, 2):
+        engine = load_workers("ort", model, workers=count, cuts=cuts, precision="fp32", device="cpu")
+        with closing(engine):
+            pinned(engine)
+            session = engine.open(examples)
+            generation = partial(round_of, session, projections)
+            answers.append(generation(z[:population]))
+            whole = timed(partial(generation, z[:population]), repeats) / len(layers)
+            round_ms = timed(partial(calls, engine, z[:population]), 10 * repeats)
+            found |= {f"generation_ms_on_{count}": whole, f"calls_ms_on_{count}": round_ms}
+            if count == 1:
+                found["share_ms"] = {
+                    size: max(0.0, timed(partial(generation, z[:size]), repeats) / len(layers) - round_ms)
+                    for size in sizes
+                }
+    one, two = answers
+    if not torch.allclose(one, two, atol=1e-5, rtol=0):
+        raise BbtFastError("two workers answer otherwise than one.")
+    return found
+
+
+def round_of(session: WorkersSession, projections: Mapping[int, Projection], candidates: Array) -> torch.Tensor:
+    """Answer candidates at each tuned layer; return the last answers."""
+    for layer, one in projections.items():
+        answer = session.evaluate_projected(candidates, one.matrix, one.origin, layer)
+    return answer
+
+
+def calls(engine: WorkersEngine, candidates: Array) -> None:
+    """Put candidates where workers find them, and have each answer nothing."""
+    engine.put(candidates.astype(np.float32))
+    engine.pool.run([Job("facts", (), member) for member in engine.pool.ready])
+
+
+def optimiser(algorithm: Algorithm, populations: Sequence[int], repeats: int) -> dict[int, float]:
+    """Measure what a generation waits for CMA-ES, in milliseconds, by population."""
+    loaded, found = load_model(MODEL_DIR), {}
+    for population in populations:
+        with background() as aside:
+            (evolution, *_) = Workload("demo", algorithm, population=population).evolutions(loaded, aside)
+
+            def generation(evolution: Any = evolution, population: int = population) -> None:
+                evolution.ask()
+                evolution.tell(np.arange(population, dtype=float))
+
+            found[population] = timed(generation, 5 * repeats)
+    return found
+
+
+def simulate(
+    share_ms: Mapping[int, float], calls_ms: Mapping[int, float], optimiser_ms: float, population: int, workers: int
+) -> float:
+    """Return the milliseconds of a generation.
+
+    Args:
+        share_ms: an evaluation by number of candidates; between them, and beyond, along straight lines.
+        calls_ms: a round of empty calls by number of workers, 1 and 2.
+        optimiser_ms: what the generation waits for CMA-ES.
+        population: P.
+        workers: W.
+    """
+    each = max(0.0, calls_ms[2] - calls_ms[1])
+    return optimiser_ms + calls_ms[1] + each * (workers - 1) + _along(share_ms, -(-population // workers))
+
+
+def _along(points: Mapping[int, float], at: int) -> float:
+    sizes = sorted(points)
+    if at > sizes[-1]:
+        low, high = sizes[-2:]
+        return points[high] + (points[high] - points[low]) / (high - low) * (at - high)
+    return float(np.interp(at, sizes, [points[size] for size in sizes]))
+
+
+def stops_to_pay(times: Mapping[int, float]) -> int:
+    """Return how many workers are worth having: twice as many would not be a fifth faster."""
+    for workers in sorted(times):
+        if 2 * workers not in times or times[workers] < WORTH * times[2 * workers]:
+            return workers
+    raise AssertionError
+
+
+def h100_share(algorithm: Algorithm) -> dict[int, float]:
+    """Return an H100's evaluation by candidates, in proportion to that of 20."""
+    speed = json.loads(H100.read_text(encoding="utf-8"))["speed"][algorithm]["contenders"][H100_CONTENDER]
+    twenty = 1e3 * 20 / float(speed["evals_per_s"])
+    return {1: twenty / 20, 20: twenty}
+
+
+def seeds(budget: int, cache: str) -> dict[str, float]:
+    """Time five seeds one after another with one thread, and two at a time; return seconds."""
+    found = {}
+    for name, flags in {"one_after_another_s": [], "two_workers_s": ["--workers", "2"]}.items():
+        with tempfile.TemporaryDirectory() as place:
+            program = "import sys; from bbt_fast.tuner.cli.main import main; sys.exit(main(sys.argv[1:]))"
+            asked = ["--engine", "ort", "--precision", "fp32", "--device", "cpu", "--seeds", SEEDS, "--no-plots"]
+            command = [sys.executable, "-c", program, *asked, "--budget", str(budget), "--output_dir", f"{place}/r"]
+            one_thread = os.environ | {"OMP_NUM_THREADS": "1", "BBT_FAST_CACHE": cache}
+            began = time.perf_counter()
+            subprocess.run([*command, *flags], check=True, env=one_thread, capture_output=True)
+            found[name] = time.perf_counter() - began
+    return found | {"budget": budget, "speed_up": found["one_after_another_s"] / found["two_workers_s"]}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return a record as Markdown."""
+    about = record["environment"]
+    lines = [
+        f"**Several workers**, the demo's model, population {record['population']}, ONNX Runtime in fp32, one thread "
+        f"each. {about['device']}; commit {about['commit']}.",
+        "",
+        "| algorithm | on 1, ms a generation | on 2 | speed-up | worked out for 2 | off by |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in record["measured"].items():
+        one, two, expected = row["generation_ms_on_1"], row["generation_ms_on_2"], row["expected_ms_on_2"]
+        lines.append(
+            f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} | {expected:.1f} | {expected / two - 1:+.1%} |"
+        )
+    if record["seeds"]:
+        row = record["seeds"]
+        lines += [
+            "",
+            f"Five seeds of {row['budget']} evaluations: {row['one_after_another_s']:.0f} s one after another, "
+            f"{row['two_workers_s']:.0f} s on two workers, {row['speed_up']:.2f} times faster, start included.",
+        ]
+    lines += [
+        "",
+        "Worked out for an H100 each: RoBERTa-large, PyTorch in fp16, evaluation in proportion to candidates.",
+        "",
+        "| algorithm | population | on 1, ms | on 8 | on 64 | more than this many do not pay |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, by_population in record["h100"].items():
+        for population, row in by_population.items():
+            ms = row["ms"]
+            lines.append(
+                f"| {name} | {population} | {ms[1]:.1f} | {ms[8]:.1f} | {ms[64]:.1f} | {row['stops_to_pay']} |"
+            )
+    return "\n".join(lines)
+
+
+def plot(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the speed-up over the number of workers, a panel per algorithm and a line per population."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(record["h100"]), figsize=(9, 3.6), layout="constrained", squeeze=False)
+    for panel, (name, by_population) in zip(panels.flat, record["h100"].items(), strict=True):
+        for population, row in by_population.items():
+            panel.plot(
+                WORKERS, [row["ms"][1] / row["ms"][count] for count in WORKERS], label=f"population {population}"
+            )
+        panel.plot(WORKERS, WORKERS, ":", color="gray")
+        panel.set(xscale="log", yscale="log", xlabel="H100s (worked out)", ylabel="times faster than one", title=name)
+        panel.set_xticks(WORKERS, [str(count) for count in WORKERS])
+    panels.flat[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, work out, print the table and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--population", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--budget", type=int, default=1000, help="evaluations of each of the five seeds; 0 for no seeds"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="few repeats, no seeds, nothing kept unless --output")
+    parser.add_argument("--output", type=Path, help="the record; without it one in benchmarks/results is replaced")
+    given = parser.parse_args(arguments)
+    repeats, budget = (1, 0) if given.dry_run else (given.repeats, given.budget)
+    torch.set_num_threads(1)
+    sizes = (1, 5, 10, given.population)
+    measured, h100 = dict[str, Any](), dict[str, Any]()
+    with tempfile.TemporaryDirectory(prefix="bbt-fast-cluster-") as cache:
+        os.environ.setdefault("BBT_FAST_CACHE", cache)
+        for algorithm in ALGORITHMS:
+            say(algorithm)
+            row = measure(algorithm, sizes, given.population, repeats)
+            of_cma = optimiser(algorithm, POPULATIONS, repeats)
+            rounds = {1: row["calls_ms_on_1"], 2: row["calls_ms_on_2"]}
+            expected = simulate(row["share_ms"], rounds, 0.0, given.population, 2)
+            measured[algorithm] = row | {"optimiser_ms": of_cma, "expected_ms_on_2": expected}
+            h100[algorithm] = {}
+            for population in POPULATIONS:
+                share = h100_share(algorithm)
+                ms = {count: simulate(share, rounds, of_cma[population], population, count) for count in WORKERS}
+                h100[algorithm][population] = {"ms": ms, "stops_to_pay": stops_to_pay(ms)}
+        side_by_side = seeds(budget, os.environ["BBT_FAST_CACHE"]) if budget else {}
+    record = {
+        "benchmark": "cluster",
+        "made": time.strftime("%Y-%m-%d"),
+        "environment": environment("cpu", 1),
+        "population": given.population,
+        "measured": measured,
+        "seeds": side_by_side,
+        "h100": h100,
+    }
+    if given.output or not given.dry_run:
+        path = given.output or RESULTS / "cluster-demo.json"
+        save(record, path)
+        path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+        plot(record, path.with_suffix(".png"))
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How work is divided: candidates by the measured speed of those who answer, texts by their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORTH = 0.1
+"""Shares are changed once a generation would be done so much sooner: each new size may be compiled or recorded anew."""
+NEWEST = 0.5
+"""Weight of the newest measurement in a speed."""
+
+
+def proportional(speeds: Sequence[float], total: int) -> list[int]:
+    """Divide a number of pieces in proportion to speeds, so that the last is done as early as can be.
+
+    Piece by piece, each goes to whoever will be done with it first.
+    """
+    sizes = [0] * len(speeds)
+    for _ in range(total):
+        first = min(range(len(speeds)), key=lambda one: ((sizes[one] + 1) / speeds[one], one))
+        sizes[first] += 1
+    return sizes
+
+
+def even_parts(lengths: Tensor, count: int) -> list[Tensor]:
+    """Divide texts into parts of like length, of about as many tokens each.
+
+    Args:
+        lengths: [N], tokens of each text.
+        count: how many parts; fewer if there are not so many texts.
+
+    Returns:
+        The rows of each part, all together 0 to N - 1.
+    """
+    count = min(count, len(lengths))
+    order = torch.argsort(lengths, stable=True)
+    tokens = lengths[order].cumsum(0)
+    goals = tokens[-1] * torch.arange(1, count) / count
+    bounds = torch.searchsorted(tokens.float(), goals.float()).tolist()
+    edges = [0]
+    for number, bound in enumerate(bounds, 1):
+        edges.append(min(max(bound, edges[-1] + 1), len(lengths) - (count - number)))
+    edges.append(len(lengths))
+    return [order[low:high] for low, high in pairwise(edges)]
+
+
+class Shares:
+    """Speeds of workers, and the shares of a population that follow from them."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._speeds: dict[Any, float] = {}
+        self._last: tuple[list[Any], int, list[int]] | None = None
+
+    def learn(self, member: Any, work: float, seconds: float) -> None:
+        """Take in how long a worker took; a member that was started again (speed 0) begins anew."""
+        new = work / max(seconds, 1e-9)
+        old = self._speeds.get(member) if member.speed else None
+        self._speeds[member] = member.speed = new if old is None else (1 - NEWEST) * old + NEWEST * new
+
+    def speed(self, member: Any) -> float | None:
+        """Return a worker's speed in work a second, or None if it is not known."""
+        return self._speeds.get(member) if member is not None and member.speed else None
+
+    def of(self, members: Sequence[Any], population: int) -> list[int]:
+        """Return how many candidates each gets; those of unknown speed are taken to be as fast as the others."""
+        known = [speed for member in members if (speed := self.speed(member)) is not None]
+        usual = sum(known) / len(known) if known else 1.0
+        speeds = [self.speed(member) or usual for member in members]
+        new = proportional(speeds, population)
+        if self._last is not None and self._last[:2] == (list(members), population):
+            old = self._last[2]
+            if _longest(old, speeds) <= (1 + WORTH) * _longest(new, speeds):
+                return old
+        self._last = list(members), population, new
+        return new
+
+
+def _longest(sizes: Sequence[int], speeds: Sequence[float]) -> float:
+    """Return when the last is done."""
+    return max(size / speed for size, speed in zip(sizes, speeds, strict=True))
