@@ -65,9 +65,9 @@ def tiny_model(family: Family, model_type: str, **config: Any) -> PreTrainedMode
     fields = {**TINY, **OWN_NAMES.get(model_type, {}), **config}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        auto = getattr(transformers, AUTO_CLASSES[family.kind])
-        model: PreTrainedModel = auto.from_config(AutoConfig.for_model(model_type, **fields))
+        model = getattr(transformers, AUTO_CLASSES[family.kind]).from_config(AutoConfig.for_model(model_type, **fields))
         for name, buffer in model.named_buffers():
             if name == "final_logits_bias":
                 buffer.normal_()
-    return model.eval().requires_grad_(False)
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen

@@ -77,6 +77,7 @@ def test_the_table_says_how_fast_each_variant_is_and_the_last_line_which_is_fast
     )
 
 
+@pytest.mark.slow
 def test_the_lab_writes_a_record_of_all_variants_and_stops_at_none(
     tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def settled(workers: Any, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_engine_that_cannot_be_loaded_is_said_as_at_home(roberta: PreTrainedModel) -> None:
     from bbt_fast.engine.workers import load_workers
@@ -121,6 +122,7 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(pair: Any) -> None:
         session.evaluate(torch.full((8, N, 32), float("nan")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_share_answered(
     how: signal.Signals, workers: Any, pair: Any, roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]
