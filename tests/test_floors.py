@@ -19,7 +19,9 @@ ROOMS = ("demo", "input", "search", "tasks", "data", "artifacts", "run", "use", 
 """The tuner's, lowest first; ``tune`` is a single module. A room imports only from those before it."""
 SCRIPTS = ("service", "benchmarks")
 """They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
-EXTRAS = ("tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient")
+EXTRAS = (
+    "tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient", "peft", "sklearn",
+)  # fmt: skip
 HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
 
 Modules = dict[str, Path]
