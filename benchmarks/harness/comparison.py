@@ -75,10 +75,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for number, (name, row) in enumerate(record["methods"].items()):
-        runs = list(row["seeds"].values())
-        if not runs:
-            continue
+    rows = {name: list(row["seeds"].values()) for name, row in record["methods"].items() if row["seeds"]}
+    for number, (name, runs) in enumerate(rows.items()):
         metric = [100 * run["test"] for run in runs]
         error = statistics.stdev(metric) if len(metric) > 1 else 0.0
         seconds = max(statistics.fmean(run["seconds"] for run in runs), 1e-3)
@@ -89,7 +87,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     axes.set(
         xscale="log",
         xlabel="tuning, seconds",
-        ylabel=f"{next(iter(runs))['metric'] if runs else 'metric'} on test, %",
+        ylabel=f"{next(iter(rows.values()))[0]['metric'] if rows else 'metric'} on test, %",
         title=f"{about['model_name']} on {about['task_name']}",
     )
     axes.grid(alpha=0.3)

@@ -17,10 +17,11 @@ from bbt_fast.benchmarks.methods.in_context import alternating, before_texts
 from bbt_fast.benchmarks.methods.method import Case
 from bbt_fast.benchmarks.methods.prompt_tuning import SoftPrompt
 from bbt_fast.benchmarks.methods.prompting import in_batches, label_logits
-from bbt_fast.benchmarks.methods.run import figures
+from bbt_fast.benchmarks.methods.run import figures, figures_apart
 from bbt_fast.benchmarks.methods.table import METHODS, grid
 from bbt_fast.benchmarks.methods.training import train
 from bbt_fast.engine import load_engine
+from bbt_fast.export.errors import UsageError
 from bbt_fast.export.model import Cuts, StagedModel
 from bbt_fast.tuner.data.splits import Row
 from bbt_fast.tuner.input.options import Options
@@ -169,3 +170,12 @@ def test_every_method_runs_through(method: str, cat_or_add: str, tmp_path: Path)
     assert 0 <= found["test"] <= 1
     assert (found["user_mib"] is None) + (found["server_mib"] is None) <= 1
     assert found["metric"] == "accuracy"
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_gives_the_same_figures_and_lets_errors_through(tmp_path: Path) -> None:
+    options = Options(**SMALL | {"output_dir": str(tmp_path / "run")})
+    apart, here = (run("feature-linear", options, {"C": 1.0}, test=True) for run in (figures_apart, figures))
+    assert {name: apart[name] for name in ("dev", "test")} == {name: here[name] for name in ("dev", "test")}
+    with pytest.raises(UsageError, match="unknown task 'sts2'"):
+        figures_apart("manual-prompt", options.changed(task_name="sts2"), {}, test=True)
