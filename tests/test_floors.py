@@ -23,7 +23,9 @@ ROOMS = (
 those before it."""
 SCRIPTS = ("service", "benchmarks")
 """They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
-EXTRAS = ("tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient", "ray")
+EXTRAS = (
+    "tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient", "ray", "peft", "sklearn",
+)  # fmt: skip
 HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
 
 Modules = dict[str, Path]

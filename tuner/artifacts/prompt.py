@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...export.errors import ArtifactError, DataError
 from .files import CHECKSUM, digest, write_whole
+from .pickled_prompt import SUFFIXES, read_pickled
 
 KEY = "prompt"
 METADATA = "bbt_fast"
@@ -36,7 +37,8 @@ def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
 def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """Return the prompts [1 or L, n, H] of a run's folder or a safetensors file, and what they belong to.
 
-    A file made elsewhere may hold one tensor under any name, [n, H] or [L, n, H]; its description is empty.
+    A file made elsewhere may hold one tensor under any name, [n, H] or [L, n, H]; its description is empty. So is that
+    of a pickled one (see ``read_pickled``).
 
     Raises:
         DataError: if there is no such file, or none with a prompt in it.
@@ -46,6 +48,8 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
         path = path / "prompt.safetensors"
     if not path.exists():
         raise DataError(f"there is no prompt in {path}: give the folder of a run or a safetensors file.")
+    if path.suffix in SUFFIXES:
+        return _checked(path, read_pickled(path)), {}
     try:
         with safe_open(path, framework="pt") as file:
             name = _only_prompt(path, file)
@@ -57,9 +61,18 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}.") from error
     if about and (name != KEY or about.pop(CHECKSUM, None) != _digest(prompts, about)):
         raise ArtifactError(f"{path} is damaged: its contents are not those that were written.")
+    return _checked(path, prompts), about
+
+
+def _checked(path: Path, prompts: Tensor) -> Tensor:
+    """Return prompts [n, H] or [L, n, H] as [1 or L, n, H].
+
+    Raises:
+        DataError: if a value is NaN or infinite.
+    """
     if not bool(torch.isfinite(prompts).all()):
         raise DataError(f"{path} holds NaN or infinite values.")
-    return prompts.reshape(-1, *prompts.shape[-2:]), about
+    return prompts.reshape(-1, *prompts.shape[-2:])
 
 
 def _only_prompt(path: Path, file: Any) -> str:

@@ -34,6 +34,7 @@ COMMANDS = {
     "tasks": "list the tasks, or show how one is encoded",
     "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
     "bench": "compare the engines' speed with the PyTorch baselines",
+    "compare": "compare black-box tuning with what a user would take instead",
 }
 """What the sub-commands do. The module of the same name adds its parser, whose ``text`` turns the parsed
 arguments into what is printed."""

@@ -16,6 +16,8 @@ from ..input.yaml_lines import read_yaml
 from .arguments import add_options
 from .quiet import hide_progress_bars
 
+logger = logging.getLogger(__name__)
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
@@ -47,7 +49,22 @@ def run(args: argparse.Namespace) -> str:
     names = set(get_type_hints(Options))
     written |= {name: value for name, value in vars(args).items() if name in names}
     options = given_options(None, written)
+    if "parallel" in written:
+        logger.warning("%s", _parallel(options))
     return _config_text(options) if args.print_config else _tuned(options)
+
+
+def _parallel(options: Options) -> str:
+    """Say what --parallel means here, to somebody who knows what it means in the original."""
+    from ..tasks.presets import resolve
+    from ..tasks.task import load_task
+
+    budget, size = resolve(options, load_task(options.task_name).preset).budget or 0, options.generation_size
+    return (
+        f"--parallel changes nothing: populations are always one batch. --budget {budget} is {budget} evaluations, "
+        f"{budget // size} generations of {size}. With the original's --parallel a budget, --eval_every and "
+        f"--print_every count generations: to do as it does, multiply them by {size} (--budget {budget * size})."
+    )
 
 
 def _offer(folder: Path | None) -> str:

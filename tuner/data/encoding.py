@@ -155,6 +155,10 @@ class TextEncoder:
         """Return the tokens of each row, placeholders among them, without padding."""
         return [one.ids for one in self._tokens(rows)]
 
+    def answered(self, row: Row, answer: str) -> str:
+        """Return the template with a row's texts in it and an answer in the mask's place; a decoder's has no such."""
+        return self._render(row, answer).text
+
     def frame(self) -> list[list[int] | str]:
         """Return what stands around the texts: token ids, placeholders among them, and each text's name in its place.
 
@@ -214,10 +218,10 @@ class TextEncoder:
             found.append((ids, batch["offset_mapping"][i][: len(ids)]))
         return found
 
-    def _render(self, row: Row) -> Rendered:
-        """Fill in the template."""
+    def _render(self, row: Row, answer: str | None = None) -> Rendered:
+        """Fill in the template, with the mask token unless there is an answer."""
         values = {name: self._plain(text) for name, text in zip(self.task.texts, row.texts, strict=True)}
-        return render(self._template, {**values, MASK: self.mask_token})
+        return render(self._template, {**values, MASK: self.mask_token if answer is None else answer})
 
     def _plain(self, text: str) -> str:
         """Return a text in which nothing is read as a special token."""

@@ -96,7 +96,7 @@ class Options:
     init_text: str | None = None
     """Start from the embeddings of this text (cat only), repeated or cut to n tokens."""
     init_from: str | None = None
-    """Start from the prompt of an earlier run's folder, or from a safetensors file."""
+    """Start from the prompt of an earlier run's folder, of a safetensors file, or of the original's .pt file."""
 
     algorithm: Literal["bbt", "bbtv2"] = "bbt"
     """bbt: one prompt at the input; bbtv2: one at every layer."""

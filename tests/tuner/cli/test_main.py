@@ -200,3 +200,13 @@ def test_a_reader_that_has_read_enough_gets_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_parallel_says_what_the_budget_counts_here_and_in_the_original(small, caplog):
+    caplog.set_level("WARNING", logger="bbt_fast")
+    given = [*flags(small(budget=40)), "--print-config"]
+    assert main(given) == 0
+    assert "--parallel" not in caplog.text
+    assert main([*given, "--parallel"]) == 0
+    assert "--budget 40 is 40 evaluations, 10 generations of 4" in caplog.text
+    assert "multiply them by 4 (--budget 160)" in caplog.text

@@ -1,0 +1,28 @@
+"""BBT and BBTv2 (Sun et al. 2022, 2022b): this package's own ``tune``, on any engine, with the task's preset."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import bbt_fast
+from bbt_fast.benchmarks.methods.method import Case, Outcome, Traffic
+from bbt_fast.tuner.artifacts.result import RESULT, read_result
+
+
+def run(case: Case, test: bool, algorithm: str) -> Outcome:
+    """Tune, or go on with an interrupted run, or take a finished one over; ``tune`` tests once at the end."""
+    del test
+    folder = Path(case.options.output_dir or ".")
+    options = case.options.changed(algorithm=algorithm, **dict(case.setting))
+    result = read_result(folder) if (folder / RESULT).exists() else bbt_fast.tune(options)
+    queries, memory = result.queries, result.memory
+    notes = {"engine": result.engine, "precision": result.precision, "zero_shot": result.zero_shot.test}
+    notes |= {"queries_on_dev": queries.dev, "prompt_up_bytes": queries.prompt_up_bytes, "budget": result.budget}
+    traffic = Traffic(queries.train, queries.z_up_bytes, queries.logits_down_bytes)
+    return Outcome(
+        result.tuned.dev, None, result.tuned.test, result.seconds.tune, memory.user, memory.server, traffic, notes
+    )
+
+
+bbt, bbtv2 = partial(run, algorithm="bbt"), partial(run, algorithm="bbtv2")

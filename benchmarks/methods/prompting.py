@@ -1,0 +1,49 @@
+"""A stock model's answers to templated texts: the label words' logits where the answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bbt_fast.export.examples import Examples
+from bbt_fast.export.layers import take
+
+BATCH = 32
+"""Texts that are answered at once outside training."""
+
+
+def inputs_of(examples: Examples) -> dict[str, Tensor]:
+    """Return what a stock model's forward() takes."""
+    inputs = {"input_ids": examples.input_ids, "attention_mask": examples.attention_mask}
+    if examples.decoder_input_ids is not None:
+        inputs["decoder_input_ids"] = examples.decoder_input_ids
+    return inputs
+
+
+def label_logits(model: Any, examples: Examples) -> Tensor:
+    """Return the label words' logits at the answer's position, [N, C]; gradients flow.
+
+    The vocabulary's head runs at that position alone: at all of them it costs a small model as much as its layers.
+
+    Args:
+        model: a `transformers` model with a language-model head, or one that wraps it.
+        examples: on its device.
+    """
+    position = examples.answer_position
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (take(args[0], position, 1),))
+    try:
+        logits: Tensor = model(**inputs_of(examples)).logits
+    finally:
+        hook.remove()
+    return logits[:, 0, examples.label_token_ids]
+
+
+def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], size: int = BATCH) -> Tensor:
+    """Return the answers [N, ...] to examples of any number, without gradients; those of like length go together."""
+    order = torch.argsort(examples.lengths, stable=True)
+    with torch.no_grad():
+        found = torch.cat([answer(examples.select(rows)).cpu() for rows in torch.split(order, size)])
+    return found[torch.argsort(order)]

@@ -1,0 +1,47 @@
+"""One method with one seed, in a process of its own: so that peaks of memory are its own, and so is what breaks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bbt_fast.benchmarks.methods.method import Case, Setting
+from bbt_fast.benchmarks.methods.table import METHODS
+from bbt_fast.tuner.input.options import Options
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
+
+
+def figures(
+    method: str, options: Options, setting: Setting, *, test: bool, max_epochs: int | None = None
+) -> dict[str, Any]:
+    """Run and return what a record keeps.
+
+    Args:
+        method: a key of ``METHODS``.
+        options: of one seed; ``output_dir`` is where BBT and BBTv2 keep their run.
+        setting: the hyper-parameters.
+        test: whether the test set is looked at.
+        max_epochs: see ``Case``.
+
+    Raises:
+        BbtFastError: see ``bbt_fast.tune``; and for a package that is not installed.
+    """
+    algorithm = method if method in ("bbt", "bbtv2") else options.algorithm
+    resolved = resolve(options.changed(algorithm=algorithm), load_task(options.task_name).preset)
+    case = Case(resolved, setting, max_epochs)
+    outcome = METHODS[method].run(case, test)
+    examples = {part: len(case.rows(part)) for part in ("train", "dev", "test")}
+    values = asdict(outcome)
+    return values | {"setting": case.setting, "examples": examples, "metric": case.task.metric}
+
+
+def figures_apart(method: str, options: Options, setting: Setting, **how: Any) -> dict[str, Any]:
+    """Do what ``figures`` does in a fresh process, and let its errors through."""
+    if options.output_dir:
+        Path(options.output_dir).parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(figures, method, options, setting, **how).result()

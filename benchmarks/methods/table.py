@@ -1,0 +1,46 @@
+"""The methods, and the settings that each is tried with.
+
+BBT and BBTv2 have what their papers give (Sun et al. 2022, 2022b; the task's preset). The others' settings in those
+papers are for RoBERTa-large, so each has a grid of one hyper-parameter, and all else is fixed: batches of 16 texts,
+and epochs until the development set has not improved for ``patience`` of them.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, Final
+
+from bbt_fast.benchmarks.methods import black_box, features, in_context, manual_prompt, prompt_tuning, weights
+from bbt_fast.benchmarks.methods.method import Method, Setting, fitted_by
+
+WHOLE: Final = {"batch_size": 16, "epochs": 40, "patience": 8, "weight_decay": 0.01}
+"""For methods that change weights."""
+SOFT: Final = {"batch_size": 16, "epochs": 100, "patience": 15, "weight_decay": 0.0}
+"""For prompts, which need more steps."""
+SMALL: Final = {"batch_size": 16, "epochs": 200, "patience": 40, "weight_decay": 0.01}
+"""For classifiers on features, whose epochs cost next to nothing."""
+
+
+def grid(fixed: Setting, **choices: tuple[Any, ...]) -> tuple[Setting, ...]:
+    """Return every combination of the choices beside what is fixed."""
+    return tuple({**fixed, **dict(zip(choices, values, strict=True))} for values in product(*choices.values()))
+
+
+METHODS: Final[dict[str, Method]] = {
+    "manual-prompt": Method(fitted_by(manual_prompt.fit), ({},), "template and label words alone"),
+    "in-context": Method(fitted_by(in_context.fit), ({"demonstrations": 32},), "Brown et al. 2020"),
+    "feature-linear": Method(fitted_by(features.linear), grid({}, C=(0.01, 0.1, 1.0, 10.0)), "logistic regression"),
+    "feature-mlp": Method(fitted_by(features.mlp), grid(SMALL, lr=(3e-4, 1e-3, 3e-3)), "as in Sun et al. 2022"),
+    "feature-bilstm": Method(fitted_by(features.bilstm), grid(SMALL, lr=(3e-4, 1e-3, 3e-3)), "as in Sun et al. 2022"),
+    "prompt-tuning": Method(fitted_by(prompt_tuning.shallow), grid(SOFT, lr=(1e-3, 1e-2, 1e-1)), "Lester et al. 2021"),
+    "p-tuning-v2": Method(fitted_by(prompt_tuning.deep), grid(SOFT, lr=(1e-3, 5e-3, 2e-2)), "Liu et al. 2022"),
+    "lora": Method(fitted_by(weights.lora), grid(WHOLE, rank=(8,), lr=(3e-4, 1e-3, 3e-3)), "Hu et al. 2022"),
+    "bitfit": Method(fitted_by(weights.bitfit), grid(WHOLE, lr=(3e-4, 1e-3, 3e-3)), "Ben Zaken et al. 2022"),
+    "adapter": Method(
+        fitted_by(weights.adapter), grid(WHOLE, bottleneck=(64,), lr=(3e-4, 1e-3, 3e-3)),
+        "Houlsby et al. 2019; Bapna & Firat 2019",
+    ),
+    "model-tuning": Method(fitted_by(weights.model_tuning), grid(WHOLE, lr=(1e-5, 3e-5, 1e-4)), "every weight"),
+    "bbt": Method(black_box.bbt, ({},), "Sun et al. 2022"),
+    "bbtv2": Method(black_box.bbtv2, ({},), "Sun et al. 2022b"),
+}  # fmt: skip
