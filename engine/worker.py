@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..export.examples import Examples
 from ..export.model import load_model
@@ -41,11 +41,31 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """A loaded model, taken apart to be sent: what an engine or a hook attaches to one cannot be."""
+
+    kind: type[PreTrainedModel]
+    config: PreTrainedConfig
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Parts:
+        """Take a model apart."""
+        return cls(type(model), model.config, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+
+    def together(self) -> PreTrainedModel:
+        """Put the model together again."""
+        model = self.kind(self.config)
+        model.load_state_dict(self.weights)
+        return load_model(model)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a worker's engine is loaded."""
 
     model: Named | str
-    """A hub id or folder that all nodes know, or a loaded model in the cluster's memory."""
+    """A hub id or folder that all nodes know, or the parts of a loaded model in the cluster's memory."""
     allow_pickle: bool
     engine: str
     precision: str
@@ -109,7 +129,7 @@ class Worker:
         self._fetch = fetch
         model = recipe.model
         loaded: PreTrainedModel = (
-            load_model(model, recipe.allow_pickle) if isinstance(model, str) else fetch(model.reference)
+            load_model(model, recipe.allow_pickle) if isinstance(model, str) else fetch(model.reference).together()
         )
         self._engine = load_engine(recipe.engine, loaded, precision=recipe.precision, **recipe.options)
         self._sessions: OrderedDict[str, tuple[Session, dict[int, str]]] = OrderedDict()

@@ -24,7 +24,7 @@ from .pool import Job, Member, Pool
 from .ray_cluster import Cluster, Share, fetch
 from .sharing import Shares, even_parts
 from .wire import content_name
-from .worker import Array, Asked, Facts, Named, Recipe, Worker
+from .worker import Array, Asked, Facts, Named, Parts, Recipe, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def load_workers(
     cluster = Cluster(ray_address, workers, torch.get_num_threads())
     try:
         share = cluster.share(workers, device)
-        source = str(model) if isinstance(model, str | Path) else Named("", cluster.put(model))
+        source = str(model) if isinstance(model, str | Path) else Named("", cluster.put(Parts.of(model)))
         asked = {"mode": "add", "n_prompt_tokens": 50, "cuts": "input"} | options
 
         def recipe(first: Facts | None) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import Examples, load_engine
 from bbt_fast.export.errors import NumericsError, ShapeError, UsageError
 
+pytestmark = pytest.mark.slow
 N = 5
 PATIENCE = 2.0
 
@@ -25,9 +27,11 @@ def workers(cluster: None, roberta: PreTrainedModel) -> Iterator[Any]:
     from bbt_fast.engine.workers import load_workers
 
     del cluster
+    vars(roberta)["attached"] = threading.Lock()  # a model in use may hold what cannot be sent
     engine = load_workers(
         "torch", roberta, workers=2, n_prompt_tokens=N, cuts="layers", precision="fp32", device="cpu", patience=PATIENCE
     )
+    del vars(roberta)["attached"]
     yield engine
     engine.close()
 
@@ -56,7 +60,6 @@ def settled(workers: Any, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_engine_that_cannot_be_loaded_is_said_as_at_home(roberta: PreTrainedModel) -> None:
     from bbt_fast.engine.workers import load_workers
@@ -122,7 +125,6 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(pair: Any) -> None:
         session.evaluate(torch.full((8, N, 32), float("nan")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_share_answered(
     how: signal.Signals, workers: Any, pair: Any, roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]
@@ -140,7 +142,6 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_share_answered(
     same(several.evaluate(prompts, 2), alone.evaluate(prompts, 2))  # the new one was told everything
 
 
-@pytest.mark.slow
 def test_where_all_are_lost_the_next_to_come_answers(
     workers: Any, pair: Any, roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]
 ) -> None:
