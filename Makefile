@@ -5,11 +5,11 @@ PYTHON ?= python
 PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.service bbt_fast.benchmarks
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: check check-all check-oldest lint format types test test-narrow test-slow demo clean
+.PHONY: check check-all check-oldest lint format types test test-narrow test-slow test-cluster demo clean
 
 check: lint types test
 
-check-all: check test-slow
+check-all: check test-slow test-cluster
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -41,7 +41,11 @@ test-narrow:
 		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" $(NARROW)
 
 test-slow:
-	$(PYTHON) -m pytest $(PYTEST_ARGS) -m slow
+	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "slow and not cluster"
+
+# Whole runs on a Ray cluster whose processes are killed: minutes, and a machine with nothing else to do.
+test-cluster:
+	$(PYTHON) -m pytest -m cluster
 
 # The fast tests with the oldest versions that setup.cfg allows, in an environment of their own.
 check-oldest: build/oldest

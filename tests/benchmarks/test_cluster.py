@@ -29,6 +29,7 @@ def test_an_h100_takes_what_its_record_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_the_benchmark_runs_whole(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     cluster.main(["--dry_run", "--output", str(tmp_path / "record.json")])

@@ -88,7 +88,7 @@ def test_workers_are_refused_where_they_make_no_sense() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize("algorithm", ["bbt", pytest.param("bbtv2", marks=pytest.mark.cluster)])
 def test_a_run_on_two_workers_is_that_on_one(algorithm: str, tiny: Tiny, tmp_path: Path) -> None:
     options = tiny(algorithm=algorithm)
     alone = tuner.tune(**options, output_dir=str(tmp_path / "one"))
@@ -99,10 +99,10 @@ def test_a_run_on_two_workers_is_that_on_one(algorithm: str, tiny: Tiny, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
-def test_workers_killed_again_and_again_change_nothing(algorithm: str, tiny: Tiny, tmp_path: Path) -> None:
-    options = tiny(algorithm=algorithm, budget=8 * 20_000, max_time=None, eval_every=800)
+def test_workers_killed_again_and_again_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    options = tiny(budget=8 * 20_000, max_time=None, eval_every=800)
     with killing(1, KILLS, lambda _: signal.SIGKILL, tmp_path / "two" / "journal.jsonl") as killed:
         done = threading.Event()
 
@@ -120,9 +120,7 @@ def test_workers_killed_again_and_again_change_nothing(algorithm: str, tiny: Tin
     assert len(killed) == KILLS
     lines = journal(tmp_path / "two")
     generations = [line for line in lines if line["kind"] == "generation"]
-    tuner.tune(
-        **tiny(algorithm=algorithm, eval_every=800, budget=8 * len(generations)), output_dir=str(tmp_path / "one")
-    )
+    tuner.tune(**tiny(eval_every=800, budget=8 * len(generations)), output_dir=str(tmp_path / "one"))
     for line, its in zip(lines, journal(tmp_path / "one"), strict=False):
         assert line.get("candidates") == its.get("candidates")
         for name in ("fitness", "score"):
@@ -142,6 +140,7 @@ def test_seeds_side_by_side_are_those_one_after_another(tiny: Tiny, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
 def test_seeds_whose_workers_are_killed_and_that_are_stopped_go_on(tiny: Tiny, tmp_path: Path) -> None:
     options, folder = tiny(seeds=(8, 13), budget=8 * 1500, eval_every=4000), tmp_path / "two"
@@ -167,6 +166,7 @@ def test_seeds_whose_workers_are_killed_and_that_are_stopped_go_on(tiny: Tiny, t
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_work_that_ends_every_worker_is_an_error_in_the_end(cluster: None, roberta: PreTrainedModel) -> None:
     from bbt_fast.engine.pool import Job
     from bbt_fast.engine.workers import load_workers
@@ -230,6 +230,7 @@ def kill_all(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_run_whose_cluster_dies_ends_with_an_error_that_says_so_and_goes_on_later(
     head: Any, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_run_whose_cluster_dies_ends_with_an_error_that_says_so_and_goes_on_la
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_run_of_its_own_cluster_leaves_no_process_behind(tiny: Tiny, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     program = "import sys, json; from bbt_fast.tuner.tune import tune; tune(**json.loads(sys.argv[1]))"
