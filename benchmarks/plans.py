@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +35,7 @@ from bbt_fast.engine.ahead import AheadEngine, load_ahead
 from bbt_fast.engine.tensorrt import PRECISIONS
 from bbt_fast.export import tensorrt
 from bbt_fast.export.bindings import Gpu, gpu_named
+from bbt_fast.export.cache import cache_folder
 from bbt_fast.export.errors import DeviceError
 from bbt_fast.export.families import FAMILIES
 from bbt_fast.export.model import Cuts
@@ -125,7 +127,7 @@ def row(model: PreTrainedModel, gpu: Gpu, mode: Mode, cuts: Cuts, precision: str
         try:
             engine, networks = build(model, gpu, mode, cuts, precision, fused=fused)
         except DeviceError as error:
-            reasons.append(str(error).splitlines()[0])
+            reasons.append(str(error).splitlines()[0].replace(f"{cache_folder()}{os.sep}", ""))
             continue
         return {
             "status": "products" if not whole(engine, networks) else "fused" if fused else "in parts",
