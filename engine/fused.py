@@ -1,17 +1,23 @@
-"""PyTorch layers with fewer kernels: one product where several read the same input, and sums fused with norms."""
+"""PyTorch layers with fewer kernels.
+
+One product where several read the same input, a product that ends in GELU, and sums fused with norms.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from ..export.stages import Stage
 from .faults import first_line
+from .gelu import GeluLinear
 
 COMPILE_FROM = 4096
 """Tokens from which on a call runs compiled layers: fewer do not make up for the seconds that compiling takes."""
@@ -37,7 +43,6 @@ class Products(nn.Module):
         self._read: Tensor | None = None
         self._parts: list[Tensor | None] = []
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it keeps state; a product is a kernel of its own anyway
     def part(self, states: Tensor, number: int) -> Tensor:
         """Return one map's output; the first of the maps that is asked for computes all of them."""
         if states is not self._read:
@@ -57,10 +62,10 @@ class Part(nn.Module):
         super().__init__()
         self.products, self.number = products, number
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it keeps state; a product is a kernel of its own anyway
     def forward(self, states: Tensor) -> Tensor:
         """Return this map's output, [..., out]."""
-        out: Tensor = self.products.part(states, self.number)
-        return out
+        return self.products.part(states, self.number)
 
 
 def merge_products(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
@@ -70,7 +75,6 @@ def merge_products(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
         stages: those whose layers are changed.
         run: runs the stages once, from which is seen what reads what.
     """
-    layers = [layer for stage in stages for layer in dict.fromkeys(stage.layers.stack)]
     readers: list[tuple[Tensor, list[nn.Linear]]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -79,26 +83,81 @@ def merge_products(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
             readers.append((inputs[0], []))
         readers[-1][1].append(module)
 
-    linears = [part for layer in layers for part in layer.modules() if isinstance(part, nn.Linear)]
-    hooks = [linear.register_forward_pre_hook(note) for linear in dict.fromkeys(linears)]
+    modules = _modules(stages)
+    _watch(run, [module.register_forward_pre_hook(note) for module in modules if isinstance(module, nn.Linear)])
+    merged = {tuple(together) for _, together in readers if len(together) > 1}
+    alone = {linear for _, together in readers if tuple(together) not in merged for linear in together}
+    places: dict[nn.Module, nn.Module] = {}
+    for together in merged:
+        if not alone & set(together) and not places.keys() & set(together):
+            products = Products(together)
+            places |= {linear: Part(products, number) for number, linear in enumerate(together)}
+    _replace(modules, places)
+
+
+def merge_gelus(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
+    """Put one operator in the place of a linear map and the exact GELU that reads what it returns.
+
+    Args:
+        stages: those whose layers are changed.
+        run: as for ``merge_products``.
+    """
+    written: list[tuple[nn.Linear, Tensor]] = []
+    sources: dict[nn.Module, set[nn.Linear | None]] = {}
+
+    def wrote(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del inputs
+        assert isinstance(module, nn.Linear)
+        written[:] = [(module, output)]
+
+    def reads(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        source = next((linear for linear, output in written if output is inputs[0]), None)
+        sources.setdefault(module, set()).add(source)
+
+    modules = _modules(stages)
+    gelus = [module for module in modules if _is_gelu(module)]
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    hooks = [linear.register_forward_hook(wrote) for linear in linears]
+    _watch(run, [*hooks, *(module.register_forward_pre_hook(reads) for module in gelus)])
+    whole = {module: found for module, found in sources.items() if None not in found}
+    places: dict[nn.Module, nn.Module] = dict.fromkeys(whole, nn.Identity())
+    places |= {linear: GeluLinear(linear) for linear in chain(*whole.values()) if linear is not None}
+    _replace(modules, places)
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """Tell whether a module is the exact GELU, which has no parameters, by what it returns."""
+    if next(module.children(), None) or next(module.parameters(), None) is not None:
+        return False
+    probe = torch.linspace(-3, 3, 7)
+    try:
+        return torch.equal(module(probe), gelu(probe))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _modules(stages: Sequence[Stage]) -> list[nn.Module]:
+    """Return all modules of the stages' layers, each once."""
+    layers = dict.fromkeys(layer for stage in stages for layer in stage.layers.stack)
+    return list(dict.fromkeys(module for layer in layers for module in layer.modules()))
+
+
+def _watch(run: Callable[[], Any], hooks: Sequence[Any]) -> None:
+    """Run with hooks, and remove them."""
     try:
         with torch.no_grad():
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    merged = {tuple(together) for _, together in readers if len(together) > 1}
-    alone = {linear for _, together in readers if tuple(together) not in merged for linear in together}
-    places: dict[nn.Linear, Part] = {}
-    for together in merged:
-        if not alone & set(together) and not places.keys() & set(together):
-            products = Products(together)
-            places |= {linear: Part(products, number) for number, linear in enumerate(together)}
-    for layer in layers:
-        for parent in list(layer.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, nn.Linear) and child in places:
-                    setattr(parent, name, places[child])
+
+
+def _replace(modules: Sequence[nn.Module], places: dict[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some, wherever they stand within these."""
+    for parent in modules:
+        for name, child in list(parent.named_children()):
+            if child in places:
+                setattr(parent, name, places[child])
 
 
 def compile_layers(stages: Sequence[Stage]) -> None:

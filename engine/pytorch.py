@@ -16,7 +16,7 @@ from ..export.model import Encoded, StagedModel
 from ..export.prefix import PrefixStage
 from .base import Engine
 from .cuda import Queue
-from .fused import compile_layers, merge_products
+from .fused import compile_layers, merge_gelus, merge_products
 from .reference import ModuleRunner
 from .replay import Replay
 from .savings import Savings
@@ -89,6 +89,8 @@ class TorchEngine(Engine):
         runner = FastRunner(stages) if self.precision == "fp16-fast" else ModuleRunner(stages)
         if self.savings.fusion and not isinstance(stages[0], PrefixStage):
             merge_products(stages, lambda: self._example(runner, encoded))
+            if self.precision != "fp8":
+                merge_gelus(stages, lambda: self._example(runner, encoded))
         if self.precision == "fp8":
             for stage in stages:
                 for layers in filter(None, (stage.layers, stage.decoder)):

@@ -81,18 +81,23 @@ class Layers(nn.Module):
             states: what enters the first layer.
             named: the recorded tensors.
             before: as in forward().
-            row: as in forward(); the last layer lays the texts out with padding.
+            row: as in forward(); where its kernel cannot attend alone, the last layer lays the texts out with padding.
             alone: run the last layer's queries, attention output and feed-forward block at that position only; keys and
                 values at all, unless absorb() found that none are needed. Nothing reads the rest.
         """
         *below, (layer, call, prefix) = self._steps(before)
         states = self._run(below, states, named, row)
+        rows = dict(named) | {name: self._row(name, named[name], position) for name in call.names if name in self.axes}
+        if row is not None and alone and prefix is None and (attend_alone := row.attend_alone) is not None:
+            found, _ = capture(lambda: call(layer, states, row.named))
+            if found is not None:
+                with attend(lambda query, mask, scale: attend_alone(query, found, scale), None):
+                    return call(layer, row.at(position, states), rows)[:, 0]
         if row is not None:
             states, prefix = row.unpack(states), None if prefix is None else row.repeat(prefix)
         if not alone:
             with extend(prefix):
                 return take(call(layer, states, named), position, 1)[:, 0]
-        rows = dict(named) | {name: self._row(name, named[name], position) for name in call.names if name in self.axes}
         one = take(states, position, 1)
         if prefix is None and (own := self.absorbed) is not None:
             seen = self._seen(position, states.shape[1])

@@ -2,19 +2,22 @@
 
 The texts never change in a run, so where each begins is known once. A packed stage takes hidden states [P, 1, T, H],
 T tokens of N texts, where another takes [P, N, S, H]. What works token by token runs as it is; attention goes by the
-bounds of the texts, on one of the kernels below. At the answer positions alone the last layer is a small matter: its
-texts are laid out with padding again (``Row.unpack``), and it runs as in any other stage.
+bounds of the texts, on one of the kernels below. At the answer positions alone the last layer is a small matter: some
+kernels attend there from one position of each text, for the others the texts are laid out with padding again
+(``Row.unpack``), and it runs as in any other stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import KeysValues, sdpa
 
@@ -40,6 +43,8 @@ KEY_INDEX = "key_index"
 """[N * n + T] int64: which of n shared and T own keys each text sees, text by text."""
 KEY_BOUNDS = "key_bounds"
 """[P * N + 1] int32: as BOUNDS, with the shared keys before each text."""
+EACH = "each"
+"""[P * N + 1] int32: 0, 1, 2, ...: the bounds of one query for each text."""
 
 AXES: dict[str, Axes] = {
     TEXT_INDEX: ("examples", "sequence"),
@@ -49,6 +54,7 @@ AXES: dict[str, Axes] = {
     TOKEN_OFFSET: ("texts", "sequence"),
     KEY_INDEX: ("keys",),
     KEY_BOUNDS: ("bounds",),
+    EACH: ("bounds",),
 }
 """What the axes of these tensors count."""
 
@@ -105,6 +111,7 @@ class Texts:
             made = {
                 BOUNDS: _bounds(lengths),
                 KEY_BOUNDS: _bounds(lengths + self.shared),
+                EACH: torch.arange(len(lengths) + 1, dtype=torch.int32),
                 TOKEN_OFFSET: offsets.to(torch.int32).view(-1, self.longest),
             }
             self._of[population] = {name: tensor.to(self.device) for name, tensor in made.items()}
@@ -190,6 +197,23 @@ class Row:
         """
         return KERNELS[self.packing.kernel].attend(self, module, qkv, before, how)
 
+    @property
+    def attend_alone(self) -> AttendAlone | None:
+        """How one position of each text attends, if the kernel can; a graph has it the other way.
+
+        It takes queries [P * N, heads, 1, d], keys and values [P, heads, T, d] and the scores' scale, and returns what
+        the queries see, like them.
+        """
+        attend = KERNELS[self.packing.kernel].attend_alone
+        if attend is None or self.packing.causal or torch.compiler.is_exporting():
+            return None
+        return partial(attend, self)
+
+    def at(self, position: Tensor, states: Tensor) -> Tensor:
+        """Return the states at one position ([P * N]) of each text: [P, T, H] -> [P * N, 1, H]."""
+        starts = self.tensors[TEXT_INDEX][:, 0]
+        return states.index_select(1, starts + position[: len(starts)]).reshape(-1, 1, states.shape[2])
+
     def positions(self) -> Tensor:
         """Return the position of each token in its text, [1, T]."""
         index = self.tensors[TOKEN_INDEX]
@@ -242,6 +266,7 @@ def _bounds(lengths: Tensor) -> Tensor:
 
 
 Attend = Callable[[Row, nn.Module, tuple[Tensor, Tensor, Tensor], KeysValues | None, dict[str, Any]], Tensor]
+AttendAlone = Callable[[Tensor, KeysValues, float | None], Tensor]
 
 
 def _padded(
@@ -298,6 +323,40 @@ def _varlen(
     return seen.view(query.shape[0], query.shape[2], *seen.shape[1:])
 
 
+def _varlen_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
+    """Run PyTorch's flash kernel for one query of each text."""
+    key, value = (part.transpose(1, 2).flatten(0, 1) for part in keys_values)
+    longest = row.tensors[TEXT_INDEX].shape[1]
+    seen = varlen.varlen_attn(
+        query[:, :, 0],
+        key,
+        value,
+        row.tensors[EACH],
+        row.tensors[BOUNDS],
+        1,
+        longest,
+        scale=scale,
+        window_size=(-1, -1),
+    )
+    assert isinstance(seen, Tensor)
+    return seen[:, :, None]
+
+
+def _padded_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
+    """Lay keys and values out with padding and run SDPA: the reference of the other kernels."""
+    index = row.tensors[TEXT_INDEX]
+
+    def unpacked(part: Tensor) -> Tensor:
+        """[P, heads, T, d] -> [P * N, heads, S, d]."""
+        wide = row.unpack(part.transpose(1, 2).flatten(2))
+        return wide.reshape(*wide.shape[:2], part.shape[1], part.shape[3]).transpose(1, 2)
+
+    key, value = map(unpacked, keys_values)
+    real = torch.arange(index.shape[1], device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
+    mask = real[None].expand(len(keys_values[0]), -1, -1).reshape(-1, 1, 1, index.shape[1])
+    return scaled_dot_product_attention(query, key, value, mask, scale=scale)
+
+
 def _contrib(
     row: Row, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
@@ -325,13 +384,15 @@ class Kernel:
     attend: Attend
     tensors: tuple[str, ...]
     """What it takes, by name."""
+    attend_alone: Callable[[Row, Tensor, KeysValues, float | None], Tensor] | None = None
+    """How one position of each text attends, if it can; see ``Row.attend_alone``."""
     causal: bool = True
     """Whether it can be causal."""
 
 
 KERNELS: dict[str, Kernel] = {
-    "padded": Kernel(_padded, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS)),
-    "varlen": Kernel(_varlen, (TEXT_INDEX, BOUNDS, KEY_INDEX, KEY_BOUNDS)),
+    "padded": Kernel(_padded, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS), _padded_alone),
+    "varlen": Kernel(_varlen, (TEXT_INDEX, BOUNDS, KEY_INDEX, KEY_BOUNDS, EACH), _varlen_alone),
     "contrib": Kernel(_contrib, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS, TOKEN_OFFSET, BOUNDS), causal=False),
 }
 """By name: PyTorch's operators anywhere, PyTorch's on CUDA, and ONNX Runtime's on CUDA."""

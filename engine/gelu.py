@@ -1,0 +1,91 @@
+"""A linear map and the GELU that follows it as one operator, which is one kernel on Hopper GPUs.
+
+cuBLAS can end a product with the tanh form of GELU only, which is another function; so the wide product of a
+feed-forward block is written to memory, read, and written once more. ``gelu_kernel.py`` puts the exact GELU behind the
+product; a generation's breakdown with and without "fusion" (benchmarks/gpu.py) shows what that is worth.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+from .faults import first_line
+
+HOPPER = (9, 0)
+"""The compute capability that the kernel's tiles are made for."""
+ALIGNED = 8
+"""What sizes must be multiples of: rows of 16 bytes."""
+
+LIMIT = 4.4
+COEFFICIENTS = (
+    0.32080884,
+    -0.157224632,
+    0.110501054,
+    -0.0801784013,
+    0.0536042872,
+    -0.031954165,
+    0.0219759049,
+    -0.0157682203,
+    0.00550817463,
+)
+"""Of the kernel's polynomial p, lowest power first: erf(x / sqrt 2) = x p(2 x^2 / LIMIT^2 - 1) for |x| up to LIMIT.
+They have the least error of GELU that nine can have, 2.5e-5; float16 rounds a result near 1 by up to 4.9e-4."""
+
+logger = logging.getLogger(__name__)
+
+
+class GeluLinear(nn.Module):
+    """A linear map and the exact GELU behind it."""
+
+    bias: Tensor
+
+    def __init__(self, source: nn.Linear) -> None:
+        """Take the map's weight and bias."""
+        super().__init__()
+        self.weight = source.weight
+        bias: Tensor | None = source.bias
+        self.register_buffer("bias", source.weight.new_zeros(source.out_features) if bias is None else bias.detach())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        out: Tensor = linear_gelu(states, self.weight, self.bias)
+        return out
+
+
+@torch.library.custom_op("bbt_fast::linear_gelu", mutates_args=())
+def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return gelu(states @ weight.T + bias), [..., in] -> [..., out]; the compiler takes it as it is."""
+    if states.is_cuda and states.dtype in (torch.float16, torch.bfloat16) and _has_kernel(states.device):
+        rows = states.reshape(-1, states.shape[-1])
+        if len(rows) and not any(size % ALIGNED for size in weight.shape):
+            from .gelu_kernel import linear_gelu_rows
+
+            return linear_gelu_rows(rows, weight, bias).view(*states.shape[:-1], -1)
+    return gelu(linear(states, weight, bias))
+
+
+@linear_gelu.register_fake
+def _(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    del bias
+    return states.new_empty(*states.shape[:-1], weight.shape[0])
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    """Tell whether the kernel runs on a GPU, by running it."""
+    if torch.cuda.get_device_capability(device) != HOPPER:
+        return False
+    try:
+        from .gelu_kernel import linear_gelu_rows
+
+        some = torch.zeros(ALIGNED, ALIGNED, dtype=torch.float16, device=device)
+        linear_gelu_rows(some, some, some[0])
+    except Exception as error:  # noqa: BLE001  Triton raises what its many parts raise
+        logger.warning("GELU is a kernel of its own here (%s)", first_line(error))
+        return False
+    return True
