@@ -43,8 +43,8 @@ from bbt_fast.engine.ort import OrtEngine
 MINUTES, LAB_MINUTES = 7.5, 5.7
 SHARES: dict[Algorithm, float] = {"bbt": 0.45, "bbtv2": 0.95}
 """When each algorithm's comparison has to be over, in parts of the whole time."""
-SAVINGS = ("reuse", "buckets", "answer_only")
-"""What is switched off, one at a time; the head's saving is the smallest (docs/benchmarks.md)."""
+SAVINGS = ("reuse", "packing", "fusion", "graph")
+"""What is switched off, one at a time; docs/benchmarks.md has the others' worth on a CPU."""
 ROOM = 48 * 2**30
 """Bytes of a GPU that is reckoned to hold all contenders at RoBERTa-large's size; a smaller one is given FEW."""
 FEW = [

@@ -1,13 +1,18 @@
-"""Which attention operators PyTorch calls."""
+"""Which attention operators PyTorch calls, and which attention kernels run on CUDA."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+ATTENTION = r"attention|attn|sdpa|fmha|mha|flash|softmax"
+"""What is in the names of attention's kernels."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -32,6 +37,22 @@ def attention_calls(run: Callable[[], Any]) -> str:
     with _Watch() as watch:
         run()
     return listed(watch.found) or "no fused attention"
+
+
+def attention_kernels(run: Callable[[], Any]) -> str:
+    """Run something and list the attention kernels that it ran on CUDA, or say that there were none."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        run()
+        torch.cuda.synchronize()
+    names = [event.name for event in seen.events() or [] if event.device_type.name == "CUDA"]
+    found = Counter(short_name(name) for name in names if re.search(ATTENTION, name, re.IGNORECASE))
+    return listed(found) or "no fused attention"
+
+
+def short_name(kernel: str) -> str:
+    """Return a kernel's name without its return type, template arguments and parameters."""
+    return kernel.removeprefix("void ").split("<")[0].split("(")[0].strip() or kernel
 
 
 def listed(found: Mapping[str, int]) -> str:

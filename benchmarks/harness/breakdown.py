@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .attention_calls import ATTENTION
 from .contenders.base import synchronise
 
 PATTERNS: dict[str, str] = {
-    "attention": r"attention|attn|sdpa|fmha|mha|flash|softmax",
+    "attention": ATTENTION,
     "products": r"nvjet|gemm|gemv|cublas|xmma|cutlass|wgmma|splitk|triton_tem|linear|matmul|scaled_mm"
     r"|(?:^|:|_)(?:add|b|badd)?mm\b",
     "norms": r"layer_?norm|rms_?norm|layernorm|lnorm|__myl\w*mean",

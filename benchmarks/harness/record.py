@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import onnxruntime as ort
 import torch
 
 from bbt_fast.engine.cpu import instruction_sets
@@ -77,7 +78,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"onnxruntime": ort.__version__}  # of two packages that write over each other, the one that runs
 
 
 def commit() -> str:

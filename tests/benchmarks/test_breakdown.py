@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bbt_fast.benchmarks.harness import breakdown as taken
+from bbt_fast.benchmarks.harness.attention_calls import short_name
 from bbt_fast.benchmarks.harness.breakdown import GAPS, KINDS, OPTIMIZER, breakdown, kind_of, shares
 
 NAMES = {
@@ -29,6 +30,7 @@ NAMES = {
         "void cutlass::Kernel2<cutlass_80_tensorop_f16_s16816gemm_relu_f16_256x128_32x3_tn_align8>",
         "void cublasLt::splitKreduce_kernel<32, 16, int, float, __half, float, __half, false, true, false>",
         "triton_tem_fused_addmm_gelu_3",
+        "_linear_gelu",
         "aten::addmm",
         "aten::bmm",
         "aten::_scaled_mm",
@@ -119,3 +121,15 @@ def test_shares_are_of_the_whole_generation_with_its_optimizer() -> None:
     assert shares({"parts_ms": {}}) is None
     assert "| a | 0% | 60% |" in taken.table({"a": figures, "b": {}})
     assert taken.table({"b": {}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "short"),
+    [
+        (NAMES["attention"][1], "pytorch_flash::flash_fwd_kernel"),
+        (NAMES["attention"][2], "fmha_cutlassF_f16_aligned_64x64_rf_sm80"),
+        (NAMES["attention"][4], "_gemm_mha_v2_0x5a1b"),
+    ],
+)
+def test_a_kernels_short_name_is_without_types_and_arguments(kernel: str, short: str) -> None:
+    assert short_name(kernel) == short

@@ -21,7 +21,6 @@ from bbt_fast.benchmarks.harness import contenders
 from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
-from bbt_fast.benchmarks.harness.kernels import ORT_SAYS
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
 from bbt_fast.benchmarks.harness.memory import MIB, PeakMemory
 from bbt_fast.benchmarks.harness.shapes import make_model
@@ -182,15 +181,6 @@ def test_on_cuda_a_contenders_memory_is_what_its_first_round_added(monkeypatch: 
     memory.sample()
     memory.sample()
     assert memory.mib == 250
-
-
-def test_the_attention_kernel_is_read_from_onnx_runtimes_log() -> None:
-    log = (
-        "attention.cc:1400 ONNX Attention: using Flash Attention (batch=1, q_seq=16)\n"
-        "attention.cc:1451 ONNX Attention: using Memory Efficient Attention (batch=1)\n"
-        "attention.cc:1482 Attention: using unified unfused path (is_gqa=0)\n"
-    )
-    assert ORT_SAYS.findall(log) == ["Flash Attention", "Memory Efficient Attention", "unified unfused"]
 
 
 def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callable[..., Any]) -> None:

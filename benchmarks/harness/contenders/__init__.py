@@ -92,15 +92,15 @@ def usual(device: str, ablate: Sequence[str] = (), ablated: str = "") -> list[st
         ablated: the engine and precision, as in "ort-fp32", that these are switched off in.
     """
     if device == "cuda":
-        low, engines = ["fp16"], ["torch-fp32", "ort-fp32", "torch-fp16", "ort-fp16", "trt-fp16"]
+        best, engines = ["fp16"], ["torch-fp16", "ort-fp16", "trt-fp16"]
     else:
-        low, engines = [], ["torch-fp32", "ort-fp32", "openvino-fp32"]
+        best, engines = ["fp32"], ["torch-fp32", "ort-fp32", "openvino-fp32"]
         if bf16_fault() is None:
-            low, engines = ["bf16"], [*engines, "torch-bf16", "openvino-bf16"]
+            best, engines = ["fp32", "bf16"], [*engines, "torch-bf16", "openvino-bf16"]
     return [
         "original",
         "original-parallel",
-        *(f"torch-best-{precision}" for precision in ("fp32", *low)),
+        *(f"torch-best-{precision}" for precision in best),
         "ort-recipe",
         *(f"bbt-fast-{engine}" for engine in engines),
         *(f"bbt-fast-{ablated}{WITHOUT}{saving}" for saving in ablate),
