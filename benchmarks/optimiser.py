@@ -158,6 +158,7 @@ def whole_runs(algorithm: Algorithm, dim: int, popsize: int, generations: int, r
                 tune(
                     algorithm=algorithm, engine="torch", device="cpu", intrinsic_dim=dim, popsize=popsize,
                     budget=generations * popsize, output_dir=str(Path(folder) / "run"), plots=False,
+                    max_test_examples=8,
                 )  # fmt: skip
                 rates[name].append(generations / seconds[0])
     return {

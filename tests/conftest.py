@@ -35,7 +35,7 @@ from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,22 +43,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import torch
 from hypothesis import HealthCheck, settings
-from torch import Tensor
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
 
-from bbt_fast.export.bindings import CLASSIC
-from bbt_fast.export.examples import Examples
-from bbt_fast.export.traces import FILE as TRACE
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from bbt_fast.export.examples import Examples
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says how busy the machine is, not whether the code is right; fixtures here keep no state.
@@ -77,10 +69,10 @@ SMALL = {
     # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
     "initializer_range": 0.2,
 }
-TINY_MODELS: dict[str, tuple[type[Any], type[Any], dict[str, int]]] = {
-    "roberta": (RobertaConfig, RobertaForMaskedLM, {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
-    "bert": (BertConfig, BertForMaskedLM, {"pad_token_id": 0}),
-    "gpt2": (GPT2Config, GPT2LMHeadModel, {"pad_token_id": 0, "n_inner": 64}),
+TINY_MODELS: dict[str, tuple[str, dict[str, int]]] = {
+    "roberta": ("RobertaForMaskedLM", {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
+    "bert": ("BertForMaskedLM", {"pad_token_id": 0}),
+    "gpt2": ("GPT2LMHeadModel", {"pad_token_id": 0, "n_inner": 64}),
 }
 
 
@@ -95,6 +87,12 @@ def pytest_configure(config: pytest.Config) -> None:
             own, kept = Path(cache.name) / "bbt-fast", Path(os.environ["BBT_FAST_TESTS_CACHE"])
             copy_traces(kept, own)
             config.add_cleanup(lambda: copy_traces(own, kept))
+    if config.getoption("numprocesses", None):
+        return  # the workers run the tests; this process need not import what they do
+    import torch
+
+    import bbt_fast.engine  # noqa: F401
+
     # The libraries' own objects live as long as the process, and are not worth looking through again and again.
     gc.collect()
     gc.freeze()
@@ -105,7 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def copy_traces(source: Path, target: Path) -> None:
     """Copy the traces that a cache holds and another lacks; graphs and plans are for the tests to build."""
-    for trace in source.glob(f"*/{TRACE}"):
+    for trace in source.glob("*/trace.onnx"):
         if not (target / trace.parent.name).exists():
             shutil.copytree(trace.parent, target / trace.parent.name)
 
@@ -158,10 +156,14 @@ def make_model() -> Callable[..., PreTrainedModel]:
     """A function that makes a tiny random language model."""
 
     def make(kind: str = "roberta", seed: int = 0, **config: Any) -> PreTrainedModel:
-        config_class, model_class, special = TINY_MODELS[kind]
+        import torch
+        import transformers
+
+        name, special = TINY_MODELS[kind]
+        model_class = getattr(transformers, name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = model_class(config_class(**{**SMALL, **special, **config}))
+            model: PreTrainedModel = model_class(model_class.config_class(**{**SMALL, **special, **config}))
         return model.eval().requires_grad_(False)
 
     return make
@@ -182,6 +184,9 @@ def bert(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def make_examples() -> Callable[..., Examples]:
     """A function that draws random examples of different lengths."""
+    import torch
+
+    from bbt_fast.export.examples import Examples
 
     def make(
         model: PreTrainedModel,
@@ -222,6 +227,7 @@ def make_examples() -> Callable[..., Examples]:
 @pytest.fixture(scope="session")
 def make_prompts() -> Callable[..., Tensor]:
     """A function that draws random soft prompts, one per candidate."""
+    import torch
 
     def make(
         model: PreTrainedModel, n_candidates: int = 4, n_prompt_tokens: int = 5, scale: float = 0.5, seed: int = 0
@@ -268,6 +274,8 @@ class CpuQueue:
 @pytest.fixture(scope="module")
 def fake_tensorrt() -> Iterator[ModuleType]:
     """The fake TensorRT, and an engine "trt" that runs it on the CPU."""
+    from bbt_fast.export.bindings import CLASSIC
+
     with pytest.MonkeyPatch.context() as patch:
         fake = load_fake_tensorrt()
         patch.setitem(sys.modules, "tensorrt", fake)

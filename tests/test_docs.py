@@ -26,6 +26,8 @@ from bbt_fast.tuner.tasks.task import read_task
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "bash", "text", "json", "yaml"}
+BUDGET = 40
+"""Evaluations of a run on a page, in place of as many as make sense."""
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
 
 
@@ -98,7 +100,8 @@ def test_every_page_that_the_code_mentions_exists() -> None:
 def run_python(block: Block, folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(folder)
     patch.setattr(families, "FAMILIES", families.FAMILIES)  # a page adds a row of its own
-    exec(compile(block.body, str(block), "exec"), {"__name__": "docs"})
+    body = re.sub(r"(\bbudget\b\"?[=:] ?)\d+", rf"\g<1>{BUDGET}", block.body)
+    exec(compile(body, str(block), "exec"), {"__name__": "docs"})
 
 
 @pytest.mark.parametrize("block", [b for b in PYTHON if "tune(" not in b.body], ids=str)

@@ -13,15 +13,15 @@ from bbt_fast.benchmarks import accuracy
 
 def test_the_command_tunes_with_each_seed_and_writes_a_record_and_a_table(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    small = ["--budget", "40", "--max_test_examples", "20", "--algorithms", "bbt", "--engines", "torch-fp32"]
+    small = ["--budget", "20", "--max_test_examples", "20", "--algorithms", "bbt", "--engines", "torch-fp32"]
     given = [*small, "--seeds", "8", "13", "--device", "cpu", "--output", str(path)]
     accuracy.main(given)
     record = json.loads(path.read_text(encoding="utf-8"))
     (row,) = record["rows"]
-    assert (row["budget"], row["examples"]["test"], set(row["seeds"])) == (40, 20, {"8", "13"})
+    assert (row["budget"], row["examples"]["test"], set(row["seeds"])) == (20, 20, {"8", "13"})
     table = path.with_suffix(".md").read_text(encoding="utf-8")
     mean = sum(run["test"] for run in row["seeds"].values()) / 2
-    assert "| bbt | torch-fp32 | 40 |" in table
+    assert "| bbt | torch-fp32 | 20 |" in table
     assert f"| {100 * mean:.1f} (" in table
 
 

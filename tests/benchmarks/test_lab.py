@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from bbt_fast.benchmarks import gpu
 from bbt_fast.benchmarks.harness import contenders
-from bbt_fast.benchmarks.harness.contenders import contender, known
+from bbt_fast.benchmarks.harness.contenders import contender, known, torch_best
 from bbt_fast.benchmarks.harness.pool import Pool
 from bbt_fast.benchmarks.harness.variants import group_of, table, variants, winners
 from bbt_fast.benchmarks.harness.worker import WorkerError
@@ -132,14 +130,14 @@ def test_an_unavailable_contender_ends_only_itself_in_a_shared_process(toy: Work
 
 
 @pytest.mark.slow
-def test_the_labs_dry_run_is_green(tmp_path: Path, repo_root: Path) -> None:
+def test_the_labs_dry_run_is_green(
+    tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "Pool", lambda _: local)
+    monkeypatch.setitem(torch_best.MODES, "cpu", ())  # the script's own dry run compiles
     path = tmp_path / "lab.json"
-    script = repo_root / "benchmarks" / "gpu.py"
-    flags = ["--lab", "--dry_run", "--minutes", "30", "--repeats", "1", "--output", path]
-    done = subprocess.run(
-        [sys.executable, script, *flags], check=False, timeout=1800, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
+    gpu.main(["--lab", "--dry_run", "--minutes", "30", "--repeats", "1", "--output", str(path)])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
     for part in json.loads(path.read_text(encoding="utf-8"))["speed"].values():
         statuses = {name: found["status"] for name, found in part["contenders"].items()}
         assert set(statuses) == set(variants("cpu"))

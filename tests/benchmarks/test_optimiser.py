@@ -44,7 +44,7 @@ def test_whole_runs_search_what_they_are_answered_at_once(tmp_path: Path) -> Non
     with optimiser.timed_runs(optimiser.Evolution) as seconds:
         tune(
             engine="torch", device="cpu", intrinsic_dim=20, popsize=6, budget=300, output_dir=str(tmp_path / "run"),
-            plots=False,
+            plots=False, max_test_examples=8,
         )  # fmt: skip
     first, *_, last = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert len(seconds) == 1

@@ -162,16 +162,28 @@ def test_the_gpu_script_keeps_what_it_has_measured(
 
 
 @pytest.mark.slow
-def test_the_gpu_scripts_dry_run_is_green(tmp_path: Path, repo_root: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch.compile imports
+def test_the_gpu_scripts_dry_run_is_green(
+    tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "Worker", local)
     path = tmp_path / "gpu.json"
-    script = repo_root / "benchmarks" / "gpu.py"
-    flags = ["--dry_run", "--minutes", "30", "--repeats", "1", "--output", path]  # more than a slow machine needs
-    subprocess.run([sys.executable, script, *flags], check=True, timeout=1800)
+    minutes = "30"  # more than a slow machine needs
+    assert gpu.main(["--dry_run", "--minutes", minutes, "--repeats", "1", "--output", str(path)]) == 0
     record = json.loads(path.read_text(encoding="utf-8"))
     for part in record["speed"].values():
         statuses = {name: row["status"] for name, row in part["contenders"].items()}
         assert {"bbt-fast-ort-fp32", "bbt-fast-torch-fp32-without-reuse"} <= set(statuses)
         assert set(statuses.values()) <= {"ok", "unavailable"}, statuses
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_as_a_file_with_processes_of_its_own(tmp_path: Path, repo_root: Path) -> None:
+    path = tmp_path / "gpu.json"
+    flags = ["--dry_run", "--minutes", "30", "--repeats", "1", "--output", path, "--contenders", "bbt-fast-torch-fp32"]
+    subprocess.run([sys.executable, repo_root / "benchmarks" / "gpu.py", *flags], check=True, timeout=1800)
+    for part in json.loads(path.read_text(encoding="utf-8"))["speed"].values():
+        assert part["contenders"]["bbt-fast-torch-fp32"]["status"] == "ok"
 
 
 def test_on_cuda_a_contenders_memory_is_what_its_first_round_added(monkeypatch: pytest.MonkeyPatch) -> None:

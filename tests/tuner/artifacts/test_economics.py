@@ -38,7 +38,8 @@ def test_memory_is_that_of_cma_es_of_the_projection_and_of_the_process(tmp_path,
     one, deep = (start(tmp_path / name, make_options(name)).memory for name in ("bbt", "bbtv2"))
     assert one.projection * MIB == 4 * 6 * 3 * 8
     assert deep.projection == 3 * one.projection
-    assert deep.user == pytest.approx(3 * one.user, rel=0.2)
+    # A decomposition that is under way at the end holds other arrays than one that is done.
+    assert deep.user == pytest.approx(3 * one.user, rel=0.3)
     assert one.server is not None
     assert one.server > 50  # PyTorch alone takes more
 

@@ -31,7 +31,7 @@ FAMILIES = {
 """Tokenizer, kind and first prompt position of models like these."""
 N_PROMPT = 5
 LONG = 512
-some = settings(max_examples=30)
+some = settings(max_examples=20)
 SST2, MRPC = load_task("sst2"), load_task("mrpc")
 
 

@@ -3,6 +3,7 @@
 - nursery: function(options, cache, **what) -> {"status", "message"}; see nursery.py for what can be asked for
 - model: folder of a tiny model with its tokenizer, of the embedded demo's kind
 - options: function(**changes) -> options of a run of a second on it
+- traces: function(cache), which puts the exporter's traces of the model into a cache: a graph then takes no time
 - damages: (name, function(path)) pairs: files truncated, with a bit flipped, emptied and removed
 - figures: function(folder) -> all that a run's result must not depend on interruptions in
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +22,9 @@ from typing import Any
 
 import pytest
 
+from bbt_fast import tune
+from bbt_fast.export.cache import cache_folder
+from bbt_fast.export.traces import FILE as TRACE
 from bbt_fast.tuner.artifacts.files import CHECKSUM
 from bbt_fast.tuner.artifacts.result import MEASURED
 
@@ -69,7 +74,7 @@ def model(
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def options(model: str) -> Callable[..., dict[str, Any]]:
     """A function that makes the options of a run of a second."""
 
@@ -81,6 +86,19 @@ def options(model: str) -> Callable[..., dict[str, Any]]:
         } | changes  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="session")
+def traces(options: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """A function that copies the traces of a run into a cache."""
+    kept = cache_folder()
+    tune(**options(engine="ort", budget=8), output_dir=str(tmp_path_factory.mktemp("traced") / "run"))
+
+    def copy(cache: Path) -> None:
+        for trace in kept.glob(f"*/{TRACE}"):
+            shutil.copytree(trace.parent, cache / trace.parent.name)
+
+    return copy
 
 
 def truncated(share: float) -> Callable[[Path], None]:

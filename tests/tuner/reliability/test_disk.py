@@ -24,11 +24,12 @@ Options = Callable[..., dict[str, Any]]
 Figures = Callable[[Path], Any]
 
 
-@pytest.fixture
-def whole(options: Options, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing disturbed."""
-    tune(**options(), output_dir=str(tmp_path / "whole"))
-    return tmp_path / "whole"
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    tune(**options(), output_dir=str(folder))
+    return folder
 
 
 def check_whole(folder: Path) -> None:
@@ -171,9 +172,14 @@ def test_a_cache_that_is_removed_while_it_is_built_is_an_error_that_names_it(
 
 
 def test_a_run_whose_cache_is_removed_under_it_ends_as_any_other(
-    options: Options, figures: Figures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options,
+    traces: Callable[[Path], None],
+    figures: Figures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = options(engine="ort")
+    traces(tmp_path / "cache")
     monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / "cache"))
     tune(**asked, output_dir=str(tmp_path / "whole"))
     taken = Search._take

@@ -28,7 +28,16 @@ def broken(self: Session, prompts: Tensor, layer: int, original: Callable[..., T
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.fixture(scope="module", params=["bbt", "bbtv2"])
+def whole(
+    request: pytest.FixtureRequest, options: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """The options of a run, and the folder of one that nothing disturbed."""
+    asked, folder = options(algorithm=request.param), tmp_path_factory.mktemp("whole") / "run"
+    tune(**asked, output_dir=str(folder))
+    return asked, folder
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
@@ -38,19 +47,17 @@ def broken(self: Session, prompts: Tensor, layer: int, original: Callable[..., T
 )
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_fault_costs_a_try_or_the_generation_and_nothing_else(
-    algorithm: str,
     fault: Callable[..., Tensor],
     error: type[Exception],
     message: str,
     times: int,
-    options: Callable[..., dict[str, Any]],
+    whole: tuple[dict[str, Any], Path],
     figures: Callable[[Path], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked = options(algorithm=algorithm)
-    tune(**asked, output_dir=str(tmp_path / "whole"))
+    asked, undisturbed = whole
     original, calls, left = Session._logits, [0], [times]
 
     def faulty(self: Session, prompts: Tensor, layer: int) -> Tensor:
@@ -70,6 +77,6 @@ def test_a_fault_costs_a_try_or_the_generation_and_nothing_else(
     else:
         tune(**asked, output_dir=str(tmp_path / "run"))
         assert "trying once more with fewer candidates at a time" in caplog.text
-    assert figures(tmp_path / "run")[0]["tuned"] == figures(tmp_path / "whole")[0]["tuned"]
+    assert figures(tmp_path / "run")[0]["tuned"] == figures(undisturbed)[0]["tuned"]
     if times == 2:  # with smaller chunks the last digits of a loss may differ
-        assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+        assert figures(tmp_path / "run") == figures(undisturbed)

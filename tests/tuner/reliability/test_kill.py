@@ -14,7 +14,7 @@ KILLED = -9
 LONGEST = {"export": 2, "journal": 6, "file": 3, "evaluate": 6, "test": 2}
 """In how many of an event's calls a process may be killed."""
 FEW = 2
-"""Instants in the fast suite, where the undisturbed run takes the graphs of the other, to save an export."""
+"""Instants in the fast suite, which exports nothing: traces are there, and one run takes the other's graphs."""
 Figures = Callable[[Path], tuple[Any, ...]]
 
 
@@ -82,10 +82,13 @@ def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(
     n: int,
     options: Callable[..., dict[str, Any]],
     nursery: Callable[..., Any],
+    traces: Callable[[Path], None],
     figures: Figures,
     tmp_path: Path,
 ) -> None:
     asked = options(engine="ort", algorithm=algorithm)
+    if n == FEW:
+        traces(tmp_path / "cache-0")
     killed = check_killed_again_and_again(tmp_path, asked, nursery, seed=n, n=n)
     assert killed >= 0.8 * n
     own_graphs = tmp_path / ("whole-cache" if n > FEW else "cache-0")

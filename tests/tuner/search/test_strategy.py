@@ -16,7 +16,7 @@ from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.threads import background
 
-GENERATIONS = 100
+GENERATIONS = 40
 
 
 def sphere(x: Array) -> Array:
