@@ -118,9 +118,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
             if options.seeds and options.workers:
                 control.patient = True
                 run_side_by_side(options, recorded_engine(folder.path), folder, control, progress or Silent())
-                options = options.changed(workers=None, ray_address=None)
-                if not options.ensemble:
-                    return together(options, folder)
+                return together(options, folder)
             with closing(setup.load_engine(recorded_engine(folder.path))) as engine:
                 control.patient = True
                 command = Command(setup, engine, control, progress or Silent())

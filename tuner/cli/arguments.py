@@ -19,7 +19,7 @@ GROUPS = {
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
         "algorithm", "alg", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
-        "loss_type", "seed", "seeds", "ensemble",
+        "loss_type", "seed", "seeds",
     ),
     "engine": (
         "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",

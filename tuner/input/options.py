@@ -121,9 +121,8 @@ class Options:
     seed: int = 42
     """Fixes the few-shot examples, the projection and the search."""
     seeds: tuple[int, ...] | None = None
-    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation."""
-    ensemble: bool = False
-    """With --seeds: also test the average of the label log-probabilities of all seeds' prompts."""
+    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation, and with
+    the test metric of all prompts together."""
 
     engine: str = "auto"
     """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto; or remote: --url."""
@@ -252,7 +251,6 @@ class Options:
             ),
             (self.ray_address is not None and self.workers is None, "ray_address says where --workers are: give both."),
             (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
-            (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
             (
                 bool(self.seeds and self.push_to_hub),
                 "push_to_hub shares the prompt of one run: leave --seeds out, or share a seed's folder afterwards "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...export.errors import ArtifactError
+from ..artifacts.answers import Answers
 from ..artifacts.economics import Memory, Queries, forget_peak
 from ..artifacts.files import digest, write_json
 from ..artifacts.folder import RunFolder
@@ -209,6 +210,7 @@ class Run:
 
         logits = test_logits(engine, parts.test, sets, options.batch_size, between)
         _, test = self.yardstick(logits, parts.test.labels)
+        Answers(logits[1], parts.test.labels.cpu(), _digest(parts.test)).write(folder.path)
         placeholders = engine.n_prompt_tokens if options.cat_or_add == "add" else 0
         return Result(
             model=str(options.model_name),

@@ -112,7 +112,6 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"popsize": 0, "budget": 21}, "budget 21 makes no generation of 22 candidates"),
         ({"popsize": 3}, "popsize is 3, but must be at least 4, or 0"),
         ({"popsize": -20}, "popsize is -20, but must be at least 4, or 0"),
-        ({"ensemble": True}, "ensemble averages the prompts of several seeds"),
         ({"init_text": "hello"}, "init_text needs --cat_or_add cat"),
         ({"init_text": "hello", "init_from": "r", "cat_or_add": "cat"}, "give one of init_text and init_from"),
         ({"inference_framework": "pt", "engine": "ort"}, "inference_framework pt is the engine torch, but"),
@@ -125,9 +124,9 @@ def test_what_cannot_be_meant_is_refused(values, message):
 
 
 def test_values_from_flags_files_and_python_mean_the_same():
-    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), ensemble=True)
-    assert Options.of(budget="100", sigma="0.5", seeds="8,13", ensemble="true") == expected
-    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], ensemble=True) == expected
+    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), plots=False)
+    assert Options.of(budget="100", sigma="0.5", seeds="8,13", plots="false") == expected
+    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], plots=False) == expected
 
 
 def test_popsize_zero_takes_the_rule_of_cma_es():
@@ -181,9 +180,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_config_file_gives_options(tmp_path):
-    file = write(tmp_path / "c.yaml", "task_name: sst2\nbudget: 400\nseeds: [8, 13]\nensemble: true\nsigma: 0.5\n")
+    file = write(tmp_path / "c.yaml", "task_name: sst2\nbudget: 400\nseeds: [8, 13]\nplots: false\nsigma: 0.5\n")
     read = Options.of(**read_config_file(file))
-    assert read == Options(task_name="sst2", budget=400, seeds=(8, 13), ensemble=True, sigma=0.5)
+    assert read == Options(task_name="sst2", budget=400, seeds=(8, 13), plots=False, sigma=0.5)
 
 
 @pytest.mark.parametrize(
