@@ -102,7 +102,7 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"seeds": 8}, "seeds is 8, but must be whole numbers with commas"),
         ({"seeds": "8,13,8"}, "has the same seed twice"),
         ({"target_metric": 80}, "target_metric is 80.0, but must be at least 0 and at most 1"),
-        ({"loss_type": "hing"}, "loss_type is 'hing', but must be one of ce, hinge, perf. Did you mean 'hinge'"),
+        ({"loss_type": "hing"}, "must be one of ce, hinge, perf, ce-smooth, ce-entropy. Did you mean 'hinge'"),
         ({"alg": "DE"}, "alg is 'DE', but must be 'CMA'"),
         ({"cat_or_add": "mul"}, "cat_or_add is 'mul', but must be one of add, cat"),
         ({"parallel": "maybe"}, "parallel is 'maybe', but must be true or false"),
