@@ -100,6 +100,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     options = resolve(options, task.preset)
     control = control or Control()
     control.max_time, control.target_metric = options.max_time, options.target_metric
+    control.patience = options.patience
     setup = Setup(options, task)
     family_of(setup.config)  # a model that is not there is said before the data, which may have to be downloaded
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}

@@ -55,6 +55,7 @@ LIMITS = (
             "print_every",
             "max_test_examples",
             "workers",
+            "patience",
         ),
         1,
     ),
@@ -120,6 +121,8 @@ class Options:
     loss_type: LossType | None = None
     """What is minimised: cross entropy, hinge (margin 2), or minus the metric; ce unless the task says otherwise.
     Against overfitting: ce-smooth, to labels smoothed by 0.1; ce-entropy, less 0.3 of the answers' entropy."""
+    keep: Literal["best", "mean"] = "best"
+    """Which prompt a search hands on: the best candidate so far, or the mean that candidates are drawn around."""
     seed: int = 42
     """Fixes the few-shot examples, the projection and the search."""
     seeds: tuple[int, ...] | None = None
@@ -158,6 +161,8 @@ class Options:
     """Stop the search (of each seed) after this many seconds, and test what there is."""
     target_metric: float | None = None
     """Stop the search once the development metric reaches this, between 0 and 1."""
+    patience: int | None = None
+    """Stop the search once so many evaluations have brought no better prompt on the development set."""
     plots: bool = True
     """Draw the plots of a finished run into its folder."""
     report_to: str | None = None

@@ -73,3 +73,7 @@ class Evolution:
     def tell(self, fitness: Array) -> None:
         """Report the fitness, [P], of the candidates asked for last; less is better."""
         self._strategy.tell(fitness)
+
+    def mean(self) -> Array:
+        """Return the mean of the distribution, [d], within the bounds."""
+        return self._strategy.centre

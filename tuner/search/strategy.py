@@ -88,6 +88,11 @@ class Strategy:
         candidates: Array = self.mean + self.sigma * self._scale * self._steps
         return candidates if self._box is None else np.stack([self._box.repair(x) for x in candidates])
 
+    @property
+    def centre(self) -> Array:
+        """The mean, [d], within the bounds."""
+        return self.mean if self._box is None else np.asarray(self._box.repair(self.mean))
+
     def tell(self, fitness: Array) -> None:
         """Learn from the fitness, [P], of the candidates asked for last; less is better."""
         order = np.argsort(fitness, kind="stable")

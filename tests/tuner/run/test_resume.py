@@ -25,10 +25,11 @@ class PowerCutError(Exception):
     """Stands for SIGKILL: nothing after it happens."""
 
 
-@pytest.fixture(params=ALGORITHMS)
+@pytest.fixture(params=[("bbt", {}), ("bbtv2", {}), ("bbt", {"keep": "mean"}), ("bbtv2", {"keep": "mean"})], ids=str)
 def whole(request, tmp_path, make_options, start):
     """A run that nothing disturbed: its options, folder and result."""
-    options = make_options(request.param)
+    algorithm, changes = request.param
+    options = make_options(algorithm, **changes)
     return options, tmp_path / "whole", start(tmp_path / "whole", options)
 
 
