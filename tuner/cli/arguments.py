@@ -18,7 +18,7 @@ GROUPS = {
     "task and data": ("task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot"),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
-        "algorithm", "alg", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
+        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
         "loss_type", "keep", "seed", "seeds",
     ),
     "engine": (

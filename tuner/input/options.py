@@ -103,7 +103,10 @@ class Options:
     algorithm: Literal["bbt", "bbtv2"] = "bbt"
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
-    """The evolution strategy; CMA-ES is the published one and the only one."""
+    """The original's flag, and its only value; --optimizer has others."""
+    optimizer: Literal["cma", "sep-cma", "snes"] = "cma"
+    """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
+    separable natural evolution strategy with mirrored candidates."""
     intrinsic_dim: int = 500
     """Length of the searched vector z, d."""
     random_proj: Literal["normal", "uniform"] = "normal"

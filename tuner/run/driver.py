@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ...export.errors import UsageError
@@ -169,10 +170,11 @@ class Search:
     def _evolutions(self, aside: Executor) -> list[Evolution]:
         o = self._options
         assert o.sigma is not None
-        return [
-            Evolution(o.intrinsic_dim, o.sigma, o.generation_size, seed=o.seed, layer=layer, bound=o.bound, aside=aside)
-            for layer in range(self._layers)
-        ]
+        made = partial(
+            Evolution, o.intrinsic_dim, o.sigma, o.generation_size,
+            seed=o.seed, bound=o.bound, aside=aside, optimizer=o.optimizer,
+        )  # fmt: skip
+        return [made(layer=layer) for layer in range(self._layers)]
 
     def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
         """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""

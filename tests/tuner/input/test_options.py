@@ -31,7 +31,7 @@ TAKES = {
     "init_from": "f", "engine": "ort", "onnx_model_path": "o", "precision": "fp32", "device": "cpu",
     "output_dir": "o", "resume": "r", "seeds": "8,13", "cat_or_add": "cat", "algorithm": "bbtv2", "alg": "CMA",
     "random_proj": "uniform", "loss_type": "hinge", "inference_framework": "pt", "target_metric": "0.5",
-    "keep": "mean",
+    "keep": "mean", "optimizer": "snes",
 }  # fmt: skip
 
 
