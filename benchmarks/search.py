@@ -28,9 +28,11 @@ import bbt_fast
 from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, versions
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
+from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.coerce import one_of
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.seeds import child_name, ensemble_of
+from bbt_fast.tuner.search.projection import NONE
 
 ALGORITHMS = ("bbt", "bbtv2")
 PARTS: dict[str, dict[str, Any]] = {
@@ -39,6 +41,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "ce-entropy": {"loss_type": "ce-entropy"},
     "sep-cma": {"optimizer": "sep-cma"},
     "snes": {"optimizer": "snes"},
+    "full-snes": {"optimizer": "snes", "random_proj": NONE},
     "patience": {"patience": 500},
 }
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
@@ -194,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = given.output or RESULTS / f"search-{model}.json"
     changes = {variant: changes_of(variant) for variant in given.variants}
     cells: list[Cell] = []
+    hide_progress_bars()
     with tqdm(total=len(changes) * len(given.tasks) * len(given.seeds), unit="run", disable=None) as bar:
         for task in given.tasks:
             name = Path(task).stem

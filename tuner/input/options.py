@@ -109,8 +109,9 @@ class Options:
     separable natural evolution strategy with mirrored candidates."""
     intrinsic_dim: int = 500
     """Length of the searched vector z, d."""
-    random_proj: Literal["normal", "uniform"] = "normal"
-    """How the fixed random matrix A is drawn that maps z to a prompt."""
+    random_proj: Literal["normal", "uniform", "none"] = "normal"
+    """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
+    numbers, with an optimizer other than cma."""
     budget: int | None = None
     """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
     popsize: int = 20
@@ -265,6 +266,11 @@ class Options:
                 bool(self.seeds and self.push_to_hub),
                 "push_to_hub shares the prompt of one run: leave --seeds out, or share a seed's folder afterwards "
                 "(`bbt-fast push`).",
+            ),
+            (
+                self.random_proj == "none" and self.optimizer == "cma",
+                "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
+                "optimizer cma: take --optimizer sep-cma or snes.",
             ),
             (not distinct, f"seeds {self.seeds} has the same seed twice."),
             (

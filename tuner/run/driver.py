@@ -171,7 +171,7 @@ class Search:
         o = self._options
         assert o.sigma is not None
         made = partial(
-            Evolution, o.intrinsic_dim, o.sigma, o.generation_size,
+            Evolution, self._objective.projections[0].dim, o.sigma, o.generation_size,
             seed=o.seed, bound=o.bound, aside=aside, optimizer=o.optimizer,
         )  # fmt: skip
         return [made(layer=layer) for layer in range(self._layers)]

@@ -19,7 +19,7 @@ from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.driver import ALGORITHMS
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.search.losses import LOSSES
-from bbt_fast.tuner.search.projection import PROJECTIONS
+from bbt_fast.tuner.search.projection import NONE, PROJECTIONS
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import Preset
 
@@ -43,7 +43,7 @@ def parse(*flags: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize(
     ("field", "table"),
-    [("loss_type", LOSSES), ("random_proj", PROJECTIONS), ("algorithm", ALGORITHMS), ("cat_or_add", MODES)],
+    [("loss_type", LOSSES), ("random_proj", [*PROJECTIONS, NONE]), ("algorithm", ALGORITHMS), ("cat_or_add", MODES)],
 )
 def test_choices_are_the_rows_of_the_tables(field, table):
     hint = get_type_hints(Options)[field]
@@ -104,6 +104,7 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"seeds": "8,13,8"}, "has the same seed twice"),
         ({"target_metric": 80}, "target_metric is 80.0, but must be at least 0 and at most 1"),
         ({"loss_type": "hing"}, "must be one of ce, hinge, perf, ce-smooth, ce-entropy. Did you mean 'hinge'"),
+        ({"random_proj": "none"}, "too large for the optimizer cma: take --optimizer sep-cma or snes"),
         ({"alg": "DE"}, "alg is 'DE', but must be 'CMA'"),
         ({"cat_or_add": "mul"}, "cat_or_add is 'mul', but must be one of add, cat"),
         ({"parallel": "maybe"}, "parallel is 'maybe', but must be true or false"),

@@ -14,6 +14,7 @@ KILLED = -9
 CASES = [
     ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
+    ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
 

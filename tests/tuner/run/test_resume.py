@@ -28,6 +28,7 @@ class PowerCutError(Exception):
 
 CHANGES: tuple[dict[str, str], ...] = (
     {}, {"keep": "mean"}, *({"optimizer": name} for name in OPTIMIZERS if name != "cma"),
+    {"random_proj": "none", "optimizer": "snes"},
 )  # fmt: skip
 
 

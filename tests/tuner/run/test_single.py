@@ -195,6 +195,17 @@ def test_the_kept_mean_is_none_of_the_candidates(algorithm, tmp_path, make_optio
     }
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("optimizer", ["sep-cma", "snes"])
+def test_without_a_projection_all_numbers_of_a_prompt_are_searched(algorithm, optimizer, tmp_path, make_options, start):
+    options = make_options(algorithm, random_proj="none", optimizer=optimizer, budget=960)
+    result = start(tmp_path / "r", options)
+    assert result.queries.z_up_bytes == 4 * 3 * 8
+    assert result.memory.projection == 0
+    curve = lines(tmp_path / "r" / "metrics.jsonl")
+    assert curve[-1]["best_loss"] < 0.8 * curve[0]["loss"]
+
+
 def test_time_ends_the_search_but_not_without_a_score(tmp_path, make_options, start):
     result = start(tmp_path / "r", make_options(), control=Control(max_time=1e-9))
     assert result.stopped_by == "max_time"
