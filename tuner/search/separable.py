@@ -6,7 +6,7 @@ CMA-ES Achieving Linear Time and Space Complexity). The rates are pycma's, and a
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,8 +46,6 @@ class Diagonal:
         """Start from C = I."""
         self._variances = np.ones(dim)
         self.axes = Spread(np.ones(dim))
-        self.upcoming: Future[Spread] = Future()
-        """Never known before its turn, as nothing is shifted."""
 
     def learn(self, lesson: Lesson) -> None:
         """Take in a generation.
