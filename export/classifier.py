@@ -1,4 +1,4 @@
-"""A tuned prompt and its model as one graph: ``input_ids, attention_mask -> logits`` over the classes.
+"""Tuned prompts and their model as one graph: ``input_ids, attention_mask -> logits`` over the classes.
 
 The stages are those that a search runs (``stages.py``), with the prompts as constants. What they are given besides,
 masks and embedded texts, a search records once per data set; here the stock model makes it inside the graph, from the
@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from .ensemble import pooled
 from .errors import UsageError
 from .graphs import OPSET, save_graph, tidy
 from .model import StagedModel
@@ -35,7 +36,7 @@ class Classifier(nn.Module):
 
     Args:
         staged: the model, cut where the prompts enter.
-        prompts: [1 or L, n, H], one for each stage.
+        prompts: [K, 1 or L, n, H], one for each stage; the answers of K sets are averaged (``ensemble.py``).
         label_token_ids: [C], the vocabulary row of each class.
         mask_id: the token whose position is the answer's; None for the last real token.
         dtype: what to compute in; the label words' logits stay in float32.
@@ -78,9 +79,9 @@ class Classifier(nn.Module):
             "label_bias": self.label_bias,
         }
         hidden = recorded.embedded[None]
-        for stage, prompt in zip(self.stages, self.prompts, strict=True):
-            hidden = stage(*stage.join(hidden, prompt[None]), *(tensors[name] for name in stage.names))  # type: ignore[operator, union-attr]
-        return hidden[0]
+        for stage, prompts in zip(self.stages, self.prompts.unbind(dim=1), strict=True):
+            hidden = stage(*stage.join(hidden, prompts), *(tensors[name] for name in stage.names))  # type: ignore[operator, union-attr]
+        return pooled(hidden)
 
 
 def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) -> ir.Model:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
 from .artifacts.files import write_json
 from .artifacts.folder import RunFolder
 from .artifacts.model_card import write_card
-from .artifacts.prompt import read_prompt
 from .artifacts.result import Result, read_result
 from .input.options import Options
 from .run.control import Control
 from .run.initial_prompt import initial_prompts
 from .run.progress import Progress
-from .run.seeds import SeedsResult, child_name, ensemble_metric
+from .run.seeds import SeedsResult, child_name, ensemble_of
 from .run.setup import Setup
-from .run.single import Parts, Run, test_logits
+from .run.single import Parts, Run
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +45,11 @@ class Command:
         """Run every seed in a folder of its own; those that an earlier part of the command finished are taken over."""
         for seed, its_parts in parts.items():
             self.run_seed(options, seed, its_parts, RunFolder(folder.path / child_name(seed)))
-        return together(options, folder, self._ensemble(options, parts, folder) if options.ensemble else None)
+        return together(options, folder)
 
     def run_seed(self, options: Options, seed: int, parts: Parts, child: RunFolder) -> None:
         """Run one of several seeds in its own folder, unless it is finished there."""
-        own = options.changed(seed=seed, seeds=None, ensemble=False)
+        own = options.changed(seed=seed, seeds=None)
         with child.claim():
             if child.finished:
                 logger.info("seed %d is finished in %s", seed, child.path)
@@ -62,18 +59,10 @@ class Command:
             self._control.stop_files.append(child.stop)
             self.run(own, parts, child)
 
-    def _ensemble(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> float:
-        """Test the average of the label log-probabilities of the seeds' prompts."""
-        prompts = [read_prompt(folder.path / child_name(seed))[0] for seed in parts]
-        test = next(iter(parts.values())).test
-        sets = torch.stack(prompts).to(self._engine.device)
-        logits = test_logits(self._engine, test, sets, options.batch_size, lambda: None)
-        return ensemble_metric(logits, test.labels, self._setup.task.metric)
 
-
-def together(options: Options, folder: RunFolder, ensemble: float | None = None) -> SeedsResult:
+def together(options: Options, folder: RunFolder) -> SeedsResult:
     """Write what all seeds came to, once each is finished in its folder."""
     results = tuple(read_result(folder.path / child_name(seed)) for seed in options.seeds or ())
-    result = SeedsResult(results, ensemble, folder.path)
+    result = SeedsResult(results, ensemble_of(results), folder.path)
     write_json(folder.result, result.as_dict())
     return result

@@ -72,7 +72,8 @@ class SeedWorker:
         with self._lock:
             self._watch.seed = seed
             options, child = self._options, RunFolder(self._folder / child_name(seed))
-            control = Control(options.max_time, options.target_metric, [RunFolder(self._folder).stop])
+            stop = [RunFolder(self._folder).stop]
+            control = Control(options.max_time, options.target_metric, options.patience, stop)
             parts = self._setup.encode(self._setup.splits(seed))
             Command(self._setup, self._engine, control, self._watch).run_seed(options, seed, parts, child)
 

@@ -100,6 +100,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     options = resolve(options, task.preset)
     control = control or Control()
     control.max_time, control.target_metric = options.max_time, options.target_metric
+    control.patience = options.patience
     setup = Setup(options, task)
     family_of(setup.config)  # a model that is not there is said before the data, which may have to be downloaded
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
@@ -118,9 +119,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
             if options.seeds and options.workers:
                 control.patient = True
                 run_side_by_side(options, recorded_engine(folder.path), folder, control, progress or Silent())
-                options = options.changed(workers=None, ray_address=None)
-                if not options.ensemble:
-                    return together(options, folder)
+                return together(options, folder)
             with closing(setup.load_engine(recorded_engine(folder.path))) as engine:
                 control.patient = True
                 command = Command(setup, engine, control, progress or Silent())

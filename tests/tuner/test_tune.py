@@ -151,7 +151,7 @@ def test_several_seeds_share_an_engine_and_end_in_a_table(algorithm, small, monk
     loads = []
     real = setup.load_engine
     monkeypatch.setattr(setup, "load_engine", lambda *a, **k: loads.append(a) or real(*a, **k))
-    result = tune_seeds(**small(algorithm=algorithm), seeds=(8, 13), ensemble=True, output_dir="r")
+    result = tune_seeds(**small(algorithm=algorithm), seeds=(8, 13), output_dir="r")
     assert len(loads) == 1
     assert [one.seed for one in result.results] == [8, 13]
     for one in result.results:
@@ -209,7 +209,7 @@ def test_a_search_starts_from_a_text_a_file_or_a_run(small):
 
 
 def test_an_ensemble_of_one_prompt_is_that_prompt(small):
-    result = tune_seeds(**small(), seeds=(8,), ensemble=True, output_dir="r")
+    result = tune_seeds(**small(), seeds=(8,), output_dir="r")
     assert result.ensemble == result.results[0].tuned.test
     assert result.spreads["test"].std == 0
 

@@ -7,6 +7,7 @@
 | metrics.jsonl | curves to look at |
 | prompt.safetensors | the kept prompt, [1 or L, n, H] |
 | bbt_config.json | what the prompt belongs to: model, task, mode; with it the prompt can be used |
+| test_logits.safetensors | the kept prompt's answers on the test set, of which the seeds' ensemble is made |
 | result.json | written last: a folder that has it holds a finished run |
 | plots | drawn after that, and of no consequence |
 | tensorboard, wandb | reports, if --report_to asks for them |

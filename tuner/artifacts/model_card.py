@@ -73,11 +73,12 @@ print(classifier([{sample}]))
 """
 
 
-def baked_card(config: PromptConfig, prefixes: Sequence[str]) -> str:
+def baked_card(config: PromptConfig, prompts: int, prefixes: Sequence[str]) -> str:
     """Return the README of a baked folder: what it is, and code that runs it.
 
     Args:
-        config: what the prompt belongs to.
+        config: what the prompts belong to.
+        prompts: how many there are.
         prefixes: what the caller puts before each text.
     """
     task = config.task
@@ -87,9 +88,11 @@ def baked_card(config: PromptConfig, prefixes: Sequence[str]) -> str:
     if any(prefixes):
         texts = f"[tuple(p + t.strip() for p, t in zip({list(prefixes)!r}, pair)) for pair in {texts}]"
         spaced = "This vocabulary spells the start of a word with a space, so the texts get theirs first. "
+    length = f"{config.n_prompt_tokens} tokens"
+    prompt = f"{prompts} soft prompts of {length} each, averaged" if prompts > 1 else f"a soft prompt of {length}"
     return f"""# A text classifier for {task.name}
 
-Base model: {base_title(config)}, with a soft prompt of {config.n_prompt_tokens} tokens. It is one ONNX file: token ids
+Base model: {base_title(config)}, with {prompt}. It is one ONNX file: token ids
 and attention mask in, the logits of {len(task.labels)} classes out ({", ".join(task.labels)}).
 The template, the prompt and the label words are inside; tokenizer.json takes raw texts. {spaced}
 It needs onnxruntime, tokenizers and numpy:

@@ -73,7 +73,7 @@ class Result:
     """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; None if all were
     replayed."""
     stopped_by: str
-    """What ended the search: budget, max_time or target_metric."""
+    """What ended the search: budget, max_time, target_metric or patience."""
     examples: dict[str, int]
     """How many there were for train, dev and test, and how many of all were truncated."""
     classes: list[str]

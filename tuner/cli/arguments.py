@@ -18,16 +18,16 @@ GROUPS = {
     "task and data": ("task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot"),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
-        "algorithm", "alg", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
-        "loss_type", "seed", "seeds", "ensemble",
+        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
+        "loss_type", "keep", "seed", "seeds",
     ),
     "engine": (
         "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",
         "ray_address", "batch_size", "parallel",
     ),
     "run": (
-        "eval_every", "print_every", "max_time", "target_metric", "plots", "report_to", "output_dir", "resume",
-        "push_to_hub",
+        "eval_every", "print_every", "max_time", "target_metric", "patience", "plots", "report_to", "output_dir",
+        "resume", "push_to_hub",
     ),
 }  # fmt: skip
 

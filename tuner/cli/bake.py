@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import spellings
+from .predict import add_run
 from .quiet import hide_progress_bars
 
 
@@ -19,7 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "with a tokenizer that takes raw texts. It needs onnxruntime and tokenizers to run, and nothing else.",
     )
     parser.set_defaults(text=run)
-    parser.add_argument("--run", required=True, metavar="DIR", help="a run's folder, or the hub id of a shared prompt")
+    add_run(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the files")
     parser.add_argument("--precision", default="fp32", metavar="{fp32,fp16}", help="number format (default: fp32)")
     parser.add_argument("--triton", action="store_true", help="also write a Triton model repository, in DIR/triton")

@@ -44,8 +44,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which prompt to use, and how."""
-    parser.add_argument("--run", required=True, metavar="DIR", help="a run's folder, or the hub id of a shared prompt")
+    add_run(parser)
     add_options(parser, OPTIONS, MEANINGS)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names the prompts, as a list."""
+    parser.add_argument(
+        "--run",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="a run's folder, that of a command with --seeds, or the hub id of a shared prompt; given several times, "
+        "the prompts' log-probabilities are averaged",
+    )
 
 
 def loaded(args: argparse.Namespace) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 from ...export.errors import UsageError
 from .coerce import coerce, suggest
 
+LossType = Literal["ce", "hinge", "perf", "ce-smooth", "ce-entropy"]
 FRAMEWORKS = {"pt": "torch", "ort": "ort"}
 """The original's names of the engines."""
 
@@ -54,6 +55,7 @@ LIMITS = (
             "print_every",
             "max_test_examples",
             "workers",
+            "patience",
         ),
         1,
     ),
@@ -101,11 +103,15 @@ class Options:
     algorithm: Literal["bbt", "bbtv2"] = "bbt"
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
-    """The evolution strategy; CMA-ES is the published one and the only one."""
+    """The original's flag, and its only value; --optimizer has others."""
+    optimizer: Literal["cma", "sep-cma", "snes"] = "cma"
+    """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
+    separable natural evolution strategy with mirrored candidates."""
     intrinsic_dim: int = 500
     """Length of the searched vector z, d."""
-    random_proj: Literal["normal", "uniform"] = "normal"
-    """How the fixed random matrix A is drawn that maps z to a prompt."""
+    random_proj: Literal["normal", "uniform", "none"] = "normal"
+    """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
+    numbers, with an optimizer other than cma."""
     budget: int | None = None
     """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
     popsize: int = 20
@@ -116,14 +122,16 @@ class Options:
     """Scale of the projection, in standard deviations of the embeddings; 1 for bbt, 0.2 for bbtv2."""
     bound: float = 0.0
     """Keep each coordinate of z in [-bound, bound]; 0 for no bounds."""
-    loss_type: Literal["ce", "hinge", "perf"] | None = None
-    """What is minimised: cross entropy, hinge (margin 2), or minus the metric; ce unless the task says otherwise."""
+    loss_type: LossType | None = None
+    """What is minimised: cross entropy, hinge (margin 2), or minus the metric; ce unless the task says otherwise.
+    Against overfitting: ce-smooth, to labels smoothed by 0.1; ce-entropy, less 0.3 of the answers' entropy."""
+    keep: Literal["best", "mean"] = "best"
+    """Which prompt a search hands on: the best candidate so far, or the mean that candidates are drawn around."""
     seed: int = 42
     """Fixes the few-shot examples, the projection and the search."""
     seeds: tuple[int, ...] | None = None
-    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation."""
-    ensemble: bool = False
-    """With --seeds: also test the average of the label log-probabilities of all seeds' prompts."""
+    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation, and with
+    the test metric of all prompts together."""
 
     engine: str = "auto"
     """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto; or remote: --url."""
@@ -157,6 +165,8 @@ class Options:
     """Stop the search (of each seed) after this many seconds, and test what there is."""
     target_metric: float | None = None
     """Stop the search once the development metric reaches this, between 0 and 1."""
+    patience: int | None = None
+    """Stop the search once so many evaluations have brought no better prompt on the development set."""
     plots: bool = True
     """Draw the plots of a finished run into its folder."""
     report_to: str | None = None
@@ -252,11 +262,15 @@ class Options:
             ),
             (self.ray_address is not None and self.workers is None, "ray_address says where --workers are: give both."),
             (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
-            (self.ensemble and not self.seeds, "ensemble averages the prompts of several seeds: add --seeds 8,13,42."),
             (
                 bool(self.seeds and self.push_to_hub),
                 "push_to_hub shares the prompt of one run: leave --seeds out, or share a seed's folder afterwards "
                 "(`bbt-fast push`).",
+            ),
+            (
+                self.random_proj == "none" and self.optimizer == "cma",
+                "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
+                "optimizer cma: take --optimizer sep-cma or snes.",
             ),
             (not distinct, f"seeds {self.seeds} has the same seed twice."),
             (

@@ -14,7 +14,7 @@ from ..artifacts.result import Result
 from ..run.seeds import SeedsResult, Spread
 from .curves import RunView
 
-OF_A_RUN = ("seed", "seeds", "ensemble", "eval_every")
+OF_A_RUN = ("seed", "seeds", "eval_every")
 """Options that do not make it another experiment."""
 METRICS = ("test", "dev", "train", "zero-shot test", "zero-shot dev")
 """The metrics compared, names in ``FIGURES``."""

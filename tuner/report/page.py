@@ -94,8 +94,8 @@ def _run(run: RunView, colour: int, *, only: bool) -> str:
         _charts(
             ("Loss", line_chart("loss", loss), [(at, names[name]) for name, at, _ in losses]),
             ("Metric", line_chart("metric", metric, percent=True), [(at, names[name]) for name, at, _ in metrics]),
-            ("Step size of CMA-ES", line_chart("step size", _by_layer(run, "sigma")), deep),
-            ("Axis ratio of CMA-ES", line_chart("axis ratio", _by_layer(run, "axis_ratio")), deep),
+            ("Step size of the optimizer", line_chart("step size", _by_layer(run, "sigma")), deep),
+            ("Axis ratio of the optimizer", line_chart("axis ratio", _by_layer(run, "axis_ratio")), deep),
         )
     )
     if result:

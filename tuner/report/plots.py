@@ -77,7 +77,7 @@ def search_plot(run: RunView) -> Figure | None:
 
 
 def evolution_plot(run: RunView) -> Figure | None:
-    """Step size and axis ratio of CMA-ES."""
+    """Step size and axis ratio of the optimizer."""
     if not run.lines:
         return None
     figure, panels = _panels(run, 2)
@@ -86,7 +86,7 @@ def evolution_plot(run: RunView) -> Figure | None:
             _layered(figure, axes, run, name)
         else:
             axes.plot(*_xy(run.points(name)), color=BLUE)
-        axes.set_title(f"{title} of CMA-ES")
+        axes.set_title(f"{title} of the optimizer")
         values = [value for _, value in run.points(name)]
         if max(values) > 10 * min(values) > 0:
             axes.set_yscale("log")

@@ -27,6 +27,8 @@ class Control:
     """Seconds of search, summed over the parts of an interrupted run."""
     target_metric: float | None = None
     """Development metric that is good enough."""
+    patience: int | None = None
+    """Evaluations without a better prompt on the development set after which none is expected."""
     stop_files: list[Path] = field(default_factory=list)
     """The search ends once one of these exists."""
     patient: bool = field(default=False, init=False)
@@ -37,6 +39,10 @@ class Control:
     def reached(self, metric: float) -> bool:
         """Say whether a development metric is good enough."""
         return self.target_metric is not None and metric >= self.target_metric
+
+    def hopeless(self, evaluations: int) -> bool:
+        """Say whether so many evaluations without a better prompt are enough."""
+        return self.patience is not None and evaluations >= self.patience
 
     def out_of_time(self, seconds: float) -> bool:
         """Say whether the search has had its time."""

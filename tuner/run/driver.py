@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from ...export.errors import UsageError
 from ..artifacts.economics import held_bytes
@@ -28,7 +29,15 @@ from .replay import Replay
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS: dict[str, Callable[[Oracle, Sequence[Evolution], int], Steps]] = {"bbt": bbt, "bbtv2": bbtv2}
+
+class Algorithm(Protocol):
+    """Searches one prompt per strategy."""
+
+    def __call__(self, oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str) -> Steps:
+        """Hand out one generation after the other."""
+
+
+ALGORITHMS: dict[str, Algorithm] = {"bbt": bbt, "bbtv2": bbtv2}
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Found:
     """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; NaN if all were
     replayed."""
     stopped_by: str
-    """budget, max_time or target_metric."""
+    """budget, max_time, target_metric or patience."""
     scored: int
     """Prompts scored on the development set."""
     held_bytes: int
@@ -110,6 +119,8 @@ class Search:
         self._layers = len(objective.projections)
         self._generations = n_generations(options, self._layers)
         self._kept: Kept | None = None
+        self._kept_at = 0
+        """Evaluations when it was kept."""
         self._clock = Clock()
         self._live_seconds = 0.0
         self._scored = 0
@@ -130,7 +141,8 @@ class Search:
         try:
             with closing(log), background() as aside:
                 evolutions = self._evolutions(aside)
-                with closing(ALGORITHMS[options.algorithm](self._replay, evolutions, self._generations)) as steps:
+                algorithm = ALGORITHMS[options.algorithm]
+                with closing(algorithm(self._replay, evolutions, self._generations, keep=options.keep)) as steps:
                     generation, stopped_by = self._drive(steps, log)
         finally:
             self._progress.finish()
@@ -158,10 +170,11 @@ class Search:
     def _evolutions(self, aside: Executor) -> list[Evolution]:
         o = self._options
         assert o.sigma is not None
-        return [
-            Evolution(o.intrinsic_dim, o.sigma, o.generation_size, seed=o.seed, layer=layer, bound=o.bound, aside=aside)
-            for layer in range(self._layers)
-        ]
+        made = partial(
+            Evolution, self._objective.projections[0].dim, o.sigma, o.generation_size,
+            seed=o.seed, bound=o.bound, aside=aside, optimizer=o.optimizer,
+        )  # fmt: skip
+        return [made(layer=layer) for layer in range(self._layers)]
 
     def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
         """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""
@@ -183,7 +196,7 @@ class Search:
         evaluations = (generation.index + 1) * size
         due = evaluations // every > (evaluations - size) // every or generation.index + 1 == self._generations
         score = self._develop(generation) if due or self._replay.development_next else None
-        ended = self._limit(score)
+        ended = self._limit(score, evaluations)
         if ended and score is None:
             score = self._develop(generation)
         if replayed:
@@ -213,10 +226,12 @@ class Search:
                 logger.warning("%s is missing: it is written again.", self._folder.prompt)
             self._save(self._kept.candidates)
 
-    def _limit(self, score: Score | None) -> str | None:
+    def _limit(self, score: Score | None, evaluations: int) -> str | None:
         """Return the option whose limit is reached; the clock counts only once the journal is used up."""
         if score is not None and self._control.reached(score.metric):
             return "target_metric"
+        if score is not None and self._control.hopeless(evaluations - self._kept_at):
+            return "patience"
         if not self._replay.replaying and self._control.out_of_time(self._clock.seconds):
             return "max_time"
         return None
@@ -228,6 +243,7 @@ class Search:
         self._scored += 1
         if self._kept is None or better(score, self._kept.score):
             self._kept = Kept(generation.best, score)
+            self._kept_at = (generation.index + 1) * self._options.generation_size
             if not replayed:
                 self._save(generation.best)
         return score

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ...export.ensemble import pooled
+from ...export.errors import ArtifactError
+from ..artifacts.answers import read_answers
 from ..artifacts.result import Result
 from ..search.metrics import METRICS
+
+logger = logging.getLogger(__name__)
 
 FIGURES: dict[str, Callable[[Result], float]] = {
     "zero-shot dev": lambda result: result.zero_shot.dev,
@@ -38,7 +45,7 @@ class SeedsResult:
 
     results: tuple[Result, ...]
     ensemble: float | None
-    """Test metric of the average of the label log-probabilities of all seeds' prompts, if it was asked for."""
+    """Test metric of the average of the label log-probabilities of all seeds' prompts; None where it is not known."""
     output_dir: Path
 
     @property
@@ -70,8 +77,23 @@ def ensemble_metric(logits: Tensor, labels: Tensor, metric: str) -> float:
         labels: [N].
         metric: a name in ``METRICS``.
     """
-    average = logits.float().log_softmax(dim=2).mean(dim=0, keepdim=True)
-    return float(METRICS[metric](average, labels.to(logits.device)))
+    return float(METRICS[metric](pooled(logits)[None], labels.to(logits.device)))
+
+
+def ensemble_of(results: Sequence[Result]) -> float | None:
+    """Return the test metric of finished runs' prompts together, from the answers that each left in its folder.
+
+    None, with a warning, where a run left none, or where the runs were tested on different sets.
+    """
+    try:
+        answers = [read_answers(result.output_dir) for result in results]
+    except ArtifactError as error:
+        logger.warning("%s There is no figure for the ensemble.", error)
+        return None
+    if len({each.examples for each in answers}) > 1:
+        logger.warning("the seeds have different test sets, so there is no figure for their ensemble.")
+        return None
+    return ensemble_metric(torch.stack([each.logits for each in answers]), answers[0].labels, results[0].metric)
 
 
 def child_name(seed: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...export.errors import ArtifactError
+from ..artifacts.answers import Answers
 from ..artifacts.economics import Memory, Queries, forget_peak
 from ..artifacts.files import digest, write_json
 from ..artifacts.folder import RunFolder
@@ -26,7 +27,7 @@ from ..search.generation import Array
 from ..search.losses import LOSSES
 from ..search.metrics import METRICS, confusion
 from ..search.objective import Objective, Score, Yardstick, answer, project_all
-from ..search.projection import Projection, draw_projections, normal_scale
+from ..search.projection import NONE, FullSpace, Space, draw_projections, normal_scale
 from .control import Control, RunInterruptedError
 from .driver import Found, Search
 from .progress import Progress
@@ -105,7 +106,7 @@ class Run:
             self._check_header(journal)
             replay = Replay(objective, develop, journal)
             found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
-        matrices = sum(projection.matrix.nbytes for projection in projections)
+        matrices = sum(projection.nbytes for projection in projections)
         device = self.engine.device if self.engine.holds_model else None
         memory = Memory.of(found.held_bytes, matrices, device)
         save(found.kept.candidates)
@@ -115,7 +116,7 @@ class Run:
         reports.result(result)
         return result
 
-    def _projections(self, session: Any) -> list[Projection]:
+    def _projections(self, session: Any) -> Sequence[Space]:
         """Draw the projection of every layer, scaled as published, with p0 in place at layer 0 and above."""
         options, engine = self.options, self.engine
         assert options.alpha is not None
@@ -124,16 +125,18 @@ class Run:
         for layer, origin in enumerate(self.origins):
             if bool(origin.any()):
                 session.commit(origin, layer=layer)
-        if options.random_proj == "normal":
+        if options.random_proj != "uniform":
             spreads += [session.clipped_spread(layer) for layer in range(1, len(self.origins))]
         else:
             spreads *= len(self.origins)
-        scales = [normal_scale(spread, options.intrinsic_dim, options.alpha, options.sigma) for spread in spreads]
+        dim = 1 if options.random_proj == NONE else options.intrinsic_dim
+        scales = [normal_scale(spread, dim, options.alpha, options.sigma) for spread in spreads]
         for layer, spread in enumerate(spreads):
             logger.debug("layer %d: values spread by %.4f, projection by %.6f", layer, spread, scales[layer])
-        return draw_projections(
-            options.random_proj, options.seed, options.intrinsic_dim, scales, list(self.origins), engine.device
-        )
+        if options.random_proj == NONE:
+            origins = self.origins.to(engine.device, torch.float32)
+            return [FullSpace(scale, origin) for scale, origin in zip(scales, origins, strict=True)]
+        return draw_projections(options.random_proj, options.seed, dim, scales, list(self.origins), engine.device)
 
     def _score(self, session: Any, part: Encoded, prompts: Tensor) -> Score:
         """Score prompts [L, n, H]."""
@@ -209,6 +212,8 @@ class Run:
 
         logits = test_logits(engine, parts.test, sets, options.batch_size, between)
         _, test = self.yardstick(logits, parts.test.labels)
+        Answers(logits[1], parts.test.labels.cpu(), _digest(parts.test)).write(folder.path)
+        dim = prompts[0].numel() if options.random_proj == NONE else options.intrinsic_dim
         placeholders = engine.n_prompt_tokens if options.cat_or_add == "add" else 0
         return Result(
             model=str(options.model_name),
@@ -231,9 +236,9 @@ class Run:
             examples=parts.counts,
             classes=self.classes,
             confusion=confusion(logits[1], parts.test.labels).tolist(),
-            queries=Queries.of(
-                found.evaluations, found.scored, parts.train, options.intrinsic_dim, prompts[0], placeholders
-            ).counted(session),
+            queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders).counted(
+                session
+            ),
             memory=memory,
             parity=dict(engine.parity),
             versions=versions(),

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .evolution import Evolution
-from .generation import Best, Generation, Oracle, Steps
+from .generation import KEEPS, Generation, Oracle, Steps
 
 
-def bbt(oracle: Oracle, evolutions: Sequence[Evolution], generations: int) -> Steps:
+def bbt(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str = "best") -> Steps:
     """Search the input prompt, a generation at a time.
 
     Args:
         oracle: answers what candidates are worth.
         evolutions: one strategy.
         generations: budget // popsize.
+        keep: a name in ``KEEPS``.
 
     Yields:
         Each generation after its evaluation.
     """
     (evolution,) = evolutions
-    best = Best(layers=1, dim=evolution.dim)
+    best = KEEPS[keep](layers=1, dim=evolution.dim)
     for index in range(generations):
         asked = evolution.ask()
         scores = oracle.evaluate(asked.candidates, 0)
-        best.update(0, asked.candidates, scores.fitness)
         evolution.tell(scores.fitness)
+        best.take(0, asked.candidates, scores.fitness, evolution.mean)
         yield Generation(index, 0, scores, tuple(best.candidates), best.losses[0], asked.sigma, asked.axis_ratio)

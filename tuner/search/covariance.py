@@ -46,6 +46,11 @@ class Axes:
         steps: Array = (drawn * self.lengths) @ self.directions.T
         return steps
 
+    def turn(self, drawn: Array) -> Array:
+        """Return B z, [d]."""
+        turned: Array = self.directions @ drawn
+        return turned
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -108,6 +113,10 @@ class Covariance:
         self._begun.result()
         return absorb(self._matrix.copy(), self._lessons)
 
+    def diagonal(self) -> Array:
+        """Return C's diagonal, [d]."""
+        return self.matrix().diagonal().copy()
+
     def _due(self, lessons: int) -> bool:
         return lessons >= self.gap
 
@@ -142,10 +151,7 @@ def decompose(matrix: Array) -> Axes:
         NumericsError: if it is not finite, or LAPACK gives up.
     """
     if not np.isfinite(np.trace(matrix)):
-        raise NumericsError(
-            "the search has diverged: the covariance of CMA-ES holds a value that is NaN or infinite. Try a smaller "
-            "--sigma, or a --bound."
-        )
+        raise diverged()
     try:
         values, directions = np.linalg.eigh(matrix)
     except np.linalg.LinAlgError as error:
@@ -158,3 +164,11 @@ def decompose(matrix: Array) -> Axes:
         matrix[np.diag_indices_from(matrix)] += lacking
         values += lacking
     return Axes(np.sqrt(values), directions)
+
+
+def diverged() -> NumericsError:
+    """Return what to raise where a distribution has become none."""
+    return NumericsError(
+        "the search has diverged: its distribution holds a value that is NaN or infinite. Try a smaller --sigma, or a "
+        "--bound."
+    )

@@ -1,4 +1,4 @@
-"""CMA-ES on the searched vector, with random numbers kept to itself.
+"""An optimizer on the searched vector, with random numbers kept to itself.
 
 pycma seeds numpy's global generator when a strategy is made and draws from it ever after, so the original BBTv2, with a
 strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0's is
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .generation import Array
-from .strategy import Strategy
+from .optimizers import OPTIMIZERS
 from .threads import one_thread
 
 
@@ -32,11 +32,11 @@ class Asked:
 
 
 class Evolution:
-    """One CMA-ES over a vector of length d, started at zero."""
+    """One optimizer over a vector of length d, started at zero."""
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, *, seed: int, layer: int = 0, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None,
+        shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma",
     ) -> None:  # fmt: skip
         """Start a strategy.
 
@@ -50,13 +50,15 @@ class Evolution:
             shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
             aside: decomposes covariances beside the engine's work, as ``threads.background`` lends it; None for the
                 caller's thread, with the same numbers.
+            optimizer: a name in ``OPTIMIZERS``.
         """
         bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
         stream = np.random.RandomState(bits)
         if not layer:
             stream.seed(seed)
         self.dim = dim
-        self._strategy = Strategy(dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside)
+        make = OPTIMIZERS[optimizer]
+        self._strategy = make(dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside)
 
     @one_thread()
     def ask(self) -> Asked:
@@ -66,10 +68,13 @@ class Evolution:
             NumericsError: if the search has diverged.
         """
         candidates = self._strategy.ask()
-        lengths = self._strategy.covariance.axes.lengths
-        return Asked(candidates, self._strategy.sigma, float(lengths[-1] / lengths[0]))
+        return Asked(candidates, self._strategy.sigma, self._strategy.axis_ratio)
 
     @one_thread()
     def tell(self, fitness: Array) -> None:
         """Report the fitness, [P], of the candidates asked for last; less is better."""
         self._strategy.tell(fitness)
+
+    def mean(self) -> Array:
+        """Return the mean of the distribution, [d], within the bounds."""
+        return self._strategy.centre

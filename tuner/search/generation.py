@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class Generation:
     layer: int
     scores: Scores
     best: tuple[Array, ...]
-    """[d] per layer, the best candidate so far; zeros (p = p0) where a layer had no turn yet."""
+    """[d] per layer, what ``--keep`` holds best so far; zeros (p = p0) where a layer had no turn yet."""
     best_loss: float
     """Of this generation's layer, so far."""
     sigma: float
@@ -75,3 +75,31 @@ class Best:
             return False
         self.candidates[layer], self.losses[layer] = candidates[winner].copy(), float(fitness[winner])
         return True
+
+    def take(self, layer: int, candidates: Array, fitness: Array, mean: Callable[[], Array]) -> bool:
+        """Take in a generation, and say whether the layer has another prompt now.
+
+        Args:
+            layer: whose turn it was.
+            candidates: [P, d].
+            fitness: [P].
+            mean: waits until the optimizer has been told, and returns its mean, [d].
+        """
+        del mean
+        return self.update(layer, candidates, fitness)
+
+
+class Mean(Best):
+    """The mean that each layer's candidates are drawn around; the losses stay those of the best candidates.
+
+    A mean of many candidates has less of what made a single one lucky on the training examples.
+    """
+
+    def take(self, layer: int, candidates: Array, fitness: Array, mean: Callable[[], Array]) -> bool:
+        """Keep the mean after every generation."""
+        self.update(layer, candidates, fitness)
+        self.candidates[layer] = mean()
+        return True
+
+
+KEEPS: dict[str, type[Best]] = {"best": Best, "mean": Mean}

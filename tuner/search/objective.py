@@ -15,7 +15,7 @@ from ...export.errors import NumericsError
 from .generation import Array, Scores
 from .losses import Loss
 from .metrics import Metric
-from .projection import Projection
+from .projection import Projection, Space
 
 WAYS_OUT = {
     "fp32": "the prompts leave the range the model can take; try a smaller --sigma or --alpha",
@@ -71,7 +71,7 @@ class Projects(Protocol):
 class Objective:
     """The oracle of a search: projects candidates, asks the engine, and takes the loss on the training examples."""
 
-    def __init__(self, session: Any, labels: Tensor, projections: Sequence[Projection], yardstick: Yardstick) -> None:
+    def __init__(self, session: Any, labels: Tensor, projections: Sequence[Space], yardstick: Yardstick) -> None:
         """Bind a session to the classes [N] of its examples and to one projection per layer."""
         self.session, self.labels, self.projections, self.yardstick = session, labels, projections, yardstick
         self.engine_seconds = 0.0
@@ -83,13 +83,13 @@ class Objective:
         Raises:
             NumericsError: if the engine returns NaN or infinity.
         """
-        projection, prompts = self.projections[layer], None
-        if not isinstance(self.session, Projects):
-            prompts = projection(candidates)
-        start = time.perf_counter()
-        if prompts is None:
+        projection = self.projections[layer]
+        if isinstance(self.session, Projects) and isinstance(projection, Projection):
+            start = time.perf_counter()
             logits = self.session.evaluate_projected(candidates, projection.matrix, projection.origin, layer)
         else:
+            prompts = projection(candidates)
+            start = time.perf_counter()
             logits = self.session.evaluate(prompts, layer=layer)
         fitness, metric = self.yardstick(logits, self.labels)
         self.engine_seconds += time.perf_counter() - start
@@ -100,7 +100,7 @@ class Objective:
         self.session.commit(self.projections[layer](candidate[None])[0], layer=layer)
 
 
-def project_all(projections: Sequence[Projection], candidates: Sequence[Array]) -> Tensor:
+def project_all(projections: Sequence[Space], candidates: Sequence[Array]) -> Tensor:
     """Return the prompts [L, n, H] of one candidate per layer."""
     pairs = zip(projections, candidates, strict=True)
     return torch.cat([projection(np.asarray(candidate)[None]) for projection, candidate in pairs])

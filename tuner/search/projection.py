@@ -1,4 +1,4 @@
-"""The random projection from the searched vector to a soft prompt: p = A z + p0 (Sun et al. 2022, eq. 2).
+"""From the searched vector to a soft prompt: the random projection p = A z + p0 (Sun et al. 2022, eq. 2), or none.
 
 A is drawn on the host from a stream of its own (seed, layer), so that every engine and device searches the same space,
 and lives on the engine's device as [n*H, d]; a whole population is projected by one matrix product.
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PROJECTION_STREAM = 1
+NONE = "none"
+"""Names the search of the prompt itself where a kind of projection could stand."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,45 @@ class Projection:
     origin: Tensor
     """p0, [n, H] float32."""
 
+    @property
+    def dim(self) -> int:
+        """Length of z."""
+        return self.matrix.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.matrix.nbytes
+
     def __call__(self, candidates: NDArray[np.float64]) -> Tensor:
         """Return the prompts [P, n, H] of the candidates [P, d]."""
         z = torch.from_numpy(candidates.astype(np.float32)).to(self.matrix.device, non_blocking=True)
         return (z @ self.matrix.T).reshape(-1, *self.origin.shape) + self.origin
+
+
+@dataclass(frozen=True)
+class FullSpace:
+    """p = s z + p0: z is as long as a prompt, and there is no matrix."""
+
+    scale: float
+    """s."""
+    origin: Tensor
+    """p0, [n, H] float32."""
+    nbytes = 0
+
+    @property
+    def dim(self) -> int:
+        """Length of z, n*H."""
+        return self.origin.numel()
+
+    def __call__(self, candidates: NDArray[np.float64]) -> Tensor:
+        """Return the prompts [P, n, H] of the candidates [P, n*H]."""
+        z = torch.from_numpy(candidates.astype(np.float32)).to(self.origin.device, non_blocking=True)
+        return self.scale * z.reshape(-1, *self.origin.shape) + self.origin
+
+
+Space = Projection | FullSpace
+"""What maps z to prompts."""
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
@@ -52,7 +89,10 @@ PROJECTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int], float], N
 
 
 def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
-    """Return A's standard deviation, alpha * spread / (sqrt(d) * sigma), for values spread this much (Sec. 3.2)."""
+    """Return A's standard deviation, alpha * spread / (sqrt(d) * sigma), for values spread this much (Sec. 3.2).
+
+    With d = 1 it is the factor of a full space whose first prompts are spread as the projected ones.
+    """
     return alpha * spread / (math.sqrt(dim) * sigma)
 
 

@@ -13,6 +13,8 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,8 +34,25 @@ Drawn = tuple[Array, Array]
 """Random numbers z and steps y = B D z, [K, d] each."""
 
 
+@dataclass(frozen=True)
+class Rates:
+    """How fast the covariance learns."""
+
+    cc: float
+    """Of its path."""
+    c1: float
+    """From the path."""
+    cmu: float
+    """From a generation's steps."""
+    weights: Array
+    """Of the steps, best first; those that have none teach nothing."""
+
+
 class Strategy:
     """The distribution N(m, sigma^2 C), started at m = 0 and C = I; pycma's rules for sigma read its attributes."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
+    """pycma's."""
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
@@ -51,24 +70,23 @@ class Strategy:
             aside: decomposes covariances, and draws a generation while the one before is evaluated; None for the
                 caller's thread. The numbers are the same.
         """
-        options = {"popsize": popsize, "CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
+        options = {"popsize": popsize, **self.OPTIONS}
         published = cma.CMAEvolutionStrategy(
             dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})
         )
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
         self.sigma, self.mean, self.isotropic_mean_shift = sigma, np.zeros(dim), np.zeros(dim)
-        self.covariance = Covariance(dim, published.sm.lazy_update_gap * (GAPS if shifted else 1), shifted, aside)
+        self.covariance = self._model(published, shifted, aside)
         self._randn, self._aside, self._ahead = randn, aside, Future[Drawn]()
         self._box = published.boundary_handler if bound else None
         self._sigma_rule = published.adapt_sigma
         self._mirrors = isinstance(self._sigma_rule, CMAAdaptSigmaTPA)
-        rates = published.sm.parameters(mueff=self.sp.weights.mueff, lam=popsize)
-        self._c1, self._cmu, self._weights = rates["c1"], rates["cmu"], np.array(self.sp.weights)
+        self._learning = self._rates(published)
         self._recombination = np.array(self.sp.weights.positive_weights)
         self._path, self._shift = np.zeros(dim), np.zeros(dim)
         self._scale = np.ones(dim) * published.sigma_vec.scaling
         self._longest = np.ones(dim) * published.opts["maxstd"]
-        self._variances = self.covariance.matrix().diagonal().copy()
+        self._variances = self.covariance.diagonal()
         self._numbers, self._steps = np.empty((0, dim)), np.empty((0, dim))
 
     def ask(self) -> Array:
@@ -88,6 +106,17 @@ class Strategy:
         candidates: Array = self.mean + self.sigma * self._scale * self._steps
         return candidates if self._box is None else np.stack([self._box.repair(x) for x in candidates])
 
+    @property
+    def axis_ratio(self) -> float:
+        """Longest over shortest axis of C."""
+        lengths = self.covariance.axes.lengths
+        return float(lengths.max() / lengths.min())
+
+    @property
+    def centre(self) -> Array:
+        """The mean, [d], within the bounds."""
+        return self.mean if self._box is None else np.asarray(self._box.repair(self.mean))
+
     def tell(self, fitness: Array) -> None:
         """Learn from the fitness, [P], of the candidates asked for last; less is better."""
         order = np.argsort(fitness, kind="stable")
@@ -96,12 +125,13 @@ class Strategy:
         mean_step = self._recombination @ steps[:parents]
         self._shift = self.sigma * self._scale * mean_step
         self.mean = self.mean + self._shift  # eq. 42
-        turned = self.covariance.axes.directions @ (self._recombination @ numbers[:parents])
+        turned = self.covariance.axes.turn(self._recombination @ numbers[:parents])
         self.isotropic_mean_shift = math.sqrt(sp.weights.mueff) * turned  # the path's step, eq. 43
         moving = bool(self._sigma_rule.hsig(self))
-        self._path = (1 - sp.cc) * self._path
+        cc = self._learning.cc
+        self._path = (1 - cc) * self._path
         if moving:
-            self._path += math.sqrt(sp.cc * (2 - sp.cc) * sp.weights.mueff) * mean_step  # eq. 45
+            self._path += math.sqrt(cc * (2 - cc) * sp.weights.mueff) * mean_step  # eq. 45
         lesson = self._lesson(steps, np.linalg.norm(numbers, axis=1), moving)
         self.covariance.learn(lesson)
         self.sigma *= float(self._sigma_rule.update2(self, function_values=fitness))
@@ -137,13 +167,25 @@ class Strategy:
 
     def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
         """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, with |z| [P]."""
-        cc = self.sp.cc
-        c1 = self._c1 if moving else self._c1 * (1 - cc * (2 - cc))
-        weights = self._cmu * self._weights
+        rates = self._learning
+        c1 = rates.c1 if moving else rates.c1 * (1 - rates.cc * (2 - rates.cc))
+        weights = rates.cmu * rates.weights
         keep = 1 - c1 - float(weights.sum())
+        steps, lengths = steps[: len(weights)], lengths[: len(weights)]
         negative = weights < 0
         weights[negative] *= self.N / (lengths[negative] + 1e-9) ** 2
-        return Lesson(keep, np.concatenate([self._path[None], steps]), np.concatenate([[self._c1], weights]))
+        return Lesson(keep, np.concatenate([self._path[None], steps]), np.concatenate([[rates.c1], weights]))
+
+    def _model(self, published: Any, shifted: bool, aside: Executor | None) -> Any:
+        """Return the covariance to learn."""
+        gap = published.sm.lazy_update_gap * (GAPS if shifted else 1)
+        return Covariance(published.N, gap, shifted, aside)
+
+    def _rates(self, published: Any) -> Rates:
+        """Return how fast to learn it."""
+        sp = published.sp
+        rates = published.sm.parameters(mueff=sp.weights.mueff, lam=sp.popsize)
+        return Rates(sp.cc, rates["c1"], rates["cmu"], np.array(sp.weights))
 
     def _limit(self, lesson: Lesson) -> None:
         """Keep each coordinate's deviation within a third of its range, as pycma does."""

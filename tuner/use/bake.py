@@ -1,4 +1,4 @@
-"""A tuned prompt and its model as one folder that needs neither PyTorch nor `transformers` to run."""
+"""Tuned prompts and their model as one folder that needs neither PyTorch nor `transformers` to run."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def _write_rest(classifier: Classifier, tokenizer: BakedTokenizer, folder: Path,
         },
     )
     _write_json(folder / "config.json", _config(classifier, tokenizer, precision))
-    (folder / "README.md").write_text(baked_card(classifier.config, tokenizer.prefixes), encoding="utf-8")
+    text = baked_card(classifier.config, len(classifier.prompts), tokenizer.prefixes)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _config(classifier: Classifier, tokenizer: BakedTokenizer, precision: str) -> dict[str, Any]:
@@ -160,6 +161,7 @@ def _config(classifier: Classifier, tokenizer: BakedTokenizer, precision: str) -
             "template": prompt.task.template(prompt.kind),
             "algorithm": prompt.algorithm,
             "cat_or_add": prompt.cat_or_add,
+            "prompts": len(classifier.prompts),
             "precision": precision,
             "text_prefixes": list(tokenizer.prefixes),
         },

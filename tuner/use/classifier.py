@@ -1,4 +1,4 @@
-"""A tuned prompt as a classifier: ``load(run)(texts) -> labels and scores``."""
+"""Tuned prompts as a classifier: ``load(run)(texts) -> labels and scores``; of several runs, their ensemble."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
+import torch
 from torch import Tensor
 
+from ...export.ensemble import pooled
 from ...export.errors import ArtifactError, UsageError
 from ..artifacts.folder import CONFIG, PROMPT, read_config
 from ..artifacts.prompt import read_prompt
 from ..artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
+from ..artifacts.result import RESULT
 from ..data.columns import Row, cleaned, parse_column_mapping
 from ..data.encoding import Encoded, TextEncoder
 from ..data.splits import load_test_rows
@@ -26,6 +29,8 @@ from ..search.objective import Yardstick
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
 """The files that a prompt is used with and shared by."""
+SAME: Final = ("embeddings", "kind", "task", "algorithm", "cat_or_add", "n_prompt_tokens")
+"""What the prompts of an ensemble have in common."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -57,12 +62,21 @@ class Evaluation:
 
 
 class Classifier:
-    """A frozen model with a tuned prompt; ``load`` makes it."""
+    """A frozen model with a tuned prompt, or with several whose answers are averaged; ``load`` makes it."""
 
     def __init__(
         self, config: PromptConfig, encoder: TextEncoder, engine: Any, prompts: Tensor, folder: Path, batch_size: int
     ) -> None:
-        """Bind the parts; ``prompts`` is [1 or L, n, H]."""
+        """Bind the parts.
+
+        Args:
+            config: what the prompts belong to.
+            encoder: writes texts as the model reads them.
+            engine: loaded.
+            prompts: [K, 1 or L, n, H].
+            folder: of the first prompt.
+            batch_size: texts that are answered at once.
+        """
         self.config, self.encoder, self.engine, self.prompts = config, encoder, engine, prompts
         self.folder, self.batch_size = folder, batch_size
 
@@ -97,8 +111,8 @@ class Classifier:
         return found
 
     def logits(self, encoded: Encoded) -> Tensor:
-        """Return the label words' logits [N, C] of encoded texts."""
-        return test_logits(self.engine, encoded, self.prompts[None], self.batch_size, lambda: None)[0]
+        """Return the label words' logits [N, C] of encoded texts; of several prompts, the mean log-probabilities."""
+        return pooled(test_logits(self.engine, encoded, self.prompts, self.batch_size, lambda: None))
 
     def evaluate(
         self,
@@ -139,7 +153,7 @@ class Classifier:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     engine: str = "auto",
     precision: str = "auto",
@@ -150,8 +164,12 @@ def load(
 ) -> Classifier:
     """Load the tuned prompt of a run, and the model that it belongs to.
 
+    Several prompts make an ensemble: every text is answered with each of them in one batch, and the classes'
+    log-probabilities are averaged.
+
     Args:
-        source: a run's folder, or the hub id of a shared prompt.
+        source: a run's folder, or the hub id of a shared prompt; or several. The folder of a finished command with
+            ``seeds`` stands for all its seeds.
         engine: who answers: torch, ort, ..., or auto.
         precision: fp32, bf16, fp16, or auto.
         device: cpu, cuda, cuda:1, or auto.
@@ -160,13 +178,16 @@ def load(
         batch_size: texts that are answered at once; they are sorted by length first.
 
     Raises:
-        UsageError: if there is no tuned prompt, or an argument is unknown.
+        UsageError: if there is no tuned prompt, an argument is unknown, or the prompts do not fit together.
         ArtifactError: if a file is damaged, or the base model is not the one that the prompt was tuned on.
         BbtFastError: if the engine or the model cannot be loaded.
     """
-    folder = local_folder(source)
-    config = read_prompt_config(folder)
-    prompts, _ = read_prompt(folder)
+    sources = [source] if isinstance(source, (str, Path)) else source
+    folders = [folder for each in sources for folder in _members(local_folder(each))]
+    if not folders:
+        raise UsageError("there is no prompt to load: give the folder of a run, or several.")
+    config = _common([(folder, read_prompt_config(folder)) for folder in folders])
+    prompts = [read_prompt(folder)[0] for folder in folders]
     options = Options.of(
         task_name=config.task.name,
         model_name=model_name or config.base_model,
@@ -185,13 +206,49 @@ def load(
     if loaded.embeddings.digest != config.embeddings:
         revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
         raise ArtifactError(
-            f"the prompt in {folder} was tuned on {config.base_model}{revision}, and {options.model_name} is another "
-            "model: its word embeddings differ. Give the right one with --model_name."
+            f"the prompt in {folders[0]} was tuned on {config.base_model}{revision}, and {options.model_name} is "
+            "another model: its word embeddings differ. Give the right one with --model_name."
         )
     shape = (loaded.n_layers if config.algorithm == "bbtv2" else 1, loaded.n_prompt_tokens, loaded.hidden_size)
-    if prompts.shape != shape:
-        raise ArtifactError(f"{folder / PROMPT} is {list(prompts.shape)}, but the model takes {list(shape)}.")
-    return Classifier(config, encoder, loaded, prompts.to(loaded.device), folder, batch_size)
+    for folder, prompt in zip(folders, prompts, strict=True):
+        if prompt.shape != shape:
+            raise ArtifactError(f"{folder / PROMPT} is {list(prompt.shape)}, but the model takes {list(shape)}.")
+    return Classifier(config, encoder, loaded, torch.stack(prompts).to(loaded.device), folders[0], batch_size)
+
+
+def _members(folder: Path) -> list[Path]:
+    """Return a run's folder as it is, and that of a finished command with seeds as those of its seeds."""
+    if (folder / PROMPT_CONFIG).exists() or not (folder / RESULT).exists():
+        return [folder]
+    return sorted(child.parent for child in folder.glob(f"*/{PROMPT_CONFIG}")) or [folder]
+
+
+def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
+    """Return what the prompts of an ensemble belong to.
+
+    Raises:
+        UsageError: if it is not the same for all.
+    """
+    first, config = members[0]
+    for folder, other in members[1:]:
+        for name in SAME:
+            if getattr(other, name) != getattr(config, name):
+                here, there = _shown(config, name), _shown(other, name)
+                raise UsageError(
+                    f"{first} and {folder} do not make an ensemble: {here} in the one, {there} in the other. Its "
+                    "prompts must be of one task, model and shape."
+                )
+    return config
+
+
+def _shown(config: PromptConfig, name: str) -> str:
+    """Return one of ``SAME`` as it stands in a message."""
+    if name == "embeddings":
+        return f"base model {config.base_model} (embeddings {config.embeddings[:8]})"
+    if name == "task":
+        task, kind = config.task, config.kind
+        return f"task {task.name!r} with template {task.template(kind)!r} and label words {task.words(kind)}"
+    return f"{name} {getattr(config, name)!r}"
 
 
 def local_folder(source: str | Path) -> Path:

@@ -65,7 +65,7 @@ def test_the_printed_config_makes_the_same_run(small, capsys):
 
 
 def test_several_seeds_end_in_one_table(small, capsys):
-    assert main([*flags(small(seeds="8,13")), "--ensemble", "--output_dir", "r"]) == 0
+    assert main([*flags(small(seeds="8,13")), "--output_dir", "r"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:7]] == ["8", "13", "mean", "std"]
     assert lines[8].startswith("ensemble of the 2 prompts on test: ")

@@ -19,7 +19,7 @@ from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.driver import ALGORITHMS
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.search.losses import LOSSES
-from bbt_fast.tuner.search.projection import PROJECTIONS
+from bbt_fast.tuner.search.projection import NONE, PROJECTIONS
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import Preset
 
@@ -31,6 +31,7 @@ TAKES = {
     "init_from": "f", "engine": "ort", "onnx_model_path": "o", "precision": "fp32", "device": "cpu",
     "output_dir": "o", "resume": "r", "seeds": "8,13", "cat_or_add": "cat", "algorithm": "bbtv2", "alg": "CMA",
     "random_proj": "uniform", "loss_type": "hinge", "inference_framework": "pt", "target_metric": "0.5",
+    "keep": "mean", "optimizer": "snes",
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def parse(*flags: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize(
     ("field", "table"),
-    [("loss_type", LOSSES), ("random_proj", PROJECTIONS), ("algorithm", ALGORITHMS), ("cat_or_add", MODES)],
+    [("loss_type", LOSSES), ("random_proj", [*PROJECTIONS, NONE]), ("algorithm", ALGORITHMS), ("cat_or_add", MODES)],
 )
 def test_choices_are_the_rows_of_the_tables(field, table):
     hint = get_type_hints(Options)[field]
@@ -102,7 +103,8 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"seeds": 8}, "seeds is 8, but must be whole numbers with commas"),
         ({"seeds": "8,13,8"}, "has the same seed twice"),
         ({"target_metric": 80}, "target_metric is 80.0, but must be at least 0 and at most 1"),
-        ({"loss_type": "hing"}, "loss_type is 'hing', but must be one of ce, hinge, perf. Did you mean 'hinge'"),
+        ({"loss_type": "hing"}, "must be one of ce, hinge, perf, ce-smooth, ce-entropy. Did you mean 'hinge'"),
+        ({"random_proj": "none"}, "too large for the optimizer cma: take --optimizer sep-cma or snes"),
         ({"alg": "DE"}, "alg is 'DE', but must be 'CMA'"),
         ({"cat_or_add": "mul"}, "cat_or_add is 'mul', but must be one of add, cat"),
         ({"parallel": "maybe"}, "parallel is 'maybe', but must be true or false"),
@@ -112,7 +114,6 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"popsize": 0, "budget": 21}, "budget 21 makes no generation of 22 candidates"),
         ({"popsize": 3}, "popsize is 3, but must be at least 4, or 0"),
         ({"popsize": -20}, "popsize is -20, but must be at least 4, or 0"),
-        ({"ensemble": True}, "ensemble averages the prompts of several seeds"),
         ({"init_text": "hello"}, "init_text needs --cat_or_add cat"),
         ({"init_text": "hello", "init_from": "r", "cat_or_add": "cat"}, "give one of init_text and init_from"),
         ({"inference_framework": "pt", "engine": "ort"}, "inference_framework pt is the engine torch, but"),
@@ -125,9 +126,9 @@ def test_what_cannot_be_meant_is_refused(values, message):
 
 
 def test_values_from_flags_files_and_python_mean_the_same():
-    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), ensemble=True)
-    assert Options.of(budget="100", sigma="0.5", seeds="8,13", ensemble="true") == expected
-    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], ensemble=True) == expected
+    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), plots=False)
+    assert Options.of(budget="100", sigma="0.5", seeds="8,13", plots="false") == expected
+    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], plots=False) == expected
 
 
 def test_popsize_zero_takes_the_rule_of_cma_es():
@@ -181,9 +182,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_config_file_gives_options(tmp_path):
-    file = write(tmp_path / "c.yaml", "task_name: sst2\nbudget: 400\nseeds: [8, 13]\nensemble: true\nsigma: 0.5\n")
+    file = write(tmp_path / "c.yaml", "task_name: sst2\nbudget: 400\nseeds: [8, 13]\nplots: false\nsigma: 0.5\n")
     read = Options.of(**read_config_file(file))
-    assert read == Options(task_name="sst2", budget=400, seeds=(8, 13), ensemble=True, sigma=0.5)
+    assert read == Options(task_name="sst2", budget=400, seeds=(8, 13), plots=False, sigma=0.5)
 
 
 @pytest.mark.parametrize(

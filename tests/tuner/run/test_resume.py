@@ -16,6 +16,7 @@ from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import MEASURED
 from bbt_fast.tuner.run.control import Control, RunInterruptedError
 from bbt_fast.tuner.run.driver import Search
+from bbt_fast.tuner.search.optimizers import OPTIMIZERS
 
 ALGORITHMS = ("bbt", "bbtv2")
 GENERATIONS = 12
@@ -25,10 +26,17 @@ class PowerCutError(Exception):
     """Stands for SIGKILL: nothing after it happens."""
 
 
-@pytest.fixture(params=ALGORITHMS)
+CHANGES: tuple[dict[str, str], ...] = (
+    {}, {"keep": "mean"}, *({"optimizer": name} for name in OPTIMIZERS if name != "cma"),
+    {"random_proj": "none", "optimizer": "snes"},
+)  # fmt: skip
+
+
+@pytest.fixture(params=[(algorithm, changes) for changes in CHANGES for algorithm in ALGORITHMS], ids=str)
 def whole(request, tmp_path, make_options, start):
     """A run that nothing disturbed: its options, folder and result."""
-    options = make_options(request.param)
+    algorithm, changes = request.param
+    options = make_options(algorithm, **changes)
     return options, tmp_path / "whole", start(tmp_path / "whole", options)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bbt_fast.tuner.artifacts.answers import Answers
 from bbt_fast.tuner.artifacts.economics import Memory, Queries
 from bbt_fast.tuner.artifacts.result import Result, Seconds, Tuned, ZeroShot
 from bbt_fast.tuner.report.summary import summary
-from bbt_fast.tuner.run.seeds import SeedsResult, ensemble_metric
+from bbt_fast.tuner.run.seeds import SeedsResult, ensemble_metric, ensemble_of
 
 RESULT = Result(
     model="m", task="t", engine="ort", algorithm="bbt", mode="add", precision="fp32", device="cpu", seed=8, budget=100,
@@ -63,3 +64,30 @@ def test_the_ensemble_is_scored_by_the_tasks_metric():
     labels = torch.tensor([1, 0, 1])
     assert ensemble_metric(logits, labels, "accuracy") == pytest.approx(1 / 3)
     assert ensemble_metric(logits, labels, "f1") == pytest.approx(1 / 2)
+
+
+def finished(folder: Path, *logits: list[list[float]], sets: tuple[str, ...]) -> list[Result]:
+    """Runs that left these answers on two examples of the classes 0 and 1."""
+    results = []
+    for number, (values, examples) in enumerate(zip(logits, sets, strict=True)):
+        (folder / str(number)).mkdir()
+        Answers(torch.tensor(values), torch.tensor([0, 1]), examples).write(folder / str(number))
+        results.append(replace(RESULT, output_dir=folder / str(number)))
+    return results
+
+
+SURE, UNSURE = [[3.0, 0.0], [0.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_the_ensemble_is_made_of_what_the_runs_left(tmp_path):
+    assert ensemble_of(finished(tmp_path, UNSURE, SURE, sets=("a", "a"))) == 1.0
+    assert "ensemble of the 2 prompts on test: 100.0 %" in summary(replace(of(0.6, 0.7), ensemble=1.0))
+
+
+def test_without_all_answers_or_on_different_sets_there_is_no_ensemble(tmp_path, caplog):
+    results = finished(tmp_path, UNSURE, SURE, sets=("a", "b"))
+    assert ensemble_of(results) is None
+    assert "different test sets" in caplog.text
+    (tmp_path / "1" / "test_logits.safetensors").unlink()
+    assert ensemble_of(results) is None
+    assert "test_logits.safetensors is missing or damaged" in caplog.text

@@ -166,6 +166,46 @@ def test_a_target_ends_the_search_at_the_first_score_that_reaches_it(tmp_path, m
     assert result.tuned.dev == target
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_patience_ends_a_search_that_gets_no_better_on_the_development_set(algorithm, tmp_path, make_options, start):
+    options, patience = make_options(algorithm, budget=960), 64
+    result = start(tmp_path / "r", options, control=Control(patience=patience))
+    scores = [record["score"] for record in kinds(tmp_path / "r", "development")]
+    found = [(metric, -loss) for metric, loss in scores]
+    kept = found.index(max(found))
+    assert result.stopped_by == "patience"
+    assert result.evaluations == 16 * (1 + kept) + patience < 960
+    (tmp_path / "r" / "result.json").unlink()
+    again = start(tmp_path / "r", options, control=Control(patience=patience))
+    assert (again.stopped_by, again.evaluations, again.tuned) == ("patience", result.evaluations, result.tuned)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_kept_mean_is_none_of_the_candidates(algorithm, tmp_path, make_options, start):
+    found = []
+    for keep in ("best", "mean"):
+        start(tmp_path / keep, make_options(algorithm, keep=keep))
+        prompts = read_prompt(tmp_path / keep)[0]
+        found.append(prompts)
+        assert (json.loads((tmp_path / keep / "config.json").read_text())["keep"]) == keep
+    assert not torch.allclose(*found)
+    assert kinds(tmp_path / "best", "generation")[0] == {
+        **kinds(tmp_path / "mean", "generation")[0],
+        "sum": kinds(tmp_path / "best", "generation")[0]["sum"],
+    }
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("optimizer", ["sep-cma", "snes"])
+def test_without_a_projection_all_numbers_of_a_prompt_are_searched(algorithm, optimizer, tmp_path, make_options, start):
+    options = make_options(algorithm, random_proj="none", optimizer=optimizer, budget=960)
+    result = start(tmp_path / "r", options)
+    assert result.queries.z_up_bytes == 4 * 3 * 8
+    assert result.memory.projection == 0
+    curve = lines(tmp_path / "r" / "metrics.jsonl")
+    assert curve[-1]["best_loss"] < 0.8 * curve[0]["loss"]
+
+
 def test_time_ends_the_search_but_not_without_a_score(tmp_path, make_options, start):
     result = start(tmp_path / "r", make_options(), control=Control(max_time=1e-9))
     assert result.stopped_by == "max_time"

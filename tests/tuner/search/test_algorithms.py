@@ -88,6 +88,28 @@ def test_bbtv2_takes_the_layers_in_turn_and_commits_each_layers_best_so_far():
     assert index == 11
 
 
+def test_bbt_keeps_the_mean_where_it_is_asked_to():
+    oracle, strategies = Bowl(1), evolutions(1)
+    for generation in bbt(oracle, strategies, 40, keep="mean"):
+        np.testing.assert_array_equal(generation.best[0], strategies[0].mean())
+    asked = np.concatenate([entry[2] for entry in oracle.log])
+    assert not (asked == generation.best[0]).all(axis=1).any()
+    best = asked[((asked - 1) ** 2).sum(axis=1).argmin()]
+    assert generation.best_loss == ((best - 1) ** 2).sum()
+    np.testing.assert_allclose(generation.best[0], 1.0, atol=0.05)
+
+
+def test_bbtv2_commits_each_layers_mean_after_each_of_its_turns():
+    oracle, alone = Bowl(3), Bowl(3)
+    list(bbtv2(oracle, evolutions(3), 12, keep="mean"))
+    strategies = evolutions(3)
+    for index in range(12):
+        strategy = strategies[index % 3]
+        strategy.tell(alone.evaluate(strategy.ask().candidates, index % 3).fitness)
+        alone.commit(strategy.mean(), index % 3)
+    assert same(oracle.log, alone.log)
+
+
 def test_bbtv2_gives_each_layer_the_candidates_of_its_own_strategy():
     oracle = Bowl(2)
     list(bbtv2(oracle, evolutions(2), 2))

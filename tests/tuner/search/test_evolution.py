@@ -104,3 +104,15 @@ def test_how_many_threads_numpy_has_changes_no_candidate():
     ]
     assert len(found[0].strip()) == 64
     assert found[0] == found[1]
+
+
+def test_the_mean_is_within_the_bounds_and_asking_does_not_move_it():
+    evolution = make(bound=0.2)
+    for _ in range(20):
+        before = evolution.mean()
+        candidates = evolution.ask().candidates
+        np.testing.assert_array_equal(evolution.mean(), before)
+        evolution.tell(sphere(candidates))
+    assert evolution.mean().shape == (12,)
+    assert np.abs(evolution.mean()).max() <= 0.2
+    assert evolution.mean().min() > 0.05

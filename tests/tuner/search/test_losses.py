@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from bbt_fast.tuner.input.options import LossType
 from bbt_fast.tuner.search.losses import LOSSES
 from bbt_fast.tuner.search.metrics import METRICS, accuracy, f1
 
@@ -28,7 +30,18 @@ def hinge(row: list[float], label: int) -> float:
     return sum(max(0.0, 2.0 + value - row[label]) for i, value in enumerate(row) if i != label)
 
 
-@pytest.mark.parametrize(("name", "one"), [("ce", ce), ("hinge", hinge)])
+def smooth(row: list[float], label: int) -> float:
+    return 0.9 * ce(row, label) + 0.1 * sum(ce(row, i) for i in range(3)) / 3
+
+
+def unsure(row: list[float], label: int) -> float:
+    return ce(row, label) - 0.3 * sum(math.exp(-ce(row, i)) * ce(row, i) for i in range(3))
+
+
+PLAIN = {"ce": ce, "hinge": hinge, "ce-smooth": smooth, "ce-entropy": unsure}
+
+
+@pytest.mark.parametrize(("name", "one"), PLAIN.items())
 def test_a_loss_is_the_mean_over_the_examples(name, one, logits):
     expected = [sum(one(r, int(c)) for r, c in zip(p, LABELS, strict=True)) / 6 for p in logits.tolist()]
     assert LOSSES[name](logits, LABELS, accuracy).tolist() == pytest.approx(expected, rel=1e-5)
@@ -44,6 +57,19 @@ def test_a_candidates_loss_does_not_depend_on_its_neighbours(name, logits):
     assert together.shape == (4,)
     alone = torch.cat([LOSSES[name](row[None], LABELS, accuracy) for row in logits])
     assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_every_loss_has_a_plain_twin_and_is_an_option():
+    assert set(LOSSES) == {*PLAIN, "perf"} == set(get_args(LossType))
+
+
+@pytest.mark.parametrize("name", ["ce-smooth", "ce-entropy"])
+def test_a_regularised_loss_has_its_bottom_where_an_answer_is_sure_but_not_too_sure(name):
+    logits = torch.stack([torch.tensor([[gap, 0.0]]) for gap in (0.0, 3.0, 12.0)])
+    losses = LOSSES[name](logits, torch.tensor([0]), accuracy).tolist()
+    assert losses[1] < losses[0]
+    assert losses[1] < losses[2]
+    assert LOSSES["ce"](logits, torch.tensor([0]), accuracy).tolist()[2] < 1e-4
 
 
 def test_hinge_is_zero_once_every_wrong_label_is_two_below():

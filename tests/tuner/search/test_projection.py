@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbt_fast.engine.embeddings import clipped_spread, spread_of
-from bbt_fast.tuner.search.projection import PROJECTIONS, draw_projections, normal_scale
+from bbt_fast.tuner.search.projection import PROJECTIONS, FullSpace, draw_projections, normal_scale
 
 N, H, D = 4, 50, 30
 CPU = torch.device("cpu")
@@ -71,3 +71,20 @@ def test_the_spread_of_hidden_states_is_measured_after_five_rounds_of_clipping()
         expected = expected.clip(mean - 3 * std, mean + 3 * std)
     assert clipped_spread(values) == pytest.approx(expected.std(), rel=1e-9)
     assert clipped_spread(values) < 0.1 * spread_of(values)
+
+
+def test_a_full_space_is_the_prompt_itself_and_holds_no_matrix():
+    space = FullSpace(0.5, torch.ones(N, H))
+    z = np.random.default_rng(0).normal(size=(3, N * H))
+    np.testing.assert_allclose(space(z).numpy(), 0.5 * z.reshape(3, N, H) + 1, atol=1e-6)
+    assert (space.dim, space.nbytes) == (N * H, 0)
+    assert [(one.dim, one.nbytes) for one in draw()] == [(D, 4 * N * H * D)] * 2
+
+
+def test_first_prompts_are_spread_alike_with_and_without_a_projection():
+    rng, sigma = np.random.default_rng(0), 0.7
+    projected = draw("normal", scales=(normal_scale(0.3, D, 2.0, sigma),))[0]
+    full = FullSpace(normal_scale(0.3, 1, 2.0, sigma), torch.zeros(N, H))
+    for space in (projected, full):
+        prompts = space(sigma * rng.normal(size=(400, space.dim)))
+        assert float(prompts.std()) == pytest.approx(0.6, rel=0.1)

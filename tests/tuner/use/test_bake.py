@@ -122,6 +122,22 @@ def test_a_baked_file_in_fp16_answers_alike(algorithm, kind, mode, baked):
     assert onnx.TensorProto.FLOAT16 in kinds
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "mode"), [CASES[2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[:2])]
+)
+def test_several_prompts_are_baked_into_one_file(algorithm, kind, mode, tuned, tmp_path):
+    runs = [tuned(algorithm, kind, cat_or_add=mode, seed=seed) for seed in (42, 7, 8)]
+    classifier = bbt_fast.load(runs, engine="torch", precision="fp32", device="cpu")
+    made = bake(classifier, tmp_path / "baked")
+    expected = expected_logits(classifier, FEW)
+    assert not np.allclose(
+        expected, expected_logits(bbt_fast.load(runs[0], engine="torch", precision="fp32", device="cpu"), FEW)
+    )
+    assert np.abs(answers(made.folder, FEW, 7) - expected).max() < FP32
+    assert json.loads((made.folder / "config.json").read_text())["bbt_fast"]["prompts"] == 3
+    assert "3 soft prompts of 5 tokens each, averaged" in (made.folder / "README.md").read_text()
+
+
 def test_the_folder_loads_as_a_sequence_classifier_s_does(baked):
     classifier, made = baked(*CASES[0])
     config = transformers.AutoConfig.from_pretrained(made.folder)
@@ -224,7 +240,7 @@ def test_a_model_whose_answer_comes_from_a_decoder_is_refused(make_model, make_e
     )  # fmt: skip
     staged = StagedModel(transformers.BartForConditionalGeneration(config).eval(), "add", 3, "input")
     with pytest.raises(UsageError, match="BART cannot be baked: its answer comes from a decoder"):
-        Classifier(staged, torch.zeros(1, 3, 16), torch.tensor([5, 6]), 7, torch.float32)
+        Classifier(staged, torch.zeros(1, 1, 3, 16), torch.tensor([5, 6]), 7, torch.float32)
 
 
 ALONE = """

@@ -28,7 +28,7 @@ from bbt_fast.tuner.use.push import push
 TEXTS = [str(row["text"]) for row in rows("test")[:12]]
 
 
-def loaded(folder: Path, **changes: Any) -> bbt_fast.Classifier:
+def loaded(folder: Path | list[Path], **changes: Any) -> bbt_fast.Classifier:
     return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
 
 
@@ -122,11 +122,77 @@ def test_a_folder_without_a_prompt_or_a_damaged_one_is_refused(tuned, tmp_path):
         loaded(copy)
 
 
-def test_the_folder_of_several_seeds_names_one_to_take(small, tmp_path):
+def test_the_folder_of_seeds_that_are_not_finished_names_one_to_take(small, tmp_path):
     tune_seeds(**small(seeds=(8, 13), budget=4), output_dir="both")
+    assert loaded(Path("both/seed-8"))("a film")
+    Path("both/result.json").unlink()
     with pytest.raises(UsageError, match=r"give one of its seeds, such as .*both.*seed-13"):
         loaded(Path("both"))
-    assert loaded(Path("both/seed-8"))("a film")
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+def test_several_prompts_answer_with_the_mean_of_their_log_probabilities(algorithm, tuned):
+    runs = [tuned(algorithm), tuned(algorithm, seed=7)]
+    alone = torch.tensor([[list(a["scores"].values()) for a in loaded(run)(TEXTS)] for run in runs])
+    assert not torch.allclose(alone[0], alone[1], atol=1e-4)
+    together = bbt_fast.load(runs, engine="torch", precision="fp32", device="cpu")(TEXTS)
+    expected = alone.log().mean(0).softmax(1)
+    found = torch.tensor([list(answer["scores"].values()) for answer in together])
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert all(answer["score"] == max(answer["scores"].values()) for answer in together)
+
+
+def test_one_population_answers_for_all_prompts_at_input(tuned, monkeypatch):
+    classifier = loaded([tuned(), tuned(seed=7)])
+    asked: list[int] = []
+    opened = classifier.engine.open
+
+    def spy(examples: Any) -> Any:
+        session = opened(examples)
+        evaluate = session.evaluate
+        session.evaluate = lambda prompts, layer=0: asked.append(len(prompts)) or evaluate(prompts, layer)
+        return session
+
+    monkeypatch.setattr(classifier.engine, "open", spy)
+    classifier(TEXTS)
+    assert asked == [2]
+
+
+def test_the_folder_of_finished_seeds_is_their_ensemble(small, tmp_path):
+    result = tune_seeds(**small(seeds=(8, 13), budget=8), output_dir="both")
+    classifier = loaded(Path("both"))
+    assert len(classifier.prompts) == 2
+    assert classifier.evaluate().value == result.ensemble
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"algorithm": "bbtv2"}, "algorithm 'bbt' in the one, algorithm 'bbtv2' in the other"),
+        ({"cat_or_add": "cat"}, "cat_or_add 'add' in the one, cat_or_add 'cat' in the other"),
+        ({"n_prompt_tokens": 4}, "n_prompt_tokens 5 in the one, n_prompt_tokens 4 in the other"),
+        ({"kind": "bert"}, r"base model .*model-roberta \(embeddings .*model-bert \(embeddings"),
+    ],
+)
+def test_prompts_that_do_not_fit_together_are_refused(other, message, tuned):
+    with pytest.raises(UsageError, match=f"do not make an ensemble: {message}"):
+        loaded([tuned(), tuned(**other)])
+
+
+def test_prompts_of_another_task_are_refused_with_both_templates(tuned, small, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "name: own\nlabels: [negative, positive]\ntemplates: '{text} So {mask} .'\nlabel_words: [bad, great]\n"
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split)[:60]))
+    tune(**small(task_name=str(own), data_dir=str(data), budget=4), output_dir="own")
+    with pytest.raises(UsageError, match=r"task 'demo' with template .* in the one, task 'own' with template '.* So "):
+        loaded([tuned(), Path("own")])
+    with pytest.raises(UsageError, match="there is no prompt to load"):
+        loaded([])
 
 
 def test_a_task_of_one_s_own_travels_with_its_prompt(small, tmp_path):
@@ -256,6 +322,15 @@ def test_predict_and_evaluate_on_the_command_line(tuned, lines, tmp_path, monkey
     value = read_result(tuned()).tuned.test
     assert json.loads(lines("evaluate", *on, "--json")[0])["value"] == value
     assert lines("evaluate", *on)[0].startswith(f"accuracy {value:.4f}, loss ")
+
+
+def test_predict_takes_several_runs(tuned, lines):
+    runs = [tuned(), tuned(seed=7)]
+    on = [word for run in runs for word in ("--run", str(run))]
+    expected = loaded(runs)(TEXTS)
+    assert lines("predict", *on, "--engine", "torch", "--precision", "fp32", "--device", "cpu", *TEXTS) == [
+        f"{answer['label']}\t{answer['score']:.4f}\t{text}" for text, answer in zip(TEXTS, expected, strict=True)
+    ]
 
 
 def test_mistakes_on_the_command_line_are_sentences(tuned, tmp_path, capsys):

@@ -1,0 +1,222 @@
+"""What the options of a search change: test metrics over tasks and seeds at one budget, beside the published BBT.
+
+    python benchmarks/search.py                                          the demo, all variants
+    python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec.yaml --budget 2000
+    python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
+
+A variant is an algorithm and what PARTS holds, joined by +. Each run has a folder below --runs: a measurement that was
+interrupted goes on in the midst of a run, and one of more variants, tasks or seeds takes over the runs that are there.
+DATA holds a folder for each task, by its name. The table says on how many pairs of task and seed a variant is compared
+with the first one; p is of a paired sign-flip test, two-sided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import bbt_fast
+from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, versions
+from bbt_fast.export.errors import UsageError
+from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
+from bbt_fast.tuner.cli.quiet import hide_progress_bars
+from bbt_fast.tuner.input.coerce import one_of
+from bbt_fast.tuner.input.options import Options
+from bbt_fast.tuner.run.seeds import child_name, ensemble_of
+from bbt_fast.tuner.search.projection import NONE
+
+ALGORITHMS = ("bbt", "bbtv2")
+PARTS: dict[str, dict[str, Any]] = {
+    "mean": {"keep": "mean"},
+    "ce-smooth": {"loss_type": "ce-smooth"},
+    "ce-entropy": {"loss_type": "ce-entropy"},
+    "sep-cma": {"optimizer": "sep-cma"},
+    "snes": {"optimizer": "snes"},
+    "full-snes": {"optimizer": "snes", "random_proj": NONE},
+    "patience": {"patience": 500},
+}
+VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
+SEEDS = (8, 13, 42, 50, 60)
+EXACT = 16
+"""Up to so many pairs all flips of signs are counted; of more, a sample."""
+FLIPS = 100_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant on a task."""
+
+    variant: str
+    task: str
+    results: tuple[Result, ...]
+    """Those that are finished, by seed."""
+    ensemble: float | None
+    """Test metric of their prompts together."""
+
+    @property
+    def tests(self) -> dict[int, float]:
+        """The test metric by seed."""
+        return {result.seed: result.tuned.test for result in self.results}
+
+
+def changes_of(variant: str) -> dict[str, Any]:
+    """Return the options of a variant.
+
+    Raises:
+        UsageError: if it has an unknown word.
+    """
+    algorithm, *parts = variant.split("+")
+    for word, known in ((algorithm, ALGORITHMS), *((part, PARTS) for part in parts)):
+        if word not in known:
+            raise UsageError(f"variant {variant!r} has {word!r} where {one_of(known)} must be.")
+    changes: dict[str, Any] = {"algorithm": algorithm}
+    for part in parts:
+        changes |= PARTS[part]
+    return changes
+
+
+def tuned(options: Options) -> Result:
+    """Tune and test, or go on with it, unless the folder holds the finished run."""
+    folder = Path(str(options.output_dir))
+    return read_result(folder) if (folder / RESULT).exists() else bbt_fast.tune(options)
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Return how likely so large a mean difference is, were its pairs' signs those of tossed coins."""
+    values = np.asarray(differences)
+    if len(values) <= EXACT:
+        signs = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1) * 2 - 1
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], (FLIPS, len(values)))
+        signs[0] = 1  # the toss that was seen is one of them
+    found: float = (np.abs(signs @ values) >= abs(values.sum()) - 1e-12).mean()
+    return float(found)
+
+
+def record_of(cells: Sequence[Cell], model: str, budget: int, device: str) -> dict[str, Any]:
+    """Return what is kept of the runs."""
+    return {
+        "benchmark": "search", "made": time.strftime("%Y-%m-%d"), "model": model, "budget": budget,
+        "device": device_name(device), "versions": versions(), "commit": commit(),
+        "cells": [
+            {
+                "variant": cell.variant, "task": cell.task, "metric": cell.results[0].metric,
+                "ensemble": cell.ensemble, "test_examples": cell.results[0].examples["test"],
+                "seeds": {
+                    str(one.seed): {
+                        "dev": one.tuned.dev, "train": one.tuned.train, "test": one.tuned.test,
+                        "zero_shot": one.zero_shot.test, "evaluations": one.evaluations, "seconds": one.seconds.tune,
+                    }
+                    for one in cell.results
+                },
+            }
+            for cell in cells
+        ],
+    }  # fmt: skip
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return a record as Markdown, in percent."""
+    cells = {(cell["variant"], cell["task"]): cell for cell in record["cells"]}
+    variants = list(dict.fromkeys(variant for variant, _ in cells))
+    tasks = list(dict.fromkeys(task for _, task in cells))
+    sizes = ", ".join(f"{task} {cells[variants[0], task]['test_examples']}" for task in tasks)
+    lines = [
+        f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: mean "
+        f"over the seeds (standard deviation), and after / the seeds' ensemble. {record['device']}; commit "
+        f"{record['commit']}.",
+        "",
+        "| variant | " + " | ".join(tasks) + f" | all | more than {variants[0]} | pairs | p |",
+        "| --- |" + " ---: |" * (len(tasks) + 4),
+    ]
+    for variant in variants:
+        own = [cells.get((variant, task)) for task in tasks]
+        means = [statistics.fmean(_tests(cell)) for cell in own if cell]
+        whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
+        lines.append(
+            "| " + " | ".join([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _tests(cell: dict[str, Any]) -> list[float]:
+    return [run["test"] for run in cell["seeds"].values()]
+
+
+def _shown(cell: dict[str, Any] | None) -> str:
+    """Return a cell's mean, standard deviation and ensemble."""
+    if cell is None:
+        return ""
+    values = _tests(cell)
+    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    together = f" / {100 * cell['ensemble']:.1f}" if cell["ensemble"] is not None and len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{deviation}{together}"
+
+
+def _compared(cells: dict[tuple[str, str], dict[str, Any]], baseline: str, variant: str) -> list[str]:
+    """Return by how much a variant is better than the baseline, on how many pairs, and how surely."""
+    pairs = [
+        run["test"] - cells[baseline, task]["seeds"][seed]["test"]
+        for (name, task), cell in cells.items()
+        for seed, run in cell["seeds"].items()
+        if name == variant != baseline and seed in cells.get((baseline, task), {"seeds": {}})["seeds"]
+    ]
+    if not pairs:
+        return ["", "", ""]
+    return [f"{100 * statistics.fmean(pairs):+.1f}", str(len(pairs)), f"{paired_p(pairs):.3f}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name")
+    parser.add_argument("--tasks", nargs="+", default=["demo"], help="names, or paths of task files")
+    parser.add_argument("--data_dir", type=Path, help="holds a folder for each task")
+    parser.add_argument("--budget", type=int, default=2000)
+    parser.add_argument("--max_test_examples", type=int)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the first is what others are compared with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(arguments)
+    names = ("model_name", "budget", "max_test_examples", "engine", "precision", "device")
+    options = Options.of(plots=False, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
+    model = Path(given.model_name or "demo").name
+    path = given.output or RESULTS / f"search-{model}.json"
+    changes = {variant: changes_of(variant) for variant in given.variants}
+    cells: list[Cell] = []
+    hide_progress_bars()
+    with tqdm(total=len(changes) * len(given.tasks) * len(given.seeds), unit="run", disable=None) as bar:
+        for task in given.tasks:
+            name = Path(task).stem
+            data = {"data_dir": str(given.data_dir / name)} if given.data_dir else {}
+            for variant, changed in changes.items():
+                results: list[Result] = []
+                for seed in given.seeds:
+                    bar.set_description(f"{variant} on {name}, seed {seed}")
+                    place = given.runs / f"{model}-{name}" / f"{variant}-{given.budget}" / child_name(seed)
+                    results.append(
+                        tuned(options.changed(task_name=task, seed=seed, output_dir=str(place), **data, **changed))
+                    )
+                    bar.update()
+                cells.append(Cell(variant, name, tuple(results), ensemble_of(results)))
+                record = record_of(cells, model, given.budget, given.device)
+                save(record, path)
+                path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The table of a search's options: a small one of the demo, and its arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+import bbt_fast
+from bbt_fast.benchmarks import search
+from bbt_fast.export.errors import UsageError
+
+
+def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "record.json"
+    given = [
+        "--budget", "40", "--max_test_examples", "20", "--engine", "torch", "--device", "cpu", "--seeds", "8", "13",
+        "--variants", "bbt", "bbt+mean+ce-smooth", "bbt+snes", "--output", str(path), "--runs", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    tune, asked = bbt_fast.tune, []
+
+    def cut(options: bbt_fast.Options) -> bbt_fast.Result:
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(options)
+        return tune(options)
+
+    monkeypatch.setattr(bbt_fast, "tune", cut)
+    with pytest.raises(KeyboardInterrupt):
+        search.main(given)
+    asked.clear()
+    monkeypatch.setattr(bbt_fast, "tune", lambda options: asked.append(options) or tune(options))
+    search.main(given)
+    assert [(one.seed, one.keep, one.loss_type, one.optimizer) for one in asked] == [
+        (13, "mean", "ce-smooth", "cma"), (8, "best", None, "snes"), (13, "best", None, "snes"),
+    ]  # fmt: skip
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [(cell["variant"], cell["task"], set(cell["seeds"])) for cell in record["cells"]] == [
+        (variant, "demo", {"8", "13"}) for variant in ("bbt", "bbt+mean+ce-smooth", "bbt+snes")
+    ]
+    table = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == table
+    tests = [[run["test"] for run in cell["seeds"].values()] for cell in record["cells"]]
+    assert f"| bbt | {100 * statistics.fmean(tests[0]):.1f} (" in table
+    assert f"| {100 * (statistics.fmean(tests[2]) - statistics.fmean(tests[0])):+.1f} | 2 | " in table
+
+
+@pytest.mark.parametrize("differences", [[0.1, 0.2, -0.05, 0.3, 0.1], [0.0, 0.0], [1.0]])
+def test_p_is_the_share_of_flips_that_differ_as_much(differences: list[float]) -> None:
+    flips = itertools.product((-1, 1), repeat=len(differences))
+    seen = abs(sum(differences)) - 1e-12
+    sums = [abs(sum(sign * d for sign, d in zip(flip, differences, strict=True))) for flip in flips]
+    assert search.paired_p(differences) == pytest.approx(statistics.fmean(total >= seen for total in sums))
+
+
+def test_p_of_many_pairs_is_sampled_the_same_way_each_time() -> None:
+    assert search.paired_p([0.1] * 20) == pytest.approx(1 / search.FLIPS, abs=3e-5)
+    assert search.paired_p([0.1, -0.1] * 10) == 1.0
+    assert search.paired_p([0.3, -0.1] * 10) == search.paired_p([0.3, -0.1] * 10)
+
+
+def test_a_variant_of_unknown_parts_is_refused_before_any_run() -> None:
+    for variant in search.VARIANTS:
+        bbt_fast.Options.of(**search.changes_of(variant))
+    with pytest.raises(UsageError, match=r"variant 'bbt\+men' has 'men' where one of mean, ce-smooth, .* must be"):
+        search.main(["--variants", "bbt", "bbt+men"])
+    with pytest.raises(UsageError, match="has 'bt' where one of bbt, bbtv2 must be"):
+        search.changes_of("bt")

@@ -1,0 +1,38 @@
+"""Runs of every optimizer, and such as keep the mean, are killed and go on as if they had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbt_fast.tuner.search.optimizers import OPTIMIZERS
+
+KILLED = -9
+CASES = [
+    ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
+    ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
+    ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
+    *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "changes"), CASES, ids=str)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    algorithm: str,
+    changes: dict[str, str],
+    options: Callable[..., dict[str, Any]],
+    nursery: Callable[..., Any],
+    figures: Callable[[Path], tuple[Any, ...]],
+    tmp_path: Path,
+) -> None:
+    asked = options(algorithm=algorithm, **changes)
+    killed = asked | {"output_dir": str(tmp_path / "killed")}
+    for _ in range(2):
+        ended = nursery(killed, tmp_path / "cache", kill={"at": "journal", "count": 3, "share": 0.5})
+        assert ended["status"] == KILLED
+    assert nursery(killed, tmp_path / "cache") == {"status": 0, "message": ""}
+    assert nursery(asked | {"output_dir": str(tmp_path / "whole")}, tmp_path / "cache")["status"] == 0
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
