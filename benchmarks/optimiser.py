@@ -65,6 +65,10 @@ class Pycma:
         """Report the fitness [P]."""
         self._strategy.tell(self._asked, fitness.tolist())
 
+    def mean(self) -> Array:
+        """Return the mean of the distribution, [d]."""
+        return np.asarray(self._strategy.mean)
+
 
 CONTENDERS: dict[str, Callable[..., Any]] = {"pycma": Pycma, "bbt-fast": Evolution}
 
