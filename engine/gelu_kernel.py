@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gelu import COEFFICIENTS, LIMIT
+from .gelu_polynomial import COEFFICIENTS, LIMIT
 
 ROWS, COLUMNS, DEPTH = 128, 256, 64
 """A tile of the product, and how much of its operands is fetched at a time."""

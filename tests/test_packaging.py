@@ -103,6 +103,7 @@ def test_doctor_names_the_versions_that_the_bounds_and_the_constraints_do(config
 def test_every_library_that_is_imported_is_declared(config: configparser.ConfigParser) -> None:
     extras = config["options.extras_require"].keys() - {"test"}
     declared = {canonicalize_name(r.name) for r in requirements(config, *extras)}
+    declared.add(canonicalize_name("triton"))  # PyTorch's CUDA builds bring it, and nobody else has a use for it
     distributions = packages_distributions()
     undeclared = {}
     for path in [ROOT / "__init__.py", *(file for floor in FLOORS for file in (ROOT / floor).rglob("*.py"))]:

@@ -23,7 +23,8 @@ from transformers import AutoConfig, PreTrainedModel
 from bbt_fast.engine import Engine, Examples, load_engine
 from bbt_fast.engine.buckets import pack_rows
 from bbt_fast.engine.fused import Part
-from bbt_fast.engine.gelu import COEFFICIENTS, LIMIT, GeluLinear
+from bbt_fast.engine.gelu import GeluLinear
+from bbt_fast.engine.gelu_polynomial import COEFFICIENTS, LIMIT
 from bbt_fast.engine.pytorch import TorchEngine
 from bbt_fast.export.families import family_of
 from bbt_fast.export.loading import AUTO_CLASSES
