@@ -19,7 +19,7 @@ def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
 ) -> None:
     path = tmp_path / "record.json"
     given = [
-        "--budget", "40", "--max_test_examples", "20", "--engine", "torch", "--device", "cpu", "--seeds", "8", "13",
+        "--budget", "20", "--max_test_examples", "20", "--engine", "torch", "--device", "cpu", "--seeds", "8", "13",
         "--variants", "bbt", "bbt+mean+ce-smooth", "bbt+snes", "--output", str(path), "--runs", str(tmp_path / "runs"),
     ]  # fmt: skip
     tune, asked = bbt_fast.tune, []

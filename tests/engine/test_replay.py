@@ -114,7 +114,7 @@ actions = st.lists(
 
 
 @pytest.mark.parametrize("name", ["torch", "ort"])
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(actions=actions, tokens=st.sampled_from([60, 300, 4096]), seed=st.integers(0, 99))
 def test_replayed_generations_answer_as_others(
     name: str, sessions: Any, actions: list[tuple[str, int, int]], tokens: int, seed: int

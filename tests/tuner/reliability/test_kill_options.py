@@ -11,15 +11,20 @@ import pytest
 from bbt_fast.tuner.search.optimizers import OPTIMIZERS
 
 KILLED = -9
-CASES = [
+CASES: list[tuple[str, dict[str, str]]] = [
     ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
+SLOW = CASES[0], *CASES[3::2]
 
 
-@pytest.mark.parametrize(("algorithm", "changes"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES],
+    ids=str,
+)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     algorithm: str,
     changes: dict[str, str],
