@@ -40,8 +40,11 @@ test-narrow:
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
 		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" $(NARROW)
 
+# Ray by itself: it forks the process that starts it, and that of the other tests has grown too large to be copied.
+RAY = tests/tuner/cluster
 test-slow:
-	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "slow and not cluster"
+	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "slow and not cluster" --ignore=$(RAY)
+	$(PYTHON) -m pytest -m "slow and not cluster" $(RAY)
 
 # Whole runs on a Ray cluster whose processes are killed: minutes, and a machine with nothing else to do.
 test-cluster:
