@@ -25,6 +25,7 @@ def test_the_command_tunes_with_each_seed_and_writes_a_record_and_a_table(tmp_pa
     assert f"| {100 * mean:.1f} (" in table
 
 
+@pytest.mark.slow
 def test_a_measurement_adds_to_its_record_what_that_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
     small = ["--budget", "20", "--max_test_examples", "20", "--algorithms", "bbt", "--engines", "torch-fp32"]

@@ -33,6 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool, Mapping
     return seen
 
 
+@pytest.mark.slow
 def test_the_command_measures_each_method_and_writes_record_table_and_plot(
     tmp_path: Path, asked: list[tuple[str, int, bool, Mapping[str, Any]]]
 ) -> None:

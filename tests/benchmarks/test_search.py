@@ -14,6 +14,7 @@ from bbt_fast.benchmarks import search
 from bbt_fast.export.errors import UsageError
 
 
+@pytest.mark.slow
 def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

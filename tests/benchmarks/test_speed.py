@@ -51,7 +51,7 @@ def test_contenders_that_agree_are_timed(algorithm: str, toy: Workload, local: C
     assert flops[1] == flops[2] < flops[3] < flops[0]
 
 
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize("algorithm", ["bbt", pytest.param("bbtv2", marks=pytest.mark.slow)])
 def test_a_decoder_runs_with_and_without_a_shared_prefix(
     algorithm: str, toy: Workload, local: Callable[..., Any]
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_users_graph_runs_in_the_place_of_the_caches(
     torch.testing.assert_close(given.open(examples).evaluate(prompts), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_users_graph_answers_texts_of_one_length_where_buckets_are_padded(
     roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],

@@ -204,6 +204,7 @@ def test_the_calls_fit_the_real_signatures_and_every_attribute_is_there(
     assert missing(used, bindings) == []
 
 
+@pytest.mark.slow
 def test_the_calls_fit_tensorrt_for_rtx_too(
     check: Callable[..., tuple[list[str], Attributes]], rtx_stubs: Path, tmp_path: Path
 ) -> None:

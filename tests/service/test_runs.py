@@ -94,6 +94,7 @@ def second_task(tmp_path: Path) -> dict[str, Any]:
     return {"task_name": str(task), "data_dir": str(tmp_path), "model_name": "demo"}
 
 
+@pytest.mark.slow
 def test_four_clients_two_algorithms_and_two_tasks_end_as_alone(
     tmp_path: Path, url: str, alone: Callable[[str], Result], second_task: dict[str, Any]
 ) -> None:
@@ -113,7 +114,7 @@ def test_four_clients_two_algorithms_and_two_tasks_end_as_alone(
             check_same(one, run.result())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["bbt", pytest.param("bbtv2", marks=pytest.mark.slow)])
 def test_a_run_over_a_network_that_breaks_connections_ends_as_at_home(
     algorithm: str,
     tmp_path: Path,

@@ -179,6 +179,7 @@ def wait_for_generations(folder, n, process):
     raise AssertionError("the run did not get anywhere in a minute")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_after_the_generation_and_says_how_to_go_on(small):
     process = start_process([*flags(small(budget=200_000)), "--output_dir", "r"])
     wait_for_generations(Path("r"), 3, process)

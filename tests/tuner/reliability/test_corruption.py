@@ -88,7 +88,7 @@ def check(
     return "harmless" if nothing else "repaired"
 
 
-@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+@pytest.mark.parametrize("algorithm", ["bbt", pytest.param("bbtv2", marks=pytest.mark.slow)])
 def test_a_damaged_file_of_an_interrupted_run_is_repaired_or_refused(
     algorithm: str,
     tmp_path: Path,

@@ -171,6 +171,7 @@ def test_a_cache_that_is_removed_while_it_is_built_is_an_error_that_names_it(
         cache.entry({"model": "m"}, build)
 
 
+@pytest.mark.slow
 def test_a_run_whose_cache_is_removed_under_it_ends_as_any_other(
     options: Options,
     traces: Callable[[Path], None],

@@ -122,9 +122,8 @@ def test_a_baked_file_in_fp16_answers_alike(algorithm, kind, mode, baked):
     assert onnx.TensorProto.FLOAT16 in kinds
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "kind", "mode"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "kind", "mode"), CASES)
 def test_several_prompts_are_baked_into_one_file(algorithm, kind, mode, tuned, tmp_path):
     runs = [tuned(algorithm, kind, cat_or_add=mode, seed=seed) for seed in (42, 7, 8)]
     classifier = bbt_fast.load(runs, engine="torch", precision="fp32", device="cpu")
