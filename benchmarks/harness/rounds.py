@@ -21,7 +21,7 @@ from .contenders.base import Clock, Contender
 GENERATIONS = 10**6
 """More than any benchmark runs."""
 ON_END = {"cpu": 1, "cuda": 10}
-"""Rounds in a turn, by the kind of device."""
+"""How many generations a turn has at least, by the kind of device."""
 
 
 class Oracle:
@@ -61,11 +61,12 @@ class Rounds:
 
     def __call__(self) -> dict[str, float]:
         """Run a turn and return a round's seconds: the parts', and "total"; what no part has is the optimizer's."""
-        clock, rounds = self.oracle.clock, ON_END[self.oracle.contender.device.type]
+        clock, layers = self.oracle.clock, len(self.oracle.layers)
+        rounds = -(-ON_END[self.oracle.contender.device.type] // layers)
         clock.seconds.clear()
         clock.unmeasured = 0.0
         began = time.perf_counter()
-        for _ in range(rounds * len(self.oracle.layers)):
+        for _ in range(rounds * layers):
             next(self._steps)
         total = (time.perf_counter() - began + clock.unmeasured) / rounds
         parts: dict[str, Any] = {part: seconds / rounds for part, seconds in clock.seconds.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from bbt_fast.benchmarks import gpu, report, speed
 from bbt_fast.benchmarks.harness import contenders
+from bbt_fast.benchmarks.harness.contenders.base import Contender
 from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
 from bbt_fast.benchmarks.harness.memory import MIB, PeakMemory
+from bbt_fast.benchmarks.harness.rounds import ON_END, Rounds
 from bbt_fast.benchmarks.harness.shapes import make_model
 from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
@@ -193,6 +196,25 @@ def test_on_cuda_a_contenders_memory_is_what_its_first_round_added(monkeypatch: 
     memory.sample()
     memory.sample()
     assert memory.mib == 250
+
+
+def test_a_turn_of_several_rounds_is_their_mean(toy: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Contender):
+        calls = 0
+
+        def answer(self, prompts: Tensor, layer: int) -> Tensor:
+            Slow.calls += 1
+            time.sleep(0.02)
+            return torch.zeros(len(prompts), self.workload.examples_count, 2)
+
+        def commit(self, prompt: Tensor, layer: int) -> None:
+            raise AssertionError("BBT commits nothing")
+
+    monkeypatch.setitem(ON_END, "cpu", 3)
+    seconds = Rounds(Slow(toy, make_model(toy.model)))()
+    assert Slow.calls == 3
+    assert 0.02 <= seconds["evaluate"] < seconds["total"]
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["total"])
 
 
 def test_a_sample_of_the_candidates_stands_for_all(toy: Workload, local: Callable[..., Any]) -> None:

@@ -351,7 +351,13 @@ def flash_by_bounds(
 def test_the_kernel_of_the_gpu_is_given_what_it_documents(
     model_type: str, mode: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash_by_bounds)
+    longest: list[int] = []
+
+    def noted(*args: Any, **how: Any) -> Tensor:
+        longest.append(args[5])
+        return flash_by_bounds(*args, **how)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", noted)
     monkeypatch.setattr(TorchEngine, "packing_kernels", {"cpu": "varlen"})
     options: dict[str, Any] = {"mode": mode, "n_prompt_tokens": 5, "precision": "fp32", "device": "cpu"}
     ablate = [] if prefix == "shared" else ["prefix"]
@@ -364,6 +370,7 @@ def test_the_kernel_of_the_gpu_is_given_what_it_documents(
         for session in sessions:
             session.commit(prompts[layer], layer)
     assert engine.packs
+    assert (1 in longest) == (model_type == "roberta")  # one query of each text, in the last layer of an encoder
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=2, max_size=30), most=st.integers(1, 400))
