@@ -79,8 +79,9 @@ class OrtRunner(OnnxRunner):
         binding = session.io_binding()
         for name, tensor in inputs.items():
             binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
-        name = session.get_outputs()[0].name
-        binding.bind_output(name, *_place(output), tuple(output.shape), output.data_ptr())
+        answer = session.get_outputs()[0]
+        rows = output.flatten(0, 1) if len(answer.shape) < output.ndim else output  # a fused graph's [P * N, S, H]
+        binding.bind_output(answer.name, *_place(rows), tuple(rows.shape), rows.data_ptr())
         tensors = [*inputs.values(), output]
         bound = [id(session), *((tensor.data_ptr(), *tensor.shape) for tensor in tensors)]
         with self._calls.use():

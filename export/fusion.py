@@ -23,6 +23,7 @@ def fuse(model: ir.Model) -> None:
     _move_biases(model)
     fuse_bias_gelu(model)
     fuse_skip_layer_normalization(model)
+    _end_in_norm(model)
     if MICROSOFT in {node.domain for node in model.graph.all_nodes()}:
         model.graph.opset_imports[MICROSOFT] = 1
 
@@ -34,6 +35,19 @@ def leave_unread(model: ir.Model) -> None:
             for output in node.outputs[1:]:
                 if not output.uses() and not output.is_graph_output():
                     output.name = ""
+
+
+def _end_in_norm(model: ir.Model) -> None:
+    """Let a graph return a norm's output as it is, [B, S, H], and not a view of it: on CUDA that would be a copy."""
+    (output,) = model.graph.outputs
+    view = output.producer()
+    norm = None if view is None or view.op_type != "Reshape" or view.inputs[0] is None else view.inputs[0].producer()
+    if norm is None or norm.op_type != "SkipLayerNormalization" or output.shape is None:
+        return
+    states = norm.outputs[0]
+    states.name, output.name = output.name, f"{output.name}.view"
+    states.shape, states.dtype = ir.Shape(["rows", *output.shape[2:]]), output.dtype
+    model.graph.outputs[0] = states
 
 
 def _move_biases(model: ir.Model) -> None:
