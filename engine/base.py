@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -19,9 +18,8 @@ from ..export.cache import read_record, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.examples import Examples
 from ..export.families import Family
-from ..export.graphs import cast_dtype
 from ..export.model import Encoded, StagedModel
-from ..export.parity import Parity, judge, probe_examples, probe_prompts
+from ..export.parity import Parity, probe_examples
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
@@ -29,8 +27,7 @@ from .buckets import bucket_rows, pack_rows
 from .crew import Crew
 from .embeddings import Embeddings, LocalEmbeddings
 from .faults import is_out_of_memory
-from .prefix import run_prefix
-from .reference import ModuleRunner
+from .gate import measure, placed, probe
 from .replay import Replay
 from .savings import Savings
 from .session import Bucket, Runner, Session
@@ -317,27 +314,13 @@ class Engine(ABC):
         return runner
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
-        """Let runner and reference answer a population at the first and at the last cut; return the worse."""
-        prompts, precision = probe_prompts(self.staged), precision_of(self.precision)
-        widest = float(encoded.hidden.std().cpu() / prompts.std())
-        plain = encoded.whole or encoded
+        """Let a runner and PyTorch answer a population at the first and at the last cut; return the worse."""
         ours = self._placed(encoded), runner, self._prefix_runner(encoded)
-        found = [
-            judge(
-                prompts,
-                widest,
-                precision,
-                reference=partial(_probe_modules, layer, plain, torch.float32),
-                found=partial(_probe, layer, *ours),
-                rounded=partial(_probe_modules, layer, plain, precision.dtype),
-            )
-            for layer in {0, self.staged.n_stages - 1}
-        ]
-        return min(found, key=lambda parity: parity.spearman)
+        return measure(self.staged, encoded, precision_of(self.precision), self.device, partial(probe, *ours))
 
     def _placed(self, encoded: Encoded) -> Encoded:
         """Move what the stages take to the device, in the engine's dtype."""
-        return _cast(encoded, self.device, self.dtype)
+        return placed(encoded, self.device, self.dtype)
 
     def _tokens_per_call(self) -> int:
         """Return how many tokens a call takes.
@@ -353,36 +336,3 @@ class Engine(ABC):
         """Return how many tokens a call takes on a GPU with so many bytes free."""
         held = free // 2 // (24 * self.hidden_size * self.dtype.itemsize)
         return max(2048, min(held, torch.iinfo(torch.int32).max // (4 * self.hidden_size)))
-
-
-def _cast(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encoded:
-    """Move what the stages take to a device, in a dtype."""
-    tensors = {k: v.to(device, cast_dtype(k, v.dtype, dtype)).contiguous() for k, v in encoded.tensors.items()}
-    hidden = encoded.hidden.to(device, dtype).contiguous()
-    prefix = None if encoded.prefix is None else _cast(encoded.prefix, device, dtype)
-    row = None if encoded.row is None else encoded.row.to(device)
-    return replace(encoded, hidden=hidden, tensors=tensors, prefix=prefix, row=row, whole=None)
-
-
-def _probe_modules(layer: int, encoded: Encoded, dtype: torch.dtype, prompts: Tensor) -> Tensor:
-    """Return what PyTorch's own modules answer in a dtype; see ``_probe``."""
-
-    def runner(stages: tuple[Stage, ...]) -> Runner:
-        same = dtype is torch.float32
-        return ModuleRunner(stages if same else tuple(stage.to(dtype) for stage in copy.deepcopy(stages)))
-
-    before = None if encoded.prefix is None else runner(encoded.prefix.stages)
-    return _probe(layer, _cast(encoded, encoded.hidden.device, dtype), runner(encoded.stages), before, prompts)
-
-
-def _probe(layer: int, at: Encoded, run: Runner, run_before: Runner | None, prompts: Tensor) -> Tensor:
-    """Return a chain's answers to prompts [P, L or 1, n, H] that enter a layer; all others have the first one's."""
-    hidden, moved = at.hidden, prompts.to(at.hidden.device, at.hidden.dtype)
-    stages = range(moved.shape[1])
-    entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in stages]
-    with torch.inference_mode():
-        if at.prefix is not None and run_before is not None:
-            entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
-        for stage, prompt in enumerate(entering):
-            hidden = run(stage, hidden, prompt, at.tensors_for(max(len(hidden), len(prompt))))
-    return hidden

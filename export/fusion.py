@@ -42,11 +42,11 @@ def _end_in_norm(model: ir.Model) -> None:
     (output,) = model.graph.outputs
     view = output.producer()
     norm = None if view is None or view.op_type != "Reshape" or view.inputs[0] is None else view.inputs[0].producer()
-    if norm is None or norm.op_type != "SkipLayerNormalization" or output.shape is None:
+    if norm is None or norm.op_type != "SkipLayerNormalization" or output.shape is None or output.type is None:
         return
     states = norm.outputs[0]
     states.name, output.name = output.name, f"{output.name}.view"
-    states.shape, states.dtype = ir.Shape(["rows", *output.shape[2:]]), output.dtype
+    states.shape, states.type = ir.Shape(["rows", *output.shape[2:]]), output.type
     model.graph.outputs[0] = states
 
 

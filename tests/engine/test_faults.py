@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import Engine, Examples, load_engine
+from bbt_fast.engine import Engine, Examples, gate, load_engine
 from bbt_fast.engine.session import Session
 from bbt_fast.export.errors import ArtifactError, DeviceError, NumericsError, ParityError
+from bbt_fast.export.model import Encoded
+from bbt_fast.export.parity import probe_examples
+from bbt_fast.export.precision import precision_of
 
 N_PROMPT_TOKENS = 5
 CUDA = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
@@ -155,6 +159,27 @@ def test_onnx_runtime_out_of_memory_means_smaller_chunks(
     monkeypatch.setattr(runner, "_sessions", [Scarce()])
     torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
     assert "out of memory: going on with 3 candidates at a time" in caplog.text
+
+
+def test_the_gate_asks_pytorch_beside_the_model_where_the_device_has_no_room_for_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = engine.staged.encode(probe_examples(engine.staged))
+    modules, tried = gate._modules, []
+
+    def scarce(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> object:
+        tried.append(str(device))
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return modules(encoded, device, dtype)
+
+    monkeypatch.setattr(gate, "_modules", scarce)
+    ours = modules(encoded, torch.device("cpu"), torch.float32)
+    parity = gate.measure(
+        engine.staged, encoded, precision_of("fp32"), torch.device("meta"), partial(gate.probe, *ours)
+    )
+    assert parity.max_logit_difference == 0
+    assert tried == ["meta", "cpu"]
 
 
 @pytest.mark.parametrize("name", ["ort", "openvino"])
