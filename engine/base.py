@@ -192,7 +192,7 @@ class Engine(ABC):
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run the stages from one to the answer.
+        """Run the stages from one on, as many as there are prompts.
 
         Args:
             run: the loaded chain.

@@ -9,6 +9,7 @@ result, each in a recording of its own.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from .faults import first_line
 from .session import Runner
 
 MOST = 256
-"""How many recordings are kept: BBTv2 has one for each layer and part of a population."""
+"""How many recordings are kept: BBTv2 has two for each layer and part of a population."""
+PLAIN = 2
+"""How often a chain runs as it is. The first time warms its kernels and their memory up; what comes only twice, as two
+prompts do on a batch of the test set, is not worth a recording."""
 
 Chain = Callable[[Runner, int, Tensor, Sequence[Tensor], dict[str, Tensor]], Tensor]
-"""Runs the stages of a runner from one to the answer: Engine.run_chain()."""
+"""Runs the stages of a runner from one on: Engine.run_chain()."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class Recording:
-    """A chain from one stage to the answer, for one set of shapes."""
+    """A chain from one stage on, for one set of shapes."""
 
     inputs: tuple[Tensor, ...]
     """The tensors it reads: hidden states, then prompts; others of the same shapes share them."""
@@ -56,16 +60,24 @@ class Recording:
 class Known:
     """A chain that has run."""
 
-    reads: tuple[Any, ...]
-    """The runner and the tensors that are not copied: alive as long as their addresses stand for them."""
+    reads: tuple[weakref.ref[Any], ...]
+    """The runner and the tensors that are not copied: while they are alive, nothing else has their addresses."""
+    runs: int = 0
     recording: Recording | None = None
+    held: tuple[Any, ...] = ()
+    """What ``reads`` refers to, once there is a recording, which reads it."""
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the addresses still stand for what ran."""
+        return all(one() is not None for one in self.reads)
 
 
 class Replay:
     """The recordings of an engine.
 
-    A chain runs as it is the first time, which warms its kernels and their memory up; it is recorded the second time.
-    What cannot be recorded is said once, and from then on nothing is.
+    A chain runs as it is PLAIN times, then it is recorded. What cannot be recorded is said once, and from then on
+    nothing is.
 
     Args:
         recorder: where the work is queued.
@@ -105,17 +117,22 @@ class Replay:
             What the chain returns, in memory that no replay writes.
         """
         with self._recorder.use():
-            if not self.on or max(len(hidden), *map(len, prompts)) == 1:
+            if not self.on:
                 return chain(run, first, hidden, prompts, tensors)
             inputs = (hidden, *prompts)
             shapes = [(str(tensor.dtype), *tensor.shape) for tensor in inputs]
             key = str((id(run), first, shapes, [*fixed, *(tensor.data_ptr() for tensor in tensors.values())]))
             known = self._known.pop(key, None)
-            if known is None:
+            read = (run, *tensors.values())
+            if known is None or not known.alive:
+                known = Known(tuple(map(weakref.ref, read)))
+            if known.runs < PLAIN:
                 answer = chain(run, first, hidden, prompts, tensors)
-                self._keep(key, Known((run, *tensors.values())))
+                known.runs += 1
+                self._keep(key, known)
                 return answer
             if known.recording is None:
+                known.held = read
                 try:
                     known.recording = self._record(chain, run, first, inputs, tensors)
                 except RuntimeError as error:

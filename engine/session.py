@@ -62,7 +62,7 @@ class Machine(Protocol):
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run the stages from one to the answer."""
+        """Run the stages from one on, a prompt for each."""
         ...
 
 
@@ -249,10 +249,10 @@ class Session:
         ]
 
         def climbed(bucket: Bucket) -> Tensor:
-            hidden = bucket.entering
-            for stage in range(bucket.layer, layer):
-                hidden = bucket.run(stage, hidden, below[stage - lowest], bucket.encoded.tensors_for(1))
-            return hidden
+            prompts = below[bucket.layer - lowest :]
+            return self.engine.run_chain(
+                bucket.run, bucket.layer, bucket.entering, prompts, bucket.encoded.tensors_for(1)
+            )
 
         for bucket, hidden in zip(behind, self.engine.crew.each(climbed, behind), strict=True):
             for stage in range(bucket.layer, layer):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from bbt_fast.engine import Engine, Examples, Session, load_engine
 from bbt_fast.engine.ort import OrtEngine
-from bbt_fast.engine.replay import MOST, Replay
+from bbt_fast.engine.replay import MOST, PLAIN, Replay
 
 N_PROMPT_TOKENS = 5
 LAYERS = 3
@@ -71,6 +72,10 @@ class TapeQueue:
 def _write(old: Any, new: Any) -> None:
     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
         old.copy_(new)
+
+
+RUN: Any = _write
+"""Stands for the loaded stages where nothing asks what they are."""
 
 
 def load(name: str, model: PreTrainedModel, cuts: str = "layers", **options: Any) -> Engine:
@@ -129,7 +134,7 @@ def test_replayed_generations_answer_as_others(
             plain.commit(prompts[0], layer)
             replayed.commit(prompts[0], layer)
             continue
-        for _ in range(3):  # as it is, recorded, replayed
+        for _ in range(PLAIN + 2):  # as it is, recorded, replayed
             expected, found = plain.evaluate(prompts, layer), replayed.evaluate(prompts, layer)
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
             prompts = prompts + 0.1
@@ -138,22 +143,37 @@ def test_replayed_generations_answer_as_others(
         assert torch.equal(answer, then)
 
 
-def test_a_layer_and_a_part_have_a_recording_each_after_a_first_time_that_warms_up(
+def test_a_layer_and_a_part_have_a_recording_each_and_so_has_the_way_up_to_a_layer(
     roberta: PreTrainedModel, make_examples: Callable[..., Examples], make_prompts: Callable[..., Tensor]
 ) -> None:
     engine = replaying("torch", roberta)
     assert engine.replay is not None
     queue: Any = engine.replay._recorder
     session = engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS))
-    parts = len(session._parts(4))
-    for turn, captured, replayed in ((0, 0, 0), (1, LAYERS, LAYERS), (2, LAYERS, 2 * LAYERS)):
+    recordings = LAYERS * len(session._parts(4)) + (LAYERS - 1) * len(session._buckets)
+    for turn in range(PLAIN + 2):
         for layer in range(LAYERS):
             prompts = make_prompts(roberta, 4, N_PROMPT_TOKENS, seed=turn)
             session.evaluate(prompts, layer)
             session.commit(prompts[0], layer)
-        assert (queue.captured, queue.replayed) == (captured * parts, replayed * parts)
-    session.evaluate(make_prompts(roberta, 1, N_PROMPT_TOKENS))
-    assert queue.captured == LAYERS * parts  # a candidate alone is not worth one
+        assert queue.replayed == max(0, turn + 1 - PLAIN) * recordings
+        assert queue.captured == min(1, queue.replayed) * recordings
+
+
+def test_what_has_run_before_it_was_freed_does_not_count_for_what_takes_its_place() -> None:
+    queue = TapeQueue()
+    replay, memory = Replay(queue, "the CPU"), np.ones(3, dtype=np.float32)
+
+    def chain(run: Any, first: int, hidden: Tensor, prompts: Any, given: dict[str, Tensor]) -> Tensor:
+        return hidden + prompts[0] + given["mask"]
+
+    for _ in range(PLAIN + 1):
+        replay.run(chain, RUN, 0, torch.ones(3), [torch.ones(3)], {"mask": torch.from_numpy(memory)})
+    assert not queue.captured
+    mask = torch.from_numpy(memory)
+    for _ in range(PLAIN + 1):
+        replay.run(chain, RUN, 0, torch.ones(3), [torch.ones(3)], {"mask": mask})
+    assert queue.captured == 1
 
 
 def test_a_tensor_that_lies_there_already_is_not_copied_again() -> None:
@@ -164,9 +184,9 @@ def test_a_tensor_that_lies_there_already_is_not_copied_again() -> None:
         return hidden + prompts[0] + prompts[1]
 
     def answer(candidates: Tensor) -> Tensor:
-        return replay.run(chain, None, 0, hidden, [candidates, committed], {})  # type: ignore[arg-type]
+        return replay.run(chain, RUN, 0, hidden, [candidates, committed], {})
 
-    for number in range(3):
+    for number in range(PLAIN + 1):
         assert torch.equal(answer(torch.full((2, 3), float(number))), torch.full((2, 3), number + 2.0))
     for kept in replay._inputs.values():
         kept.zero_()
@@ -209,16 +229,17 @@ def test_onnx_runtimes_recorded_calls_share_memory_by_turns_and_number_their_gra
     engine = replaying("ort", roberta)
     assert isinstance(engine, OrtEngine)
     session = engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=1))
-    for turn in range(3):
+    for turn in range(PLAIN + 2):
         for layer in range(LAYERS):
             session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS, seed=turn), layer)
-    assert len(engine.calls._numbers) == 2 * LAYERS - 1  # each stage tuned, and each but the first above it
-    assert len(engine.calls._outputs) == 3  # hidden states by turns, and logits
+    # Each stage tuned, each but the first above it, each but the last on the way up.
+    assert len(engine.calls._numbers) == 3 * LAYERS - 2
+    assert len(engine.calls._outputs) == 5  # hidden states by turns, of a population and of one prompt, and logits
     engine._load(session._buckets[0].encoded)
     assert not engine.calls._numbers  # a new session's weights may lie where the others' activations did
-    session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS), 0)
-    session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS), 0)
-    assert min(engine.calls._numbers.values()) == 2 * LAYERS
+    for _ in range(PLAIN + 1):
+        session.evaluate(make_prompts(roberta, 4, N_PROMPT_TOKENS), 0)
+    assert min(engine.calls._numbers.values()) == 3 * LAYERS - 1
 
 
 @pytest.mark.parametrize("name", ["torch", "ort"])
@@ -235,9 +256,9 @@ def test_recordings_that_have_not_been_used_for_longest_are_forgotten() -> None:
         def chain(run: Any, first: int, hidden: Tensor, prompts: Any, given: dict[str, Tensor]) -> Tensor:
             return hidden + prompts[0] + given["mask"]
 
-        return replay.run(chain, None, 0, torch.ones(2), [torch.ones(2)], tensors[number])  # type: ignore[arg-type]
+        return replay.run(chain, RUN, 0, torch.ones(2), [torch.ones(2)], tensors[number])
 
-    for _ in range(2):
+    for _ in range(PLAIN + 1):
         answer(0)
     assert queue.captured == 1
     for number in range(1, MOST):
