@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
-from ..export.packing import KEY_INDEX
+from ..export.texts import KEY_INDEX
 from .crew import Crew
 from .embeddings import clipped_spread
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory

@@ -17,8 +17,8 @@ from onnx_ir.passes import common
 from torch import Tensor
 
 from .fusion import fuse, leave_unread
-from .packing import Axes
 from .stages import ANSWER_AXES, Stage
+from .texts import Axes
 from .traces import graph_of
 
 OPSET = 23

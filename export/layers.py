@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .absorb import Absorbed, absorbed
 from .attention import KeysValues, after, attend, capture, extend, pack, supply, watch
-from .packing import Axes, Row
+from .packing import Row
 from .recording import Call
+from .texts import Axes
 
 
 class Layers(nn.Module):

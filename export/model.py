@@ -18,22 +18,13 @@ from .examples import Examples
 from .families import Family
 from .loading import load_config as load_config
 from .loading import load_model as load_model
-from .packing import (
-    CAT_INDEX,
-    KERNELS,
-    PROMPT_INDEX,
-    TOKEN_INDEX,
-    Axes,
-    Packing,
-    Texts,
-    cat_index,
-    pack_recorded,
-    prompt_index,
-)
+from .packed_attention import KERNELS
+from .packing import Packing, pack_recorded
 from .plan import Plan
 from .prefix import can_split, split
 from .prompts import MODES, Join, Mode
 from .stages import Stage
+from .texts import CAT_INDEX, PROMPT_INDEX, TOKEN_INDEX, Axes, Texts, cat_index, prompt_index
 
 Cuts = Literal["input", "layers"]
 CUTS: tuple[Cuts, ...] = ("input", "layers")

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .anatomy import Anatomy, Recorded
 from .layers import Layers
-from .packing import Axes, Packing
+from .packing import Packing
 from .prefix import PrefixStage, TextStage
 from .prompts import Join, in_row
 from .stages import DECODER_STATES, ENCODER_STATES, Answer, Stage
+from .texts import Axes
 
 
 class Plan:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .attention import KeysValues
 from .layers import Layers
-from .packing import Axes, Packing
+from .packing import Packing
 from .prompts import Join
 from .stages import Answer, Stage
+from .texts import Axes
 
 Layout = tuple[tuple[int, int, int], ...]
 """Per layer: heads, features of a key, features of a value."""

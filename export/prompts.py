@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .packing import CAT_INDEX, PROMPT_INDEX
+from .texts import CAT_INDEX, PROMPT_INDEX
 
 Mode = Literal["add", "cat"]
 Way = Literal["add", "cat", "follow", "add_row", "cat_row"]

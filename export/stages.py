@@ -17,8 +17,9 @@ from torch.nn.functional import linear
 
 from .attention import KeysValues
 from .layers import Layers
-from .packing import AXES, TEXT_INDEX, Axes, Packing, Row
+from .packing import Packing, Row
 from .prompts import Join
+from .texts import AXES, TEXT_INDEX, Axes
 
 ANSWER_AXES: dict[str, Axes] = {
     "answer_position": ("examples",),

@@ -1,0 +1,157 @@
+"""The kernels that attend within the texts of a row, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
+
+from .attention import KeysValues, sdpa
+from .short_attention import row_attention
+from .texts import BOUNDS, EACH, KEY_BOUNDS, KEY_INDEX, TEXT_INDEX, TEXT_LENGTHS, TOKEN_INDEX, TOKEN_OFFSET
+
+if TYPE_CHECKING:
+    from .packing import Row
+
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
+Attend: TypeAlias = "Callable[[Row, nn.Module, QueriesKeysValues, KeysValues | None, dict[str, Any]], Tensor]"
+AttendAlone = Callable[[Tensor, KeysValues, float | None], Tensor]
+
+
+def _padded(
+    row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
+) -> Tensor:
+    """Lay the texts out with padding, run SDPA and pack what comes out: the reference of the other kernels."""
+    index = row.tensors[TEXT_INDEX]
+    texts, longest = index.shape
+
+    def unpacked(part: Tensor) -> Tensor:
+        """[P, heads, T, d] -> [P * N, heads, S, d]."""
+        wide = part.transpose(1, 2).index_select(1, index.flatten())
+        return wide.reshape(population * texts, longest, *wide.shape[2:]).transpose(1, 2)
+
+    population = qkv[0].shape[0]
+    query, key, value = map(unpacked, qkv)
+    mask = None
+    if not row.packing.causal:  # padding stands behind a text, where no real token of a causal model looks
+        real = torch.arange(longest, device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
+        mask = real[None].expand(population, -1, -1).reshape(population * texts, 1, 1, longest)
+        mask = mask.expand(-1, -1, longest, -1)
+    seen = sdpa(module, query, key, value, mask, None if before is None else row.repeat(before), how)
+    flat = seen.reshape(population, texts * longest, *seen.shape[2:])
+    return flat.index_select(1, row.tensors[TOKEN_INDEX])
+
+
+def _varlen(
+    row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
+) -> Tensor:
+    """Run flash attention by the texts' bounds; CUDA, fp16 and bf16 only."""
+    query, key, value = qkv
+    bounds = key_bounds = row.tensors[BOUNDS]
+    longest = longest_keys = row.tensors[TEXT_INDEX].shape[1]
+    if before is not None:
+        index, key_bounds = row.tensors[KEY_INDEX], row.tensors[KEY_BOUNDS]
+        longest_keys += before[0].shape[2]
+        key, value = (torch.cat(both, dim=2).index_select(2, index) for both in zip(before, (key, value), strict=True))
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    query_row, key_row, value_row = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    scale: float = query.shape[3] ** -0.5 if how.get("scaling") is None else how["scaling"]
+    seen: Any
+    if before is None and not row.packing.causal:
+        seen = row_attention(query_row, key_row, value_row, bounds, longest, scale)
+    else:
+        seen = varlen.varlen_attn(
+            query_row,
+            key_row,
+            value_row,
+            bounds,
+            key_bounds,
+            longest,
+            longest_keys,
+            scale=scale,
+            window_size=(-1, 0) if row.packing.causal else (-1, -1),
+        )
+    joined: Tensor = seen
+    return joined.view(query.shape[0], query.shape[2], *joined.shape[1:])
+
+
+def _varlen_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
+    """Run PyTorch's flash kernel for one query of each text."""
+    key, value = (part.transpose(1, 2).flatten(0, 1) for part in keys_values)
+    longest = row.tensors[TEXT_INDEX].shape[1]
+    seen = varlen.varlen_attn(
+        query[:, :, 0],
+        key,
+        value,
+        row.tensors[EACH],
+        row.tensors[BOUNDS],
+        1,
+        longest,
+        scale=scale,
+        window_size=(-1, -1),
+    )
+    assert isinstance(seen, Tensor)
+    return seen[:, :, None]
+
+
+def _padded_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
+    """Lay keys and values out with padding and run SDPA: the reference of the other kernels."""
+    index = row.tensors[TEXT_INDEX]
+
+    def unpacked(part: Tensor) -> Tensor:
+        """[P, heads, T, d] -> [P * N, heads, S, d]."""
+        wide = row.unpack(part.transpose(1, 2).flatten(2))
+        return wide.reshape(*wide.shape[:2], part.shape[1], part.shape[3]).transpose(1, 2)
+
+    key, value = map(unpacked, keys_values)
+    real = torch.arange(index.shape[1], device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
+    mask = real[None].expand(len(keys_values[0]), -1, -1).reshape(-1, 1, 1, index.shape[1])
+    return scaled_dot_product_attention(query, key, value, mask, scale=scale)
+
+
+def _contrib(
+    row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
+) -> Tensor:
+    """Stand for ONNX Runtime's packed operator in a graph; PyTorch itself runs the reference."""
+    if not torch.compiler.is_exporting():
+        return _padded(row, module, qkv, before, how)
+    population, heads, tokens, size = qkv[0].shape
+    flat = [part.transpose(1, 2).reshape(population * tokens, heads * size) for part in qkv]
+    scale = how.get("scaling")
+    seen = torch.onnx.ops.symbolic(
+        "com.microsoft::PackedMultiHeadAttention",
+        [*flat, None, row.tensors[TOKEN_OFFSET], row.tensors[BOUNDS]],
+        {"num_heads": heads, "scale": size**-0.5 if scale is None else float(scale)},
+        dtype=flat[0].dtype,
+        shape=flat[0].shape,
+        version=1,
+    )
+    return seen.reshape(population, tokens, heads, size)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to attend within the texts of a row."""
+
+    attend: Attend
+    tensors: tuple[str, ...]
+    """What it takes, by name."""
+    attend_alone: Callable[[Row, Tensor, KeysValues, float | None], Tensor] | None = None
+    """How one position of each text attends, if it can; see ``Row.attend_alone``."""
+    causal: bool = True
+    """Whether it can be causal."""
+
+
+KERNELS: dict[str, Kernel] = {
+    "padded": Kernel(_padded, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS), _padded_alone),
+    "varlen": Kernel(_varlen, (TEXT_INDEX, BOUNDS, KEY_INDEX, KEY_BOUNDS, EACH), _varlen_alone),
+    "contrib": Kernel(_contrib, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS, TOKEN_OFFSET, BOUNDS), causal=False),
+}
+"""By name: PyTorch's operators anywhere, PyTorch's on CUDA, and ONNX Runtime's on CUDA."""
