@@ -20,8 +20,8 @@ from .contenders.base import Clock, Contender
 
 GENERATIONS = 10**6
 """More than any benchmark runs."""
-ON_END = {"cpu": 1, "cuda": 10}
-"""How many generations a turn has at least, by the kind of device."""
+ON_END = {"cpu": 0.0, "cuda": 0.5}
+"""How many seconds a turn has at least, by the kind of device."""
 
 
 class Oracle:
@@ -62,12 +62,13 @@ class Rounds:
     def __call__(self) -> dict[str, float]:
         """Run a turn and return a round's seconds: the parts', and "total"; what no part has is the optimizer's."""
         clock, layers = self.oracle.clock, len(self.oracle.layers)
-        rounds = -(-ON_END[self.oracle.contender.device.type] // layers)
         clock.seconds.clear()
         clock.unmeasured = 0.0
-        began = time.perf_counter()
-        for _ in range(rounds * layers):
-            next(self._steps)
+        rounds, began = 0, time.perf_counter()
+        while not rounds or time.perf_counter() - began < ON_END[self.oracle.contender.device.type]:
+            for _ in range(layers):
+                next(self._steps)
+            rounds += 1
         total = (time.perf_counter() - began + clock.unmeasured) / rounds
         parts: dict[str, Any] = {part: seconds / rounds for part, seconds in clock.seconds.items()}
         return {**parts, "optimizer": total - sum(parts.values()), "total": total}

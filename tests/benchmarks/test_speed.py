@@ -210,9 +210,10 @@ def test_a_turn_of_several_rounds_is_their_mean(toy: Workload, monkeypatch: pyte
         def commit(self, prompt: Tensor, layer: int) -> None:
             raise AssertionError("BBT commits nothing")
 
-    monkeypatch.setitem(ON_END, "cpu", 3)
+    monkeypatch.setitem(ON_END, "cpu", 0.05)
     seconds = Rounds(Slow(toy, make_model(toy.model)))()
-    assert Slow.calls == 3
+    assert Slow.calls <= 3
+    assert seconds["total"] * Slow.calls >= 0.05
     assert 0.02 <= seconds["evaluate"] < seconds["total"]
     assert sum(seconds.values()) == pytest.approx(2 * seconds["total"])
 
