@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from bbt_fast.benchmarks import compare
-from bbt_fast.benchmarks.compare import Job, jobs
+from bbt_fast.benchmarks.harness.comparison import table
+from bbt_fast.benchmarks.methods import schedule
 from bbt_fast.benchmarks.methods.run import figures
-from bbt_fast.export.errors import UsageError
+from bbt_fast.benchmarks.methods.schedule import Job, jobs
+from bbt_fast.export.errors import NumericsError, UsageError
+from bbt_fast.tuner.cli.main import main
+from bbt_fast.tuner.input.options import Options
 
 GIVEN = [
     "--methods", "manual-prompt,feature-linear", "--seeds", "8,13", "--n_test", "12", "--k_shot", "4",
@@ -29,8 +33,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool, Mapping
         seen.append((method, options.seed, how["test"], setting))
         return figures(method, options, setting, **how)
 
-    monkeypatch.setattr(compare.compare, "__defaults__", (None, measure))
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
     return seen
+
+
+def found(job: Job, setting: Mapping[str, Any], dev: float = 0.5) -> dict[str, Any]:
+    """What a step finds, without a model."""
+    return {
+        "setting": dict(setting), "dev": dev, "dev_loss": 1.0, "test": None if job.setting is not None else dev,
+        "seconds": 1.0, "user_mib": 1.0, "server_mib": None, "examples": {"train": 8, "dev": 8, "test": 8},
+        "traffic": {"queries": 0, "up_bytes": None, "down_bytes": None}, "notes": {}, "metric": "accuracy",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -40,7 +53,7 @@ def test_the_command_measures_each_method_and_writes_record_table_and_plot(
     compare.main([*GIVEN, "--output", str(tmp_path), "--runs", str(tmp_path / "runs")])
     record = json.loads((tmp_path / "compare-demo-demo-n12.json").read_text(encoding="utf-8"))
     row = record["methods"]["feature-linear"]
-    best = max(row["grid"], key=lambda tried: (tried["dev"], -tried["dev_loss"]))
+    best = max(row["grid"].values(), key=lambda tried: (tried["dev"], -tried["dev_loss"]))
     assert [run["setting"] for run in row["seeds"].values()] == 2 * [best["setting"]]
     tested = [(method, seed) for method, seed, test, _ in asked if test]
     assert tested == [(m, s) for m in ("manual-prompt", "feature-linear") for s in (8, 13)]
@@ -68,12 +81,61 @@ def test_a_comparison_goes_on_where_it_was_and_measures_nothing_twice(
 
 def test_what_is_left_is_the_rest_of_a_grid_and_the_seeds_that_are_missing() -> None:
     tried = {"setting": {}, "dev": 0.5, "dev_loss": 1.0}
-    record = {"methods": {"feature-linear": {"grid": 3 * [tried], "chosen": None, "seeds": {}}}}
+    record = {"methods": {"feature-linear": schedule.empty() | {"grid": dict.fromkeys("012", tried)}}}
     left = jobs(["manual-prompt", "feature-linear"], [8, 13], record)
     assert left == [
         Job("manual-prompt", 8, None), Job("manual-prompt", 13, None),
         Job("feature-linear", 8, 3), Job("feature-linear", 8, None), Job("feature-linear", 13, None),
     ]  # fmt: skip
+
+
+def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"about": {"model_name": "demo", "task_name": "demo"}, "methods": {}}
+    broken = {("feature-linear", 0.1), ("feature-linear", 8), ("manual-prompt", 13)}
+
+    def measure(method: str, options: Options, setting: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+        if broken & {(method, setting.get("C") if not how["test"] else options.seed)}:
+            raise NumericsError("the loss is\nNaN")
+        job = Job(method, options.seed, None if how["test"] else 0)
+        return found(job, setting, dev=setting.get("C", 1.0))
+
+    methods = ["manual-prompt", "feature-linear", "feature-mlp"]
+    broken |= {("feature-mlp", None)}
+    steps = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 3, measure))
+    assert len(steps) == 2 + (4 + 2) + 3  # the seeds of a method none of whose settings can be used are not run
+    linear = record["methods"]["feature-linear"]
+    assert [*linear["grid"]] == ["0", "2", "3"]
+    assert (linear["chosen"], [*linear["seeds"]]) == (3, ["13"])
+    why = "NumericsError: the loss is NaN"
+    assert linear["failed"] == {"seed 8, setting 2 of 4": why, "seed 8": why}
+    text = table(record)
+    assert f"manual-prompt failed: seed 13: {why}" in text
+    assert "| feature-mlp | - |" in text
+    broken.clear()
+    again = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 1, measure))
+    assert len(again) == 1 + 1 + 3 + 2
+    assert record["methods"]["feature-mlp"]["failed"] == record["methods"]["manual-prompt"]["failed"] == {}
+
+
+def test_a_comparison_of_which_a_part_failed_prints_its_table_and_ends_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any, **__: Any) -> dict[str, Any]:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
+    given = [*GIVEN, "--methods", "manual-prompt", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    assert main(["compare", *given]) == 1
+    printed = capsys.readouterr()
+    assert "manual-prompt failed: seed 8: MemoryError: none left; seed 13" in printed.out
+    assert "the same command tries them again" in printed.err
+    with pytest.raises(SystemExit, match="1"):
+        compare.main(given)
+
+
+def test_what_no_method_can_do_without_is_missed_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--model_name", "demo", "--task_name", "sst2", "--data_dir", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
