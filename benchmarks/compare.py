@@ -4,6 +4,7 @@
     python benchmarks/compare.py --model_name MODEL --task_name sst2,ag_news --data_dir DATA/{task} --seeds 8,13,42
     python benchmarks/compare.py ... --methods bbt,lora --seeds 8 --n_test 200          a quick look
     python benchmarks/compare.py ... --jobs 4                                           four steps at once
+    python benchmarks/compare.py ... --sweep intrinsic_dim=50,100,200,500,1000          BBT and BBTv2 with each of these
 
 All methods have the same splits, template and label words. Where a method has several settings, the development set of
 the first seed chooses one, and all seeds take it. The test set is looked at once, at the end of each run. The record is
@@ -19,9 +20,11 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bbt_fast.benchmarks.harness import sweeps
 from bbt_fast.benchmarks.harness.comparison import failures, plot, table
 from bbt_fast.benchmarks.harness.record import RESULTS
 from bbt_fast.benchmarks.methods.schedule import compare
@@ -46,7 +49,8 @@ GIVEN = (
     "device",
 )
 """Options that the command passes on under their own names; a record is of one value of each."""
-ALL = "all"
+ALL, SWEPT = "all", "bbt,bbtv2"
+"""The methods where none is named: without a sweep, and with one."""
 
 
 def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +73,8 @@ def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     default = Options()
-    parser.add_argument("--methods", default=ALL, help=f"all, or some of {','.join(METHODS)}")
+    parser.add_argument("--methods", help=f"{ALL}, or some of {','.join(METHODS)}; with --sweep {SWEPT} without it")
+    parser.add_argument("--sweep", help="an option of a run and its values, such as intrinsic_dim=50,100,200,500,1000")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="the first chooses the settings")
     parser.add_argument("--model_name", help="hub id or folder of the model")
     parser.add_argument("--task_name", default=default.task_name, help="one or more, with commas between")
@@ -88,6 +93,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records, tables and plots")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared on one task, with one value of what is swept."""
+
+    options: Options
+    about: Mapping[str, Any]
+    """What the record is of."""
+    name: str
+    """Of its files."""
+
+
 def run(args: argparse.Namespace) -> str:
     """Compare on every task that was asked for, and return the tables.
 
@@ -95,7 +111,8 @@ def run(args: argparse.Namespace) -> str:
         PartlyFailedError: if a step failed; it holds the tables.
         BbtFastError: if an option, the data or the model cannot be used.
     """
-    methods = tuple(METHODS) if args.methods == ALL else tuple(args.methods.split(","))
+    chosen = args.methods or (SWEPT if args.sweep else ALL)
+    methods = tuple(METHODS) if chosen == ALL else tuple(chosen.split(","))
     if unknown := [name for name in methods if name not in METHODS]:
         raise UsageError(f"there is no method {unknown[0]!r}; they are {', '.join(METHODS)}.")
     seeds = Options.of(seeds=args.seeds).seeds or ()
@@ -103,36 +120,57 @@ def run(args: argparse.Namespace) -> str:
         raise UsageError(f"jobs is {args.jobs}, but must be at least 1.")
     if args.jobs > 1:  # read by the libraries when the processes of the steps load them
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    records = [_compared(args, task, methods, seeds) for task in args.task_name.split(",")]
-    text = "\n\n".join(map(table, records))
-    if any(map(failures, records)):
-        raise PartlyFailedError("some steps failed; the same command tries them again.", text)
-    return text
+    option, values = sweeps.parse(args.sweep) if args.sweep else (None, (None,))
+    tasks = args.task_name.split(",")
+    prepared = [[_prepared(args, task, seeds[0], option, value) for value in values] for task in tasks]
+    text: list[str] = []
+    failed = False
+    for comparisons in prepared:
+        records = [_compared(args, comparison, methods, seeds) for comparison in comparisons]
+        failed = failed or any(map(failures, records))
+        text += map(table, records)
+        if option is not None:
+            text.append(sweeps.write(option, values, records, Path(args.output)))
+    if failed:
+        raise PartlyFailedError("some steps failed; the same command tries them again.", "\n\n".join(text))
+    return "\n\n".join(text)
 
 
-def _compared(args: argparse.Namespace, task: str, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Compare on one task, and return the record."""
+def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None, value: Any) -> Comparison:
+    """Return what is compared, once what no method can do without has been found to be there.
+
+    Raises:
+        BbtFastError: if an option, the data or the model cannot be used.
+    """
     given = {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None} | {"task_name": task}
-    options = Options.of(
+    swept = {} if option is None else {option: value}
+    options = Options.of(**{
         **given,
-        data_dir=None if args.data_dir is None else args.data_dir.replace("{task}", Path(task).stem),
-        max_test_examples=args.n_test,
-        plots=False,
-    )
-    names = {"model_name": Path(args.model_name or "demo").name, "task_name": Path(task).stem}
-    about = {name: getattr(options, name) for name in GIVEN} | names
+        "data_dir": None if args.data_dir is None else args.data_dir.replace("{task}", Path(task).stem),
+        "max_test_examples": args.n_test,
+        "plots": False,
+        **swept,
+    })  # fmt: skip
+    names = {"model_name": Path(options.model_name or "demo").name, "task_name": Path(task).stem}
+    about = {name: getattr(options, name) for name in GIVEN} | swept | names
     about |= {"n_test": args.n_test, "max_epochs": args.max_epochs}
-    name = "-".join(["compare", *names.values(), *([f"n{args.n_test}"] if args.n_test else [])])
-    path = Path(args.output) / f"{name}.json"
-    record = opened(path, about)
-    the_task = load_task(options.task_name)
-    setup = Setup(resolve(options, the_task.preset), the_task)
-    setup.encoder.encode(
-        setup.splits(seeds[0]).train, quiet=True
-    )  # what no method can do without is missed here, and not by each of them
-    runs = Path(args.runs).absolute() / name
+    ends = [f"n{args.n_test}"] if args.n_test else []
+    ends += [f"{option}-{value}"] if option not in (None, "model_name") else []
+    its_task = load_task(task)
+    setup = Setup(resolve(options, its_task.preset), its_task)
+    setup.encoder.encode(setup.splits(seed).train, quiet=True)
+    return Comparison(options, about, "-".join(["compare", *names.values(), *ends]))
+
+
+def _compared(
+    args: argparse.Namespace, comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Measure what the record lacks, write it after every step, and return it."""
+    path = Path(args.output) / f"{comparison.name}.json"
+    record = opened(path, comparison.about)
+    runs = Path(args.runs).absolute() / comparison.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    for measured in compare(record, options, methods, seeds, runs, args.max_epochs, args.jobs):
+    for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
         kept = measured | {"made": time.strftime("%Y-%m-%d")}
         write_whole(path, json.dumps(kept, indent=1).encode() + b"\n")
         write_whole(path.with_suffix(".md"), table(record).encode() + b"\n")

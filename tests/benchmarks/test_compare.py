@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bbt_fast.benchmarks import compare
+from bbt_fast.benchmarks.harness import sweeps
 from bbt_fast.benchmarks.harness.comparison import table
 from bbt_fast.benchmarks.methods import schedule
 from bbt_fast.benchmarks.methods.run import figures
@@ -143,6 +144,43 @@ def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"about": {"k_shot": 4}}), encoding="utf-8")
     with pytest.raises(UsageError, match=r"is of another comparison: k_shot is 4 there"):
         compare.opened(path, {"k_shot": 16})
+
+
+def test_a_sweep_compares_with_each_value_and_draws_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure(method: str, options: Options, setting: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+        asked.append((method, options.seed, options.intrinsic_dim))
+        return found(Job(method, options.seed, None), setting, dev=options.intrinsic_dim / 1000)
+
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
+    given = [*GIVEN[2:], "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    compare.main([*given, "--sweep", "intrinsic_dim=50,500"])
+    assert asked == [(method, seed, dim) for dim in (50, 500) for method in ("bbt", "bbtv2") for seed in (8, 13)]
+    text = (tmp_path / "sweep-demo-demo-intrinsic_dim.md").read_text(encoding="utf-8")
+    assert "| intrinsic_dim | 50 | 500 |" in text
+    assert "| bbtv2 | 5.0 (0.0) | 50.0 (0.0) |" in text
+    assert (tmp_path / "sweep-demo-demo-intrinsic_dim.png").stat().st_size > 1000
+    assert text.strip() in capsys.readouterr().out
+    asked.clear()
+    compare.main([*given, "--sweep", "intrinsic_dim=50,500,20", "--methods", "bbt"])
+    assert asked == [("bbt", seed, 20) for seed in (8, 13)]
+
+
+def test_a_sweep_of_models_is_named_by_its_task() -> None:
+    records = [{"about": {"model_name": name, "task_name": "demo"}, "methods": {}} for name in ("small", "large")]
+    text = sweeps.table("model_name", ["models/small", "models/large"], records)
+    assert "**sweep** of model_name: demo;" in text
+    assert "| model_name | small | large |" in text
+
+
+@pytest.mark.parametrize(("sweep", "said"), [("sigma", "must be an option and its values"), ("sigmo=1", "sigma")])
+def test_a_sweep_of_nothing_is_refused(sweep: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(["--sweep", sweep])
+    assert said in capsys.readouterr().err
 
 
 def test_a_method_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
