@@ -142,7 +142,9 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
     Raises:
         BbtFastError: if an option, the data or the model cannot be used.
     """
-    given = {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None} | {"task_name": task}
+    default = Options()  # what is not given leaves room for a preset
+    given = {name: its for name in GIVEN if (its := getattr(args, name)) not in (None, getattr(default, name))}
+    given |= {"task_name": task}
     swept = {} if option is None else {option: value}
     options = Options.of(**{
         **given,
@@ -155,7 +157,7 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
     about = {name: getattr(options, name) for name in GIVEN} | swept | names
     about |= {"n_test": args.n_test, "max_epochs": args.max_epochs}
     ends = [f"n{args.n_test}"] if args.n_test else []
-    ends += [f"{option}-{value}"] if option not in (None, "model_name") else []
+    ends += [f"{option}-{sweeps.label(value)}"] if option not in (None, "model_name") else []
     its_task = load_task(task)
     setup = Setup(resolve(options, its_task.preset), its_task)
     setup.encoder.encode(setup.splits(seed).train, quiet=True)

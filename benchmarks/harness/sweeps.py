@@ -14,7 +14,7 @@ from bbt_fast.tuner.input.options import Options
 
 
 def parse(text: str) -> tuple[str, tuple[Any, ...]]:
-    """Return an option and its values, from "intrinsic_dim=50,100".
+    """Return an option and its values, from "intrinsic_dim=50,100"; "none" leaves open what a run may leave open.
 
     Raises:
         UsageError: if there is no such option, or it does not take a value.
@@ -22,7 +22,14 @@ def parse(text: str) -> tuple[str, tuple[Any, ...]]:
     name, _, values = text.partition("=")
     if not values:
         raise UsageError(f"sweep is {text!r}, but must be an option and its values, such as intrinsic_dim=50,100.")
-    return name, tuple(getattr(Options.of(**{name: value}), name) for value in values.split(","))
+    left_open = getattr(Options(), name, "") is None
+    given = [None if left_open and value == "none" else value for value in values.split(",")]
+    return name, tuple(getattr(Options.of(**{name: value}), name) for value in given)
+
+
+def label(value: Any) -> str:
+    """Return a value's name, of a path its last part."""
+    return "none" if value is None else Path(str(value)).name
 
 
 def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]], folder: Path) -> str:
@@ -43,7 +50,7 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
 
 def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return a sweep as Markdown: the test metric's mean and standard deviation, a row per method."""
-    names = [Path(str(value)).name for value in values]
+    names = [label(value) for value in values]
     lines = [
         f"**sweep** of {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
         "over the seeds.",
@@ -71,7 +78,7 @@ def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]
         errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
         axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
     axes.set(xlabel=option, ylabel="test metric, %", title=" on ".join(_same(option, records)))
-    axes.set_xticks(list(places), [Path(str(value)).name for value in values])
+    axes.set_xticks(list(places), [label(value) for value in values])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -169,6 +169,12 @@ def test_a_sweep_compares_with_each_value_and_draws_the_line(
     assert asked == [("bbt", seed, 20) for seed in (8, 13)]
 
 
+def test_a_sweep_takes_what_an_option_takes() -> None:
+    assert sweeps.parse("intrinsic_dim=50,100") == ("intrinsic_dim", (50, 100))
+    assert sweeps.parse("preset=none,original") == ("preset", (None, "original"))
+    assert sweeps.parse("random_proj=uniform,normal") == ("random_proj", ("uniform", "normal"))
+
+
 def test_a_sweep_of_models_is_named_by_its_task() -> None:
     records = [{"about": {"model_name": name, "task_name": "demo"}, "methods": {}} for name in ("small", "large")]
     text = sweeps.table("model_name", ["models/small", "models/large"], records)

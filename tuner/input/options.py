@@ -250,8 +250,9 @@ class Options:
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     def written(self) -> dict[str, Any]:
-        """Return the values that differ from the defaults."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        """Return the values that differ from the defaults and, but for its name, from the preset's."""
+        default = {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset or "", {})
+        return {name: value for name in default if (value := getattr(self, name)) != default[name]}
 
     def _conflicts(self) -> list[tuple[bool, str]]:
         """Return what does not go together: whether it is the case, and what to say."""

@@ -130,7 +130,11 @@ def test_a_model_whose_birth_is_not_known_is_refused(repo_root: Path) -> None:
 
 def test_a_preset_sets_what_is_not_given() -> None:
     assert Options.of(preset="original").select == "due"
-    own = Options.of(preset="original", precision="bf16").written()
-    assert own == PRESETS["original"] | {"preset": "original", "precision": "bf16"}
+    own = Options.of(preset="original", precision="bf16", select="best")
+    assert [name for name, value in PRESETS["original"].items() if getattr(own, name) != value] == [
+        "select", "precision"
+    ]  # fmt: skip
+    assert own.written() == {"preset": "original", "precision": "bf16", "select": "best"}
+    assert Options.of(**own.written()) == own
     with pytest.raises(UsageError, match="preset"):
         Options.of(preset="orignal")
