@@ -88,7 +88,9 @@ def compare(
         while waiting or running:
             while len(running) < at_once and (job := _next(waiting, running.values())):
                 waiting.remove(job)
-                row = record["methods"].setdefault(job.method, empty())
+                rows = {job.method: empty()} | record["methods"]
+                record["methods"] = {method: rows[method] for method in METHODS if method in rows}
+                row = record["methods"][job.method]
                 number = _choose(row, job)
                 if number is None:  # no setting could be used: there is nothing to run with this seed
                     total -= 1

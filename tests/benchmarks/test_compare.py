@@ -100,10 +100,11 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
         job = Job(method, options.seed, None if how["test"] else 0)
         return found(job, setting, dev=setting.get("C", 1.0))
 
-    methods = ["manual-prompt", "feature-linear", "feature-mlp"]
+    methods = ["feature-mlp", "manual-prompt", "feature-linear"]
     broken |= {("feature-mlp", None)}
     steps = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 3, measure))
     assert len(steps) == 2 + (4 + 2) + 3  # the seeds of a method none of whose settings can be used are not run
+    assert [*record["methods"]] == ["manual-prompt", "feature-linear", "feature-mlp"]  # the table's order
     linear = record["methods"]["feature-linear"]
     assert [*linear["grid"]] == ["0", "2", "3"]
     assert (linear["chosen"], [*linear["seeds"]]) == (3, ["13"])
