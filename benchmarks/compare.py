@@ -3,30 +3,38 @@
     python benchmarks/compare.py                                                        the demo, every method
     python benchmarks/compare.py --model_name MODEL --task_name sst2,ag_news --data_dir DATA/{task} --seeds 8,13,42
     python benchmarks/compare.py ... --methods bbt,lora --seeds 8 --n_test 200          a quick look
+    python benchmarks/compare.py ... --jobs 4                                           four steps at once
+    python benchmarks/compare.py ... --sweep intrinsic_dim=50,100,200,500,1000          BBT and BBTv2 with each of these
 
 All methods have the same splits, template and label words. Where a method has several settings, the development set of
 the first seed chooses one, and all seeds take it. The test set is looked at once, at the end of each run. The record is
 written after every step, and what it holds is not measured again: a comparison that was stopped goes on where it was,
-and one of more seeds or methods adds to it. Runs of BBT and BBTv2 that were stopped go on too.
+and one of more seeds or methods adds to it. Runs of BBT and BBTv2 that were stopped go on too. A step that fails is
+named, the others go on, and the next start tries it again; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbt_fast.benchmarks.harness.comparison import plot, table
-from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
-from bbt_fast.benchmarks.methods.run import figures_apart
+from bbt_fast.benchmarks.harness import sweeps
+from bbt_fast.benchmarks.harness.comparison import failures, plot, table
+from bbt_fast.benchmarks.harness.record import RESULTS
+from bbt_fast.benchmarks.methods.schedule import compare
 from bbt_fast.benchmarks.methods.table import METHODS
-from bbt_fast.export.errors import BbtFastError, UsageError
+from bbt_fast.export.errors import BbtFastError, PartlyFailedError, UsageError
+from bbt_fast.tuner.artifacts.files import write_whole
 from bbt_fast.tuner.input.options import Options
+from bbt_fast.tuner.run.setup import Setup
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 SEEDS = (8, 13, 42)
 GIVEN = (
@@ -41,93 +49,8 @@ GIVEN = (
     "device",
 )
 """Options that the command passes on under their own names; a record is of one value of each."""
-ALL = "all"
-Measure = Callable[..., dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One thing to measure: a setting on the development set of the first seed, or a seed with the chosen setting."""
-
-    method: str
-    seed: int
-    setting: int | None
-    """The number of the setting to try; None for the chosen one."""
-
-    def __str__(self) -> str:
-        """Name it for the progress line."""
-        tried = "" if self.setting is None else f", setting {self.setting + 1} of {len(METHODS[self.method].grid)}"
-        return f"{self.method}, seed {self.seed}{tried}"
-
-
-def jobs(methods: Sequence[str], seeds: Sequence[int], record: Mapping[str, Any]) -> list[Job]:
-    """Return what a record lacks, method by method: first its grid, then its seeds."""
-    found = []
-    for method in methods:
-        row = record["methods"].get(method, {"grid": [], "seeds": {}})
-        grid = METHODS[method].grid
-        if len(grid) > 1 and row.get("chosen") is None:
-            found += [Job(method, seeds[0], number) for number in range(len(row["grid"]), len(grid))]
-        found += [Job(method, seed, None) for seed in seeds if str(seed) not in row["seeds"]]
-    return found
-
-
-def compare(
-    record: dict[str, Any], options: Options, methods: Sequence[str], seeds: Sequence[int], runs: Path,
-    max_epochs: int | None = None, measure: Measure = figures_apart,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Measure what a record lacks, and yield it after each step.
-
-    Args:
-        record: the one to add to.
-        options: what all methods share.
-        methods: keys of ``METHODS``.
-        seeds: the first chooses the settings.
-        runs: BBT and BBTv2 keep their runs here.
-        max_epochs: for a quick look.
-        measure: runs one method; a test need not take a process for each.
-
-    Raises:
-        BbtFastError: if the options, the model or the data cannot be used.
-    """
-    left = jobs(methods, seeds, record)
-    took: list[float] = []
-    for number, job in enumerate(left, 1):
-        row = record["methods"].setdefault(job.method, {"grid": [], "chosen": None, "seeds": {}})
-        grid, tries = METHODS[job.method].grid, job.setting is not None
-        if not tries and row["chosen"] is None:
-            row["chosen"] = _best(row["grid"]) if len(grid) > 1 else 0
-        setting = grid[job.setting if job.setting is not None else row["chosen"]]
-        folder = runs / job.method / f"seed-{job.seed}"
-        began = time.perf_counter()
-        given = options.changed(seed=job.seed, output_dir=str(folder))
-        found = measure(job.method, given, setting, test=not tries, max_epochs=max_epochs)
-        took.append(time.perf_counter() - began)
-        found |= {"device": device_name(_device(options.device)), "versions": versions(), "commit": commit()}
-        if tries:
-            row["grid"].append({name: found[name] for name in ("setting", "dev", "dev_loss", "seconds")})
-        else:
-            row["seeds"][str(job.seed)] = found
-            row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
-        rest = statistics.fmean(took) * (len(left) - number)
-        metric = found["dev"] if tries else found["test"]
-        say(
-            f"{job}: {100 * metric:.1f} % on {'dev' if tries else 'test'} in {took[-1]:.0f} s; "
-            f"{number} of {len(left)} done, about {rest / 60:.0f} min left"
-        )
-        yield record
-
-
-def _best(tried: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of the setting with the best metric on the development set, by the loss where metrics tie."""
-    return max(range(len(tried)), key=lambda number: (tried[number]["dev"], -tried[number]["dev_loss"]))
-
-
-def _device(name: str) -> str:
-    import torch
-
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return auto if name == "auto" else name
+ALL, SWEPT = "all", "bbt,bbtv2"
+"""The methods where none is named: without a sweep, and with one."""
 
 
 def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +73,8 @@ def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     default = Options()
-    parser.add_argument("--methods", default=ALL, help=f"all, or some of {','.join(METHODS)}")
+    parser.add_argument("--methods", help=f"{ALL}, or some of {','.join(METHODS)}; with --sweep {SWEPT} without it")
+    parser.add_argument("--sweep", help="an option of a run and its values, such as intrinsic_dim=50,100,200,500,1000")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="the first chooses the settings")
     parser.add_argument("--model_name", help="hub id or folder of the model")
     parser.add_argument("--task_name", default=default.task_name, help="one or more, with commas between")
@@ -164,43 +88,96 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=default.engine, help="who answers BBT and BBTv2")
     parser.add_argument("--precision", default=default.precision, help="of BBT and BBTv2; the others are in fp32")
     parser.add_argument("--device", default=default.device)
+    parser.add_argument("--jobs", type=int, default=1, help="steps at once; side by side they slow each other down")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="BBT and BBTv2 keep their runs here")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records, tables and plots")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared on one task, with one value of what is swept."""
+
+    options: Options
+    about: Mapping[str, Any]
+    """What the record is of."""
+    name: str
+    """Of its files."""
 
 
 def run(args: argparse.Namespace) -> str:
     """Compare on every task that was asked for, and return the tables.
 
     Raises:
+        PartlyFailedError: if a step failed; it holds the tables.
         BbtFastError: if an option, the data or the model cannot be used.
     """
-    methods = tuple(METHODS) if args.methods == ALL else tuple(args.methods.split(","))
+    chosen = args.methods or (SWEPT if args.sweep else ALL)
+    methods = tuple(METHODS) if chosen == ALL else tuple(chosen.split(","))
     if unknown := [name for name in methods if name not in METHODS]:
         raise UsageError(f"there is no method {unknown[0]!r}; they are {', '.join(METHODS)}.")
     seeds = Options.of(seeds=args.seeds).seeds or ()
-    return "\n\n".join(_compared(args, task, methods, seeds) for task in args.task_name.split(","))
+    if args.jobs < 1:
+        raise UsageError(f"jobs is {args.jobs}, but must be at least 1.")
+    if args.jobs > 1:  # read by the libraries when the processes of the steps load them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    option, values = sweeps.parse(args.sweep) if args.sweep else (None, (None,))
+    tasks = args.task_name.split(",")
+    prepared = [[_prepared(args, task, seeds[0], option, value) for value in values] for task in tasks]
+    text: list[str] = []
+    failed = False
+    for comparisons in prepared:
+        records = [_compared(args, comparison, methods, seeds) for comparison in comparisons]
+        failed = failed or any(map(failures, records))
+        text += map(table, records)
+        if option is not None:
+            text.append(sweeps.write(option, values, records, Path(args.output)))
+    if failed:
+        raise PartlyFailedError("some steps failed; the same command tries them again.", "\n\n".join(text))
+    return "\n\n".join(text)
 
 
-def _compared(args: argparse.Namespace, task: str, methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """Compare on one task, and return the table."""
-    given = {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None} | {"task_name": task}
-    options = Options.of(
+def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None, value: Any) -> Comparison:
+    """Return what is compared, once what no method can do without has been found to be there.
+
+    Raises:
+        BbtFastError: if an option, the data or the model cannot be used.
+    """
+    default = Options()  # what is not given leaves room for a preset
+    given = {name: its for name in GIVEN if (its := getattr(args, name)) not in (None, getattr(default, name))}
+    given |= {"task_name": task}
+    swept = {} if option is None else {option: value}
+    options = Options.of(**{
         **given,
-        data_dir=None if args.data_dir is None else args.data_dir.replace("{task}", Path(task).stem),
-        max_test_examples=args.n_test,
-        plots=False,
-    )
-    names = {"model_name": Path(args.model_name or "demo").name, "task_name": Path(task).stem}
-    about = {name: getattr(options, name) for name in GIVEN} | names
+        "data_dir": None if args.data_dir is None else args.data_dir.replace("{task}", Path(task).stem),
+        "max_test_examples": args.n_test,
+        "plots": False,
+        **swept,
+    })  # fmt: skip
+    names = {"model_name": Path(options.model_name or "demo").name, "task_name": Path(task).stem}
+    about = {name: getattr(options, name) for name in GIVEN} | swept | names
     about |= {"n_test": args.n_test, "max_epochs": args.max_epochs}
-    name = "-".join(["compare", *names.values(), *([f"n{args.n_test}"] if args.n_test else [])])
-    path = Path(args.output) / f"{name}.json"
-    record = opened(path, about)
-    for measured in compare(record, options, methods, seeds, Path(args.runs).absolute() / name, args.max_epochs):
-        save(measured | {"made": time.strftime("%Y-%m-%d")}, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    ends = [f"n{args.n_test}"] if args.n_test else []
+    ends += [f"{option}-{sweeps.label(value)}"] if option not in (None, "model_name") else []
+    its_task = load_task(task)
+    setup = Setup(resolve(options, its_task.preset), its_task)
+    setup.encoder.encode(setup.splits(seed).train, quiet=True)
+    return Comparison(options, about, "-".join(["compare", *names.values(), *ends]))
+
+
+def _compared(
+    args: argparse.Namespace, comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Measure what the record lacks, write it after every step, and return it."""
+    path = Path(args.output) / f"{comparison.name}.json"
+    record = opened(path, comparison.about)
+    runs = Path(args.runs).absolute() / comparison.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
+        kept = measured | {"made": time.strftime("%Y-%m-%d")}
+        write_whole(path, json.dumps(kept, indent=1).encode() + b"\n")
+        write_whole(path.with_suffix(".md"), table(record).encode() + b"\n")
     plot(record, path.with_suffix(".png"))
-    return table(record)
+    return record
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -222,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_flags(parser)
     try:
         print(run(parser.parse_args(arguments)))
+    except PartlyFailedError as error:
+        print(error.done)
+        parser.exit(1, f"compare: {error}\n")
     except BbtFastError as error:
         parser.exit(2, f"compare: {error}\n")
 

@@ -21,11 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import cma
 import numpy as np
 from tqdm import tqdm
 
@@ -34,10 +34,10 @@ from bbt_fast.benchmarks.harness.workload import Algorithm
 from bbt_fast.tuner.run import driver
 from bbt_fast.tuner.run.driver import Search
 from bbt_fast.tuner.run.single import Run
-from bbt_fast.tuner.search.evolution import Asked, Evolution
+from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array, Scores
 from bbt_fast.tuner.search.objective import Objective, Score
-from bbt_fast.tuner.search.threads import background, one_thread
+from bbt_fast.tuner.search.threads import background
 from bbt_fast.tuner.tune import tune
 
 DIMS, POPSIZES, DEVICE_MS, ROUNDS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0, 3
@@ -45,31 +45,8 @@ ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
 WARM_UP, AGREE = 3, 3
 
 
-class Pycma:
-    """pycma as a run would drive it: its own sampler, in the caller's thread."""
-
-    def __init__(self, dim: int, sigma: float, popsize: int, *, seed: int, **_: Any) -> None:
-        """Start a strategy, of which ``Evolution`` tells the arguments."""
-        options = {"randn": np.random.RandomState(seed).randn, "seed": math.nan, "popsize": popsize, "verbose": -9}
-        self.dim, self._strategy = dim, cma.CMAEvolutionStrategy(dim * [0.0], sigma, options)
-
-    @one_thread()
-    def ask(self) -> Asked:
-        """Draw a generation."""
-        self._asked = self._strategy.ask()
-        axes = self._strategy.D
-        return Asked(np.stack(self._asked), float(self._strategy.sigma), float(axes.max() / axes.min()))
-
-    @one_thread()
-    def tell(self, fitness: Array) -> None:
-        """Report the fitness [P]."""
-        self._strategy.tell(self._asked, fitness.tolist())
-
-    def mean(self) -> Array:
-        """Return the mean of the distribution, [d]."""
-        return np.asarray(self._strategy.mean)
-
-
+Pycma = partial(Evolution, optimizer="pycma")
+"""pycma as a run with `--optimizer pycma` drives it: in the caller's thread."""
 CONTENDERS: dict[str, Callable[..., Any]] = {"pycma": Pycma, "bbt-fast": Evolution}
 
 

@@ -35,3 +35,12 @@ class ArtifactError(BbtFastError, RuntimeError):
 
 class NumericsError(BbtFastError, RuntimeError):
     """An engine returned NaN or infinite logits."""
+
+
+class PartlyFailedError(BbtFastError):
+    """Some of what was asked for failed and the rest is done; the command line prints that and exits with status 1."""
+
+    def __init__(self, message: str, done: str) -> None:
+        """Say what failed, and keep the text of what is done."""
+        super().__init__(message)
+        self.done = done

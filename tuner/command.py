@@ -31,7 +31,8 @@ class Command:
         """Run one seed in a folder that was begun."""
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
         task = self._setup.task
-        run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins)
+        model = self._setup.model if options.streams == "original" else None
+        run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins, model)
         self._setup.prompt_config(options, self._engine.embeddings.digest).write(folder.path)
         result = run.execute(folder, self._control, self._progress)
         write_card(folder.path)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 HEADINGS = (
-    "method", "{metric}, %", "dev, %", "seconds", "user MiB", "server MiB", "queries", "bytes up per query",
-    "bytes down per query", "setting",
+    "method", "{metric}, %", "dev, %", "seconds", "all steps, s", "user MiB", "server MiB", "queries",
+    "bytes up per query", "bytes down per query", "setting",
 )  # fmt: skip
 FIXED = ("batch_size", "epochs", "patience", "weight_decay")
 """Hyper-parameters that the table leaves to the record."""
@@ -20,7 +20,7 @@ def table(record: Mapping[str, Any]) -> str:
     """Return a record as Markdown, with mean and standard deviation over the seeds."""
     rows = {name: row for name, row in record["methods"].items() if row["seeds"]}
     if not rows:
-        return "nothing was measured."
+        return "\n\n".join(["nothing was measured.", *failures(record)])
     runs = [run for row in rows.values() for run in row["seeds"].values()]
     about, first = record["about"], runs[0]
     counts = first["examples"]
@@ -30,18 +30,30 @@ def table(record: Mapping[str, Any]) -> str:
     lines = [
         f"**compare**: `{about['model_name']}` on {about['task_name']}, {counts['train']} training and {counts['dev']} "
         f"development examples, tested on {counts['test']}; seeds {', '.join(map(str, seeds))}; mean (standard "
-        f"deviation). Seconds are those of tuning with the chosen setting, without loading, test and choice; memory is "
-        f"the largest peak of a seed. {made[0]}, {packages}; commit {made[1]}.",
+        f"deviation). Seconds are those of tuning with the chosen setting, without loading, test and choice; all steps "
+        f"are these too, of all seeds; memory is the largest peak of a seed. {made[0]}, {packages}; commit {made[1]}.",
         "",
         "| " + " | ".join(HEADINGS).format(metric=first["metric"]) + " |",
         "| --- |" + " ---: |" * (len(HEADINGS) - 2) + " --- |",
     ]
-    lines += ["| " + " | ".join(_cells(name, list(row["seeds"].values()))) + " |" for name, row in rows.items()]
-    return "\n".join(lines)
+    lines += ["| " + " | ".join(_cells(name, row)) + " |" for name, row in record["methods"].items()]
+    return "\n\n".join(["\n".join(lines), *failures(record)])
 
 
-def _cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def failures(record: Mapping[str, Any]) -> list[str]:
+    """Return a line for each method of which something failed: what, and why."""
+    return [
+        f"{name} failed: " + "; ".join(f"{step}: {why}" for step, why in row["failed"].items())
+        for name, row in record["methods"].items()
+        if row["failed"]
+    ]
+
+
+def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     """Return a method's row."""
+    runs = list(row["seeds"].values())
+    if not runs:
+        return [name, *(len(HEADINGS) - 2) * [NONE], "failed" if row["failed"] else NONE]
     traffic = runs[0]["traffic"]
     setting = [f"{key} {value:g}" for key, value in runs[0]["setting"].items() if key not in FIXED]
     return [
@@ -49,6 +61,7 @@ def _cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         spread([100 * run["test"] for run in runs], 1),
         spread([100 * run["dev"] for run in runs], 1),
         spread([run["seconds"] for run in runs], 1),
+        f"{sum(step['step_seconds'] for step in [*row['grid'].values(), *runs]):.0f}",
         *(_largest([run[side] for run in runs]) for side in ("user_mib", "server_mib")),
         f"{traffic['queries']}" if traffic["queries"] else NONE,
         *(NONE if traffic[way] is None else f"{traffic[way]}" for way in ("up_bytes", "down_bytes")),

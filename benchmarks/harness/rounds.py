@@ -89,10 +89,11 @@ def plain(oracle: Oracle) -> Iterator[Generation]:
     for index in range(GENERATIONS):
         layer = index % len(evolutions)
         asked = evolutions[layer].ask()
-        scores = oracle.evaluate(asked.candidates, layer)
+        before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, layer)
         evolutions[layer].tell(scores.fitness)
         if best.update(layer, asked.candidates, scores.fitness) and len(evolutions) > 1:
             oracle.commit(best.candidates[layer], layer)
         yield Generation(
-            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio
-        )
+            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio,
+            asked.candidates, before,
+        )  # fmt: skip

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import bbt_fast
-from bbt_fast.benchmarks.methods.method import Case, Outcome, Traffic
+from bbt_fast.benchmarks.methods.method import Case, Outcome, Traffic, own_peak
 from bbt_fast.tuner.artifacts.result import RESULT, read_result
 
 
@@ -19,10 +19,12 @@ def run(case: Case, test: bool, algorithm: str) -> Outcome:
     queries, memory = result.queries, result.memory
     notes = {"engine": result.engine, "precision": result.precision, "zero_shot": result.zero_shot.test}
     notes |= {"queries_on_dev": queries.dev, "prompt_up_bytes": queries.prompt_up_bytes, "budget": result.budget}
+    server = own_peak(case.device) if result.engine == "torch" else None
     traffic = Traffic(queries.train, queries.z_up_bytes, queries.logits_down_bytes)
     return Outcome(
-        result.tuned.dev, None, result.tuned.test, result.seconds.tune, memory.user, memory.server, traffic, notes
-    )
+        result.tuned.dev, None, result.tuned.test, result.seconds.tune, memory.user, server or memory.server, traffic,
+        notes,
+    )  # fmt: skip
 
 
 bbt, bbtv2 = partial(run, algorithm="bbt"), partial(run, algorithm="bbtv2")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bbt_fast.tuner.artifacts.economics import Memory, forget_peak, held_bytes
+from bbt_fast.tuner.artifacts.economics import MIB, Memory, forget_peak, held_bytes
 from bbt_fast.tuner.data.encoding import Encoded, TextEncoder
 from bbt_fast.tuner.data.splits import Row, Splits
 from bbt_fast.tuner.input.options import Options
@@ -170,6 +170,16 @@ class Method:
     """Who published it, and where the settings come from."""
 
 
+def own_peak(device: torch.device) -> float | None:
+    """Return the MiB that PyTorch has had of a GPU in this process; None on a CPU, or where it had nothing.
+
+    Unlike what is in use on the device it does not count the other processes there.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_reserved(device) / MIB or None
+
+
 def fitted_by(fit: Callable[[Case], Fitted]) -> Callable[[Case, bool], Outcome]:
     """Return how a method is run whose training is a function: timed, measured, and tested once at the end."""
 
@@ -183,10 +193,11 @@ def fitted_by(fit: Callable[[Case], Fitted]) -> Callable[[Case, bool], Outcome]:
             fitted = fit(case)
             seconds = time.perf_counter() - began
             memory = Memory.of(held_bytes(*fitted.user_holds), 0, case.device)
+            peak = own_peak(case.device) or memory.server
             dev = case.score(fitted.answer("dev"), "dev")
             tested = case.score(fitted.answer("test"), "test").metric if test else None
-        own, model = memory.user, memory.server
-        user, server = {"user": (model, None), "server": (0.0, model), "both": (own, model)}[fitted.place]
+        own = memory.user
+        user, server = {"user": (peak, None), "server": (0.0, peak), "both": (own, peak)}[fitted.place]
         return Outcome(dev.metric, dev.loss, tested, seconds, user, server, fitted.traffic, fitted.notes)
 
     return run

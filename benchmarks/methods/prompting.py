@@ -11,8 +11,8 @@ from torch import Tensor
 from bbt_fast.export.examples import Examples
 from bbt_fast.export.layers import take
 
-BATCH = 32
-"""Texts that are answered at once outside training."""
+TOKENS = 2**13
+"""Tokens, padding too, that are answered at once outside training: enough for a GPU to be busy."""
 
 
 def inputs_of(examples: Examples) -> dict[str, Tensor]:
@@ -41,9 +41,20 @@ def label_logits(model: Any, examples: Examples) -> Tensor:
     return logits[:, 0, examples.label_token_ids]
 
 
-def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], size: int = BATCH) -> Tensor:
+def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], tokens: int = TOKENS) -> Tensor:
     """Return the answers [N, ...] to examples of any number, without gradients; those of like length go together."""
     order = torch.argsort(examples.lengths, stable=True)
+    sizes = _sizes(examples.lengths[order].tolist(), tokens)
     with torch.no_grad():
-        found = torch.cat([answer(examples.select(rows)).cpu() for rows in torch.split(order, size)])
+        found = torch.cat([answer(examples.select(rows)).cpu() for rows in torch.split(order, sizes)])
     return found[torch.argsort(order)]
+
+
+def _sizes(lengths: list[int], tokens: int) -> list[int]:
+    """Return how many texts of ascending lengths each batch takes: one at least, and as many as fit."""
+    sizes = [0]
+    for length in lengths:
+        if sizes[-1] and (sizes[-1] + 1) * length > tokens:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes

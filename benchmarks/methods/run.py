@@ -1,15 +1,22 @@
-"""One method with one seed, in a process of its own: so that peaks of memory are its own, and so is what breaks."""
+"""One method with one seed, in a process of its own: so that peaks of memory are its own, and so is what breaks.
+
+Importing PyTorch and `transformers` takes longer than many a step. Where the system can, the processes are forked from
+one that has imported them and has done nothing else.
+"""
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import cache
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
 from bbt_fast.benchmarks.methods.method import Case, Setting
 from bbt_fast.benchmarks.methods.table import METHODS
+from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import load_task
@@ -43,5 +50,17 @@ def figures_apart(method: str, options: Options, setting: Setting, **how: Any) -
     """Do what ``figures`` does in a fresh process, and let its errors through."""
     if options.output_dir:
         Path(options.output_dir).parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, _processes(), hide_progress_bars) as pool:
         return pool.submit(figures, method, options, setting, **how).result()
+
+
+@cache
+def _processes() -> Any:
+    """Return how processes are made."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    # CUDA cannot be used after a fork if it was before: with this PyTorch looks for a GPU without it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

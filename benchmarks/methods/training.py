@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bbt_fast.benchmarks.methods.method import Case
-from bbt_fast.tuner.run.driver import better
+from bbt_fast.tuner.run.selection import better
 from bbt_fast.tuner.search.objective import Score
 
 WARM_UP = 0.1

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from bbt_fast.benchmarks import compare
-from bbt_fast.benchmarks.compare import Job, jobs
+from bbt_fast.benchmarks.harness import sweeps
+from bbt_fast.benchmarks.harness.comparison import table
+from bbt_fast.benchmarks.methods import schedule
 from bbt_fast.benchmarks.methods.run import figures
-from bbt_fast.export.errors import UsageError
+from bbt_fast.benchmarks.methods.schedule import Job, jobs
+from bbt_fast.export.errors import NumericsError, UsageError
+from bbt_fast.tuner.cli.main import main
+from bbt_fast.tuner.input.options import Options
 
 GIVEN = [
     "--methods", "manual-prompt,feature-linear", "--seeds", "8,13", "--n_test", "12", "--k_shot", "4",
@@ -29,8 +34,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool, Mapping
         seen.append((method, options.seed, how["test"], setting))
         return figures(method, options, setting, **how)
 
-    monkeypatch.setattr(compare.compare, "__defaults__", (None, measure))
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
     return seen
+
+
+def found(job: Job, setting: Mapping[str, Any], dev: float = 0.5) -> dict[str, Any]:
+    """What a step finds, without a model."""
+    return {
+        "setting": dict(setting), "dev": dev, "dev_loss": 1.0, "test": None if job.setting is not None else dev,
+        "seconds": 1.0, "user_mib": 1.0, "server_mib": None, "examples": {"train": 8, "dev": 8, "test": 8},
+        "traffic": {"queries": 0, "up_bytes": None, "down_bytes": None}, "notes": {}, "metric": "accuracy",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -40,7 +54,7 @@ def test_the_command_measures_each_method_and_writes_record_table_and_plot(
     compare.main([*GIVEN, "--output", str(tmp_path), "--runs", str(tmp_path / "runs")])
     record = json.loads((tmp_path / "compare-demo-demo-n12.json").read_text(encoding="utf-8"))
     row = record["methods"]["feature-linear"]
-    best = max(row["grid"], key=lambda tried: (tried["dev"], -tried["dev_loss"]))
+    best = max(row["grid"].values(), key=lambda tried: (tried["dev"], -tried["dev_loss"]))
     assert [run["setting"] for run in row["seeds"].values()] == 2 * [best["setting"]]
     tested = [(method, seed) for method, seed, test, _ in asked if test]
     assert tested == [(m, s) for m in ("manual-prompt", "feature-linear") for s in (8, 13)]
@@ -68,7 +82,7 @@ def test_a_comparison_goes_on_where_it_was_and_measures_nothing_twice(
 
 def test_what_is_left_is_the_rest_of_a_grid_and_the_seeds_that_are_missing() -> None:
     tried = {"setting": {}, "dev": 0.5, "dev_loss": 1.0}
-    record = {"methods": {"feature-linear": {"grid": 3 * [tried], "chosen": None, "seeds": {}}}}
+    record = {"methods": {"feature-linear": schedule.empty() | {"grid": dict.fromkeys("012", tried)}}}
     left = jobs(["manual-prompt", "feature-linear"], [8, 13], record)
     assert left == [
         Job("manual-prompt", 8, None), Job("manual-prompt", 13, None),
@@ -76,11 +90,104 @@ def test_what_is_left_is_the_rest_of_a_grid_and_the_seeds_that_are_missing() -> 
     ]  # fmt: skip
 
 
+def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"about": {"model_name": "demo", "task_name": "demo"}, "methods": {}}
+    broken = {("feature-linear", 0.1), ("feature-linear", 8), ("manual-prompt", 13)}
+
+    def measure(method: str, options: Options, setting: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+        if broken & {(method, setting.get("C") if not how["test"] else options.seed)}:
+            raise NumericsError("the loss is\nNaN")
+        job = Job(method, options.seed, None if how["test"] else 0)
+        return found(job, setting, dev=setting.get("C", 1.0))
+
+    methods = ["feature-mlp", "manual-prompt", "feature-linear"]
+    broken |= {("feature-mlp", None)}
+    steps = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 3, measure))
+    assert len(steps) == 2 + (4 + 2) + 3  # the seeds of a method none of whose settings can be used are not run
+    assert [*record["methods"]] == ["manual-prompt", "feature-linear", "feature-mlp"]  # the table's order
+    linear = record["methods"]["feature-linear"]
+    assert [*linear["grid"]] == ["0", "2", "3"]
+    assert (linear["chosen"], [*linear["seeds"]]) == (3, ["13"])
+    why = "NumericsError: the loss is NaN"
+    assert linear["failed"] == {"seed 8, setting 2 of 4": why, "seed 8": why}
+    text = table(record)
+    assert f"manual-prompt failed: seed 13: {why}" in text
+    assert "| feature-mlp | - |" in text
+    broken.clear()
+    again = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 1, measure))
+    assert len(again) == 1 + 1 + 3 + 2
+    assert record["methods"]["feature-mlp"]["failed"] == record["methods"]["manual-prompt"]["failed"] == {}
+
+
+def test_a_comparison_of_which_a_part_failed_prints_its_table_and_ends_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any, **__: Any) -> dict[str, Any]:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
+    given = [*GIVEN, "--methods", "manual-prompt", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    assert main(["compare", *given]) == 1
+    printed = capsys.readouterr()
+    assert "manual-prompt failed: seed 8: MemoryError: none left; seed 13" in printed.out
+    assert "the same command tries them again" in printed.err
+    with pytest.raises(SystemExit, match="1"):
+        compare.main(given)
+
+
+def test_what_no_method_can_do_without_is_missed_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--model_name", "demo", "--task_name", "sst2", "--data_dir", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"about": {"k_shot": 4}}), encoding="utf-8")
     with pytest.raises(UsageError, match=r"is of another comparison: k_shot is 4 there"):
         compare.opened(path, {"k_shot": 16})
+
+
+def test_a_sweep_compares_with_each_value_and_draws_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure(method: str, options: Options, setting: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+        asked.append((method, options.seed, options.intrinsic_dim))
+        return found(Job(method, options.seed, None), setting, dev=options.intrinsic_dim / 1000)
+
+    monkeypatch.setattr(schedule.compare, "__defaults__", (None, 1, measure))
+    given = [*GIVEN[2:], "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    compare.main([*given, "--sweep", "intrinsic_dim=50,500"])
+    assert asked == [(method, seed, dim) for dim in (50, 500) for method in ("bbt", "bbtv2") for seed in (8, 13)]
+    text = (tmp_path / "sweep-demo-demo-intrinsic_dim.md").read_text(encoding="utf-8")
+    assert "| intrinsic_dim | 50 | 500 |" in text
+    assert "| bbtv2 | 5.0 (0.0) | 50.0 (0.0) |" in text
+    assert (tmp_path / "sweep-demo-demo-intrinsic_dim.png").stat().st_size > 1000
+    assert text.strip() in capsys.readouterr().out
+    asked.clear()
+    compare.main([*given, "--sweep", "intrinsic_dim=50,500,20", "--methods", "bbt"])
+    assert asked == [("bbt", seed, 20) for seed in (8, 13)]
+
+
+def test_a_sweep_takes_what_an_option_takes() -> None:
+    assert sweeps.parse("intrinsic_dim=50,100") == ("intrinsic_dim", (50, 100))
+    assert sweeps.parse("preset=none,original") == ("preset", (None, "original"))
+    assert sweeps.parse("random_proj=uniform,normal") == ("random_proj", ("uniform", "normal"))
+
+
+def test_a_sweep_of_models_is_named_by_its_task() -> None:
+    records = [{"about": {"model_name": name, "task_name": "demo"}, "methods": {}} for name in ("small", "large")]
+    text = sweeps.table("model_name", ["models/small", "models/large"], records)
+    assert "**sweep** of model_name: demo;" in text
+    assert "| model_name | small | large |" in text
+
+
+@pytest.mark.parametrize(("sweep", "said"), [("sigma", "must be an option and its values"), ("sigmo=1", "sigma")])
+def test_a_sweep_of_nothing_is_refused(sweep: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(["--sweep", sweep])
+    assert said in capsys.readouterr().err
 
 
 def test_a_method_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:

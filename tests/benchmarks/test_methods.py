@@ -54,7 +54,7 @@ def test_the_head_runs_at_the_answer_alone_and_answers_as_the_stock_model(
     whole = model(input_ids=examples.input_ids, attention_mask=examples.attention_mask).logits
     expected = whole[torch.arange(len(examples)), examples.answer_position][:, examples.label_token_ids]
     torch.testing.assert_close(label_logits(roberta, examples), expected)
-    torch.testing.assert_close(in_batches(examples, lambda some: label_logits(roberta, some), 2), expected)
+    torch.testing.assert_close(in_batches(examples, lambda some: label_logits(roberta, some), 40), expected)
 
 
 def test_features_are_what_the_last_layer_says_at_the_answer(
@@ -179,3 +179,20 @@ def test_a_process_of_its_own_gives_the_same_figures_and_lets_errors_through(tmp
     assert {name: apart[name] for name in ("dev", "test")} == {name: here[name] for name in ("dev", "test")}
     with pytest.raises(UsageError, match="unknown task 'sts2'"):
         figures_apart("manual-prompt", options.changed(task_name="sts2"), {}, test=True)
+
+
+def test_a_batch_takes_as_many_texts_as_fit_in_its_tokens(
+    roberta: PreTrainedModel, make_examples: Callable[..., Any]
+) -> None:
+    seen = []
+
+    def answer(some: Any) -> Tensor:
+        seen.append(some.input_ids.shape)
+        return some.lengths[:, None]
+
+    examples = make_examples(roberta, mode="cat", n_examples=9)
+    found = in_batches(examples, answer, 40)
+    assert found[:, 0].tolist() == examples.lengths.tolist()
+    assert len(seen) > 1
+    assert all(texts * length <= 40 or texts == 1 for texts, length in seen)
+    assert sum(texts for texts, _ in seen) == 9

@@ -15,11 +15,13 @@ from ...export.errors import UsageError
 from ..input.options import Options
 
 GROUPS = {
-    "task and data": ("task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot"),
+    "task and data": (
+        "preset", "task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot", "wording", "long_texts",
+    ),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
         "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
-        "loss_type", "keep", "seed", "seeds",
+        "loss_type", "keep", "select", "streams", "seed", "seeds",
     ),
     "engine": (
         "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",

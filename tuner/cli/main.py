@@ -13,10 +13,11 @@ from typing import Any
 
 import coloredlogs
 
-from ...export.errors import BbtFastError
+from ...export.errors import BbtFastError, PartlyFailedError
 from ..run.control import RunInterruptedError
 from .arguments import Parser
 
+PARTLY_FAILED = 1
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 141
@@ -47,7 +48,10 @@ Without a command this is `bbt-fast tune`; without any flag that tunes the embed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 2 for a mistake that can be mended, 130 for an interrupted run."""
+    """Run a command and return the exit status.
+
+    It is 0, 1 if a part of a command failed, 2 for a mistake that can be mended, 130 for an interrupted run.
+    """
     arguments = _with_command(list(sys.argv[1:] if argv is None else argv))
     logger = logging.getLogger("bbt_fast")
     try:
@@ -57,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     except RunInterruptedError as error:
         print(f"bbt-fast: {error}", file=sys.stderr)
         return INTERRUPTED
+    except PartlyFailedError as error:
+        print(error.done, flush=True)
+        print(f"bbt-fast: {error}", file=sys.stderr)
+        return PARTLY_FAILED
     except BbtFastError as error:
         print(f"bbt-fast: {error}", file=sys.stderr)
         return FAILED

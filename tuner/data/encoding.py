@@ -155,6 +155,11 @@ class TextEncoder:
         """Return the tokens of each row, placeholders among them, without padding."""
         return [one.ids for one in self._tokens(rows)]
 
+    def fits(self, rows: Sequence[Row]) -> list[bool]:
+        """Say of each row whether nothing of it would be cut."""
+        parts = (rows[start:][:ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
+        return [not one.was_cut for part in parts for one in self._tokens(part)]
+
     def answered(self, row: Row, answer: str) -> str:
         """Return the template with a row's texts in it and an answer in the mask's place; a decoder's has no such."""
         return self._render(row, answer).text

@@ -6,8 +6,8 @@ docs/tasks.md describes where they come from.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,7 @@ def load_splits(
     seed: int = 42,
     column_mapping: Mapping[str, str] | None = None,
     max_test_examples: int | None = None,
+    fits: Callable[[Sequence[Row]], list[bool]] | None = None,
 ) -> Splits:
     """Load a task's data and draw its few-shot examples.
 
@@ -56,6 +57,7 @@ def load_splits(
         seed: draws the examples.
         column_mapping: the data's names for our ``text``, ``text_a``, ``text_b`` and ``label``.
         max_test_examples: test on this many examples, drawn at random but the same for every seed; None for all.
+        fits: says which rows may be taken; None for all.
 
     Raises:
         UsageError: for a value outside its range, or a task that names no data.
@@ -70,6 +72,9 @@ def load_splits(
         source = packaged_source(task, mapping)
     else:
         source = folder_source(task, Path(data_dir), k_shot, seed, mapping)
+    if fits is not None:
+        other = None if source.dev is None else _fitting(source.dev, fits)
+        source = replace(source, train=_fitting(source.train, fits), dev=other, test=_fitting(source.test, fits))
     test = _test_rows(source.test, max_test_examples)
     if source.dev is None:
         train, dev = _draw(source.train, task, k_shot, seed, parts=2)
@@ -126,6 +131,15 @@ def few_shot_indices(labels: list[int], k_shot: int, seed: int, parts: int) -> l
         if rank < parts * k_shot:
             sets[rank // k_shot].append(position)
     return sets
+
+
+def _fitting(pool: Pool, fits: Callable[[Sequence[Row]], list[bool]]) -> Pool:
+    """Return a pool without the rows that do not fit."""
+    rows = pool.all()
+    kept = [row for row, fit in zip(rows, fits(rows), strict=True) if fit]
+    if len(kept) < len(rows):
+        logger.info("%s: %d of %d texts are too long and are left out", pool.place, len(rows) - len(kept), len(rows))
+    return Pool(pool.place, [row.label for row in kept], lambda chosen: [kept[i] for i in chosen])
 
 
 def _draw(pool: Pool, task: Task, k_shot: int, seed: int, parts: int) -> list[list[Row]]:

@@ -16,6 +16,17 @@ from .coerce import coerce, suggest
 LossType = Literal["ce", "hinge", "perf", "ce-smooth", "ce-entropy"]
 FRAMEWORKS = {"pt": "torch", "ort": "ort"}
 """The original's names of the engines."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "original": {
+        "wording": "original",
+        "long_texts": "drop",
+        "optimizer": "pycma",
+        "streams": "original",
+        "select": "due",
+        "precision": "fp32",
+    }
+}
+"""Options that a preset's name stands for; docs/original.md says what each of them changes."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ class Options:
         UsageError: if a value is unknown, of the wrong type or outside its range.
     """
 
+    preset: Literal["original"] | None = None
+    """original: do as the original implementation does, by setting the options that docs/original.md names; one that
+    is given beside it has its own way."""
+
     task_name: str = "demo"
     """A task's name (`bbt-fast tasks` lists them) or the path of your own task.yaml."""
     data_dir: str | None = None
@@ -86,6 +101,10 @@ class Options:
     """Test on this many examples at most; all of them without it."""
     k_shot: int = 16
     """Examples per class for training, and as many others for development."""
+    wording: Literal["own", "original"] = "own"
+    """original: the original's templates and label words, where they differ."""
+    long_texts: Literal["cut", "drop"] = "cut"
+    """What is done with texts that do not fit: cut their ends off, or leave them out, of the test set too."""
 
     model_name: str | None = None
     """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
@@ -104,9 +123,13 @@ class Options:
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
     """The original's flag, and its only value; --optimizer has others."""
-    optimizer: Literal["cma", "sep-cma", "snes"] = "cma"
+    optimizer: Literal["cma", "sep-cma", "snes", "pycma"] = "cma"
     """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
-    separable natural evolution strategy with mirrored candidates."""
+    separable natural evolution strategy with mirrored candidates; pycma, the package that the original calls, which
+    also ends a search of bbt by its own stop criteria."""
+    streams: Literal["own", "original"] = "own"
+    """Random numbers: own, a stream for each layer's matrix A and search; original, PyTorch's and NumPy's generators in
+    the order of the original, which scales BBTv2's matrices by the padded batch with its first candidate in it."""
     intrinsic_dim: int = 500
     """Length of the searched vector z, d."""
     random_proj: Literal["normal", "uniform", "none"] = "normal"
@@ -127,6 +150,9 @@ class Options:
     Against overfitting: ce-smooth, to labels smoothed by 0.1; ce-entropy, less 0.3 of the answers' entropy."""
     keep: Literal["best", "mean"] = "best"
     """Which prompt a search hands on: the best candidate so far, or the mean that candidates are drawn around."""
+    select: Literal["best", "due"] = "best"
+    """Which prompt the development set scores at eval_every, and keeps: the best so far on the training examples, and
+    of equal metrics that of the lower loss; or the candidate whose turn it is, and of equal metrics the first."""
     seed: int = 42
     """Fixes the few-shot examples, the projection and the search."""
     seeds: tuple[int, ...] | None = None
@@ -196,6 +222,7 @@ class Options:
         Raises:
             UsageError: if a name is no option, or a value is not one that it takes.
         """
+        values = PRESETS.get(values.get("preset") or "", {}) | values
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -223,8 +250,9 @@ class Options:
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     def written(self) -> dict[str, Any]:
-        """Return the values that differ from the defaults."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        """Return the values that differ from the defaults and, but for its name, from the preset's."""
+        default = {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset or "", {})
+        return {name: value for name in default if (value := getattr(self, name)) != default[name]}
 
     def _conflicts(self) -> list[tuple[bool, str]]:
         """Return what does not go together: whether it is the case, and what to say."""
@@ -271,6 +299,10 @@ class Options:
                 self.random_proj == "none" and self.optimizer == "cma",
                 "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
                 "optimizer cma: take --optimizer sep-cma or snes.",
+            ),
+            (
+                self.streams == "original" and (engine == "remote" or self.random_proj == "none"),
+                "streams original needs the model on this machine, and a random_proj that is not none.",
             ),
             (not distinct, f"seeds {self.seeds} has the same seed twice."),
             (

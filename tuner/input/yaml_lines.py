@@ -84,6 +84,16 @@ class Value:
             raise self.error(f"is {self.text()}; it must be above zero.")
         return value
 
+    def flag(self) -> bool:
+        """Return true or false.
+
+        Raises:
+            DataError: if it is anything else.
+        """
+        if self.any_text() not in ("true", "false"):
+            raise self.error("must be true or false.")
+        return self.any_text() == "true"
+
     def count(self) -> int:
         """Return a whole number above zero.
 

@@ -19,13 +19,14 @@ from ..artifacts.metrics_log import MetricsLog
 from ..input.options import Options
 from ..search.bbt import bbt
 from ..search.bbtv2 import bbtv2
-from ..search.evolution import Evolution
+from ..search.evolution import Evolution, random_stream
 from ..search.generation import Array, Generation, Oracle, Steps
 from ..search.objective import Objective, Score
 from ..search.threads import background
 from .control import Control, RunInterruptedError
 from .progress import Progress, Standing
 from .replay import Replay
+from .selection import SELECTIONS, Prompts
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +61,11 @@ class Found:
     """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; NaN if all were
     replayed."""
     stopped_by: str
-    """budget, max_time, target_metric or patience."""
+    """budget, max_time, target_metric or patience; optimizer, where that went no further."""
     scored: int
     """Prompts scored on the development set."""
     held_bytes: int
     """What CMA-ES held in memory."""
-
-
-def better(score: Score, than: Score) -> bool:
-    """Say whether a development score is better: by the metric, and by the loss where the metrics tie."""
-    return (score.metric, -score.loss) > (than.metric, -than.loss)
 
 
 def n_generations(options: Options, layers: int) -> int:
@@ -86,6 +82,17 @@ def n_generations(options: Options, layers: int) -> int:
             f"{layers} layers are {size} evaluations. Raise the budget or lower the popsize."
         )
     return options.budget // size * layers
+
+
+def start_evolutions(options: Options, dim: int, layers: int, aside: Executor | None = None) -> list[Evolution]:
+    """Start a strategy per layer."""
+    assert options.sigma is not None
+    shared = random_stream(options.seed, 0) if options.streams == "original" else None
+    made = partial(
+        Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
+        optimizer=options.optimizer, stream=shared,
+    )  # fmt: skip
+    return [made(layer=layer) for layer in range(layers)]
 
 
 class Search:
@@ -118,6 +125,7 @@ class Search:
         self._save, self._control, self._progress, self._report = save, control, progress, report
         self._layers = len(objective.projections)
         self._generations = n_generations(options, self._layers)
+        self._selection = SELECTIONS[options.select]
         self._kept: Kept | None = None
         self._kept_at = 0
         """Evaluations when it was kept."""
@@ -140,7 +148,7 @@ class Search:
         self._progress.start(f"{options.algorithm} seed {options.seed}", self._generations * size)
         try:
             with closing(log), background() as aside:
-                evolutions = self._evolutions(aside)
+                evolutions = start_evolutions(options, self._objective.projections[0].dim, self._layers, aside)
                 algorithm = ALGORITHMS[options.algorithm]
                 with closing(algorithm(self._replay, evolutions, self._generations, keep=options.keep)) as steps:
                     generation, stopped_by = self._drive(steps, log)
@@ -167,15 +175,6 @@ class Search:
                 break
         return generation, stopped_by or "budget"
 
-    def _evolutions(self, aside: Executor) -> list[Evolution]:
-        o = self._options
-        assert o.sigma is not None
-        made = partial(
-            Evolution, self._objective.projections[0].dim, o.sigma, o.generation_size,
-            seed=o.seed, bound=o.bound, aside=aside, optimizer=o.optimizer,
-        )  # fmt: skip
-        return [made(layer=layer) for layer in range(self._layers)]
-
     def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
         """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""
         while True:
@@ -194,11 +193,17 @@ class Search:
             self._clock.set(known["seconds"] if known else self._clock.base)
         size, every = self._options.generation_size, self._options.eval_every
         evaluations = (generation.index + 1) * size
-        due = evaluations // every > (evaluations - size) // every or generation.index + 1 == self._generations
-        score = self._develop(generation) if due or self._replay.development_next else None
-        ended = self._limit(score, evaluations)
-        if ended and score is None:
-            score = self._develop(generation)
+        due = [number for number in range(size) if (evaluations - size + number + 1) % every == 0]
+        scored = self._selection.prompts(generation, due)
+        last = generation.index + 1 == self._generations
+        if not scored and (self._replay.development_next or (last and self._wants_another)):
+            scored = [generation.best]
+        score = None
+        for prompts in scored:
+            score = self._develop(prompts, evaluations)
+        ended = self._limit(generation, score, evaluations)
+        if ended and score is None and self._wants_another:
+            score = self._develop(generation.best, evaluations)
         if replayed:
             self._restore(generation, known is not None)
         if known is None or not replayed:
@@ -226,7 +231,12 @@ class Search:
                 logger.warning("%s is missing: it is written again.", self._folder.prompt)
             self._save(self._kept.candidates)
 
-    def _limit(self, score: Score | None, evaluations: int) -> str | None:
+    @property
+    def _wants_another(self) -> bool:
+        """Whether the best prompt is scored at the end too: always, or only if there is none."""
+        return self._options.select == "best" or self._kept is None
+
+    def _limit(self, generation: Generation, score: Score | None, evaluations: int) -> str | None:
         """Return the option whose limit is reached; the clock counts only once the journal is used up."""
         if score is not None and self._control.reached(score.metric):
             return "target_metric"
@@ -234,18 +244,17 @@ class Search:
             return "patience"
         if not self._replay.replaying and self._control.out_of_time(self._clock.seconds):
             return "max_time"
-        return None
+        return "optimizer" if generation.ended else None
 
-    def _develop(self, generation: Generation) -> Score:
-        """Score the best prompts so far on the development set, and keep them if they beat those kept."""
+    def _develop(self, prompts: Prompts, evaluations: int) -> Score:
+        """Score prompts on the development set, and keep them if they beat those kept."""
         replayed = self._replay.replaying
-        score = self._replay.develop(generation.best)
+        score = self._replay.develop(prompts)
         self._scored += 1
-        if self._kept is None or better(score, self._kept.score):
-            self._kept = Kept(generation.best, score)
-            self._kept_at = (generation.index + 1) * self._options.generation_size
+        if self._kept is None or self._selection.better(score, self._kept.score):
+            self._kept, self._kept_at = Kept(prompts, score), evaluations
             if not replayed:
-                self._save(generation.best)
+                self._save(prompts)
         return score
 
     def _end_if_asked(self, generation: Generation, evaluations: int) -> None:

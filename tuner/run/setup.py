@@ -24,6 +24,7 @@ from ..demo import MODEL_DIR
 from ..input.options import Options
 from ..tasks.presets import DEMO
 from ..tasks.task import Task
+from ..tasks.wording import worded
 from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
@@ -37,7 +38,7 @@ class Setup:
 
     def __init__(self, options: Options, task: Task) -> None:
         """Take resolved options and their task."""
-        self.options, self.task = options, task
+        self.options, self.task = options, worded(task, options.wording, options.cat_or_add)
         self._test: tuple[list[Row], Encoded] | None = None
 
     def splits(self, seed: int) -> Splits:
@@ -54,6 +55,7 @@ class Setup:
             seed=seed,
             column_mapping=parse_column_mapping(options.column_mapping) if options.column_mapping else None,
             max_test_examples=options.max_test_examples,
+            fits=self.encoder.fits if options.long_texts == "drop" else None,
         )
 
     @cached_property

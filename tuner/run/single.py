@@ -28,8 +28,9 @@ from ..search.losses import LOSSES
 from ..search.metrics import METRICS, confusion
 from ..search.objective import Objective, Score, Yardstick, answer, project_all
 from ..search.projection import NONE, FullSpace, Space, draw_projections, normal_scale
+from . import original
 from .control import Control, RunInterruptedError
-from .driver import Found, Search
+from .driver import Found, Search, start_evolutions
 from .progress import Progress
 from .replay import Replay
 from .reporting import Reports, open_reports
@@ -60,7 +61,7 @@ class Run:
 
     def __init__(
         self, options: Options, task: str, classes: Sequence[str], metric: str, engine: Any, parts: Parts,
-        origins: Tensor,
+        origins: Tensor, model: Any = None,
     ) -> None:  # fmt: skip
         """Bind the parts of a run.
 
@@ -72,7 +73,9 @@ class Run:
             engine: loaded with the cuts that the algorithm needs.
             parts: the seed's data.
             origins: p0, [1 or L, n, H].
+            model: what the engine runs, if the options ask for more of it than an engine tells.
         """
+        self.model = model
         assert options.loss_type is not None
         self.options, self.task, self.classes, self.metric = options, task, list(classes), metric
         self.engine, self.parts, self.origins = engine, parts, origins
@@ -125,6 +128,11 @@ class Run:
         for layer, origin in enumerate(self.origins):
             if bool(origin.any()):
                 session.commit(origin, layer=layer)
+        if options.streams == "original":
+            dim, layers = options.intrinsic_dim, len(self.origins)
+            first = start_evolutions(options, dim, layers)[0].ask().candidates[0]
+            examples = self.parts.train.examples
+            return original.projections(self.model, options, examples, self.origins, spreads[0], first, engine.device)
         if options.random_proj != "uniform":
             spreads += [session.clipped_spread(layer) for layer in range(1, len(self.origins))]
         else:

@@ -24,7 +24,10 @@ def bbt(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, ke
     best = KEEPS[keep](layers=1, dim=evolution.dim)
     for index in range(generations):
         asked = evolution.ask()
-        scores = oracle.evaluate(asked.candidates, 0)
+        before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, 0)
         evolution.tell(scores.fitness)
         best.take(0, asked.candidates, scores.fitness, evolution.mean)
-        yield Generation(index, 0, scores, tuple(best.candidates), best.losses[0], asked.sigma, asked.axis_ratio)
+        yield Generation(
+            index, 0, scores, tuple(best.candidates), best.losses[0], asked.sigma, asked.axis_ratio, asked.candidates,
+            before, evolution.ended,
+        )  # fmt: skip

@@ -47,7 +47,7 @@ def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, p
         asked = upcoming.result()
         if after is not evolution:
             upcoming = pool.submit(after.ask)
-        scores = oracle.evaluate(asked.candidates, layer)
+        before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, layer)
         if told is not None:
             told.result()  # nothing to wait for but an error
         told = pool.submit(evolution.tell, scores.fitness)
@@ -56,8 +56,9 @@ def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, p
         if best.take(layer, asked.candidates, scores.fitness, _mean_after(told, evolution)):
             oracle.commit(best.candidates[layer], layer)
         yield Generation(
-            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio
-        )
+            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio,
+            asked.candidates, before,
+        )  # fmt: skip
 
 
 def _mean_after(told: Future[None], evolution: Evolution) -> Callable[[], Array]:

@@ -3,8 +3,9 @@
 pycma seeds numpy's global generator when a strategy is made and draws from it ever after, so the original BBTv2, with a
 strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0's is
 the one that the original's BBT draws from (``RandomState(seed)``), number for number; deeper layers have streams
-derived from (seed, layer), which is where a BBTv2 run departs from the original's. The candidates made of these numbers
-are pycma's but for rounding, until the first axes that come into use one gap late (``covariance.py``).
+derived from (seed, layer), which is where a BBTv2 run departs from the original's, unless all are given layer 0's. The
+candidates made of these numbers are pycma's but for rounding, until the first axes that come into use one gap late
+(``covariance.py``).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Evolution:
     def __init__(
         self, dim: int, sigma: float, popsize: int, *, seed: int, layer: int = 0, bound: float = 0.0,
         shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma",
+        stream: np.random.RandomState | None = None,
     ) -> None:  # fmt: skip
         """Start a strategy.
 
@@ -51,14 +53,17 @@ class Evolution:
             aside: decomposes covariances beside the engine's work, as ``threads.background`` lends it; None for the
                 caller's thread, with the same numbers.
             optimizer: a name in ``OPTIMIZERS``.
+            stream: draw from this one, whatever seed and layer are.
         """
-        bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
-        stream = np.random.RandomState(bits)
-        if not layer:
-            stream.seed(seed)
+        stream = stream or random_stream(seed, layer)
         self.dim = dim
         make = OPTIMIZERS[optimizer]
         self._strategy = make(dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the optimizer goes no further, by criteria of its own."""
+        return self._strategy.ended
 
     @one_thread()
     def ask(self) -> Asked:
@@ -78,3 +83,12 @@ class Evolution:
     def mean(self) -> Array:
         """Return the mean of the distribution, [d], within the bounds."""
         return self._strategy.centre
+
+
+def random_stream(seed: int, layer: int) -> np.random.RandomState:
+    """Return the stream that a layer's candidates are drawn from."""
+    bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
+    stream = np.random.RandomState(bits)
+    if not layer:
+        stream.seed(seed)
+    return stream

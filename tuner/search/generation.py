@@ -48,6 +48,12 @@ class Generation:
     """CMA-ES step size that this generation was drawn with."""
     axis_ratio: float
     """Longest over shortest axis of the distribution that this generation was drawn from."""
+    candidates: Array
+    """[P, d]."""
+    before: tuple[Array, ...]
+    """What was held best while they were evaluated."""
+    ended: bool = False
+    """Whether the optimizer goes no further, by criteria of its own."""
 
 
 Steps = Generator[Generation, None, None]

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from .generation import Array
+from .pycma import Pycma
 from .separable import Separable
 from .snes import Snes
 from .strategy import Strategy
@@ -27,6 +28,10 @@ class Optimizer(Protocol):
     def centre(self) -> Array:
         """The mean that candidates are drawn around, [d], within the bounds."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it goes no further, by criteria of its own."""
+
     def ask(self) -> Array:
         """Draw the next generation, [P, d]; moves no mean."""
 
@@ -44,4 +49,4 @@ class Make(Protocol):
         """Start one."""
 
 
-OPTIMIZERS: dict[str, Make] = {"cma": Strategy, "sep-cma": Separable, "snes": Snes}
+OPTIMIZERS: dict[str, Make] = {"cma": Strategy, "sep-cma": Separable, "snes": Snes, "pycma": Pycma}

@@ -19,6 +19,8 @@ from .generation import Array
 class Snes:
     """The distribution N(m, diag(sigma)^2), started at m = 0."""
 
+    ended = False
+
     def __init__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
         shifted: bool = True, aside: Executor | None = None,

@@ -51,6 +51,7 @@ class Rates:
 class Strategy:
     """The distribution N(m, sigma^2 C), started at m = 0 and C = I; pycma's rules for sigma read its attributes."""
 
+    ended = False
     OPTIONS: ClassVar[dict[str, Any]] = {"CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
     """pycma's."""
 

@@ -23,7 +23,8 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
         kind: the model's kind, which has its own words.
 
     Returns:
-        C token ids: per class, the first of its words that is one token where the answer stands.
+        C token ids: per class, the first of its words that is one token where the answer stands; or what the task
+        has instead (``Task.first_tokens``).
 
     Raises:
         UsageError: if none of a class's words is one token (the message shows the pieces), if a word is not in the
@@ -32,7 +33,8 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
     spaced = _follows_space(before_answer(task.template(kind)), kind)
     ids: list[int] = []
     for label, words in zip(task.labels, task.words(kind), strict=True):
-        token = next(_single_tokens(tokenizer, words, spaced), None)
+        tokens = _first_tokens(tokenizer, words) if task.first_tokens else _single_tokens(tokenizer, words, spaced)
+        token = next(tokens, None)
         if token is None:
             raise UsageError(_not_one_token(tokenizer, task, label, words, spaced))
         if token in ids:
@@ -72,6 +74,12 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], s
                 ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
             if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
                 yield ids[0]
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> Iterator[int]:
+    """Yield the first token of each word by itself."""
+    for word in words:
+        yield tokenizer.encode(word, add_special_tokens=False)[0]
 
 
 def _not_one_token(

@@ -23,6 +23,7 @@ from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FIELDS: Final = (
     "name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset",
+    "first_tokens",
 )  # fmt: skip
 """The keys of a task file."""
 TASKS_DIR: Final = Path(__file__).resolve().parent / "packaged"
@@ -75,6 +76,9 @@ class Task:
     """Strings that the data spell in a way of their own, and what to read instead."""
     hub: Hub | None = None
     preset: Preset = Preset()
+    first_tokens: bool = False
+    """Whether a class stands for the first token of its word, spelled without a space before it, as in the original
+    implementation, and not for the only token of the word where the answer stands."""
     path: Path | None = None
     """The file it was read from."""
 
@@ -101,6 +105,7 @@ class Task:
             "columns": dict(self.columns),
             "replace": dict(self.replace),
             "hub": hub,
+            "first_tokens": self.first_tokens,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -202,6 +207,7 @@ def task_of(value: Value, path: Path) -> Task:
         replace={key: item.any_text() for key, item in parts["replace"].fields().items()} if "replace" in parts else {},
         hub=_hub(parts["hub"]) if "hub" in parts else None,
         preset=_preset(parts["preset"]) if "preset" in parts else Preset(),
+        first_tokens="first_tokens" in parts and parts["first_tokens"].flag(),
         path=path,
     )
 

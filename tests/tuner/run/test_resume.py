@@ -27,7 +27,7 @@ class PowerCutError(Exception):
 
 
 CHANGES: tuple[dict[str, str], ...] = (
-    {}, {"keep": "mean"}, *({"optimizer": name} for name in OPTIMIZERS if name != "cma"),
+    {}, {"keep": "mean"}, {"select": "due"}, *({"optimizer": name} for name in OPTIMIZERS if name != "cma"),
     {"random_proj": "none", "optimizer": "snes"},
 )  # fmt: skip
 

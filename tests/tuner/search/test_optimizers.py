@@ -12,6 +12,7 @@ from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.optimizers import OPTIMIZERS
+from bbt_fast.tuner.search.pycma import Pycma
 from bbt_fast.tuner.search.snes import Snes
 from bbt_fast.tuner.search.threads import background
 
@@ -141,6 +142,19 @@ def test_a_search_that_diverges_says_so(name):
             candidates = evolution.ask().candidates
             if isinstance(strategy, Snes):
                 strategy._deviations[0] = np.inf
-            else:
+            elif not isinstance(strategy, Pycma):
                 strategy._path[0] = np.nan
             evolution.tell(sphere(candidates))
+            if isinstance(strategy, Pycma):
+                strategy._strategy.mean[0] = np.nan
+
+
+def test_pycma_ends_a_search_by_its_own_criteria():
+    evolution = make("pycma")
+    for _ in range(3):
+        evolution.tell(sphere(evolution.ask().candidates))
+        assert not evolution.ended
+    for _ in range(10):
+        evolution.ask()
+        evolution.tell(np.ones(POPSIZE))  # flat
+    assert evolution.ended

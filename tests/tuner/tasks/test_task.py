@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbt_fast.export.errors import BbtFastError, DataError, UsageError
 from bbt_fast.tuner.tasks.task import FIELDS, KINDS, TASKS_DIR, Task, load_task, read_task, task_names
+from bbt_fast.tuner.tasks.template import problem_of, text_names
+from bbt_fast.tuner.tasks.wording import ORIGINAL, worded
 
 PAPERS = {
     "sst2": ("{text} . It was {mask} .", "bad great"),
@@ -252,3 +256,24 @@ def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("labels: " + "[" * 5_000, encoding="utf-8")
     with pytest.raises(DataError, match=r"mine\.yaml is not YAML that can be read: RecursionError"):
         read_task(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(ORIGINAL.read_text(encoding="utf-8")))
+def test_the_originals_wording_changes_templates_and_label_words_alone(name: str) -> None:
+    task = load_task(name)
+    assert worded(task, "own", "add") is task
+    added, joined = worded(task, "original", "add"), worded(task, "original", "cat")
+    assert added.first_tokens
+    assert added.templates != task.templates
+    for found in (added, joined):
+        assert replace(found, templates=task.templates, label_words=task.label_words, first_tokens=False) == task
+        for kind, template in found.templates.items():
+            assert problem_of(template, kind) is None
+            assert text_names(template) == task.texts
+            assert len(found.words(kind)) == len(task.labels)
+    assert joined.templates["masked"] == task.templates["masked"]
+
+
+def test_a_users_task_of_a_packaged_name_keeps_its_template(task_file: Callable[[str], Path]) -> None:
+    task = load_task(task_file('name: sst2\nlabels: [a, b]\ntemplates: "{text} {mask}"\nlabel_words: [x, y]\n'))
+    assert worded(task, "original", "add").templates == task.templates

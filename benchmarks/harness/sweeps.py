@@ -1,0 +1,103 @@
+"""Comparisons over the values of one option, as the papers' ablations: which there are, their table and their plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bbt_fast.benchmarks.harness.comparison import NONE, spread
+from bbt_fast.export.errors import UsageError
+from bbt_fast.tuner.artifacts.files import write_whole
+from bbt_fast.tuner.input.options import Options
+
+
+def parse(text: str) -> tuple[str, tuple[Any, ...]]:
+    """Return an option and its values, from "intrinsic_dim=50,100"; "none" leaves open what a run may leave open.
+
+    Raises:
+        UsageError: if there is no such option, or it does not take a value.
+    """
+    name, _, values = text.partition("=")
+    if not values:
+        raise UsageError(f"sweep is {text!r}, but must be an option and its values, such as intrinsic_dim=50,100.")
+    left_open = getattr(Options(), name, "") is None
+    given = [None if left_open and value == "none" else value for value in values.split(",")]
+    return name, tuple(getattr(Options.of(**{name: value}), name) for value in given)
+
+
+def label(value: Any) -> str:
+    """Return a value's name, of a path its last part."""
+    return "none" if value is None else Path(str(value)).name
+
+
+def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Write the table and the plot of a sweep, and return the table.
+
+    Args:
+        option: what was swept.
+        values: of it.
+        records: the comparison with each value.
+        folder: of the files.
+    """
+    path = folder / "-".join(["sweep", *_same(option, records), option])
+    text = table(option, values, records)
+    write_whole(path.with_suffix(".md"), text.encode() + b"\n")
+    plot(option, values, records, path.with_suffix(".png"))
+    return text
+
+
+def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sweep as Markdown: the test metric's mean and standard deviation, a row per method."""
+    names = [label(value) for value in values]
+    lines = [
+        f"**sweep** of {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
+        "over the seeds.",
+        "",
+        f"| {option} | " + " | ".join(names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for method, found in _by_method(records).items():
+        lines.append(f"| {method} | " + " | ".join(spread(its, 1) if its else NONE for its in found) + " |")
+    return "\n".join(lines)
+
+
+def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the test metric against the option's values, a line per method with the standard deviations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    places = range(len(values))  # evenly apart, as the papers have them
+    for method, found in _by_method(records).items():
+        at = [place for place in places if found[place]]
+        means = [statistics.fmean(found[place]) for place in at]
+        errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
+        axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
+    axes.set(xlabel=option, ylabel="test metric, %", title=" on ".join(_same(option, records)))
+    axes.set_xticks(list(places), [label(value) for value in values])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _same(option: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of what is not swept: the model, and the task."""
+    return [records[0]["about"][name] for name in ("model_name", "task_name") if name != option]
+
+
+def _by_method(records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Return each method's test metrics in percent: with each value, those of the seeds."""
+    methods = dict.fromkeys(method for record in records for method in record["methods"])
+    return {
+        method: [
+            [100 * run["test"] for run in record["methods"].get(method, {"seeds": {}})["seeds"].values()]
+            for record in records
+        ]
+        for method in methods
+    }

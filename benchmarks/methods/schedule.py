@@ -1,0 +1,151 @@
+"""What a record lacks, and in which order that is measured: step by step, or several steps at once."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bbt_fast.benchmarks.harness.record import commit, device_name, say, versions
+from bbt_fast.benchmarks.methods.run import figures_apart
+from bbt_fast.benchmarks.methods.table import METHODS
+from bbt_fast.tuner.input.options import Options
+
+Measure = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to measure: a setting on the development set of the first seed, or a seed with the chosen setting."""
+
+    method: str
+    seed: int
+    setting: int | None
+    """The number of the setting to try; None for the chosen one."""
+
+    def __str__(self) -> str:
+        """Name it for the progress line."""
+        return f"{self.method}, {self.step}"
+
+    @property
+    def step(self) -> str:
+        """Name it among its method's."""
+        tried = "" if self.setting is None else f", setting {self.setting + 1} of {len(METHODS[self.method].grid)}"
+        return f"seed {self.seed}{tried}"
+
+
+def jobs(methods: Sequence[str], seeds: Sequence[int], record: Mapping[str, Any]) -> list[Job]:
+    """Return what a record lacks, method by method: first its grid, then its seeds."""
+    found = []
+    for method in methods:
+        row = record["methods"].get(method, empty())
+        grid = METHODS[method].grid
+        if len(grid) > 1 and row["chosen"] is None:
+            found += [Job(method, seeds[0], number) for number in range(len(grid)) if str(number) not in row["grid"]]
+        found += [Job(method, seed, None) for seed in seeds if str(seed) not in row["seeds"]]
+    return found
+
+
+def empty() -> dict[str, Any]:
+    """Return a method's part of a record before anything is measured."""
+    return {"grid": {}, "chosen": None, "seeds": {}, "failed": {}}
+
+
+def compare(
+    record: dict[str, Any], options: Options, methods: Sequence[str], seeds: Sequence[int], runs: Path,
+    max_epochs: int | None = None, at_once: int = 1, measure: Measure = figures_apart,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Measure what a record lacks, and yield it after each step.
+
+    A step that fails is written down with its reason, and the others go on.
+
+    Args:
+        record: the one to add to.
+        options: what all methods share.
+        methods: keys of ``METHODS``.
+        seeds: the first chooses the settings.
+        runs: BBT and BBTv2 keep their runs here.
+        max_epochs: for a quick look.
+        at_once: steps that run side by side.
+        measure: runs one method; a test need not take a process for each.
+    """
+    waiting = jobs(methods, seeds, record)
+    total, took = len(waiting), list[float]()
+    running: dict[Future[dict[str, Any]], Job] = {}
+
+    def timed(job: Job, given: Options, setting: Mapping[str, Any]) -> dict[str, Any]:
+        began = time.perf_counter()
+        found = measure(job.method, given, setting, test=job.setting is None, max_epochs=max_epochs)
+        return found | {"step_seconds": time.perf_counter() - began}
+
+    with ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            while len(running) < at_once and (job := _next(waiting, running.values())):
+                waiting.remove(job)
+                rows = {job.method: empty()} | record["methods"]
+                record["methods"] = {method: rows[method] for method in METHODS if method in rows}
+                row = record["methods"][job.method]
+                number = _choose(row, job)
+                if number is None:  # no setting could be used: there is nothing to run with this seed
+                    total -= 1
+                    continue
+                given = options.changed(seed=job.seed, output_dir=str(runs / job.method / f"seed-{job.seed}"))
+                running[pool.submit(timed, job, given, METHODS[job.method].grid[number])] = job
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                outcome = _taken(record["methods"][job.method], job, future, options.device)
+                took.append(outcome.get("step_seconds", 0.0))
+                rest = statistics.fmean(took) * (total - len(took)) / at_once
+                say(f"{job}: {outcome['said']}; {len(took)} of {total} done, about {rest / 60:.0f} min left")
+                yield record
+
+
+def _next(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
+    """Return the first step that need not wait for another: a method's seeds wait for its grid."""
+    trying = {job.method for job in (*waiting, *running) if job.setting is not None}
+    return next((job for job in waiting if job.setting is not None or job.method not in trying), None)
+
+
+def _choose(row: dict[str, Any], job: Job) -> int | None:
+    """Return the number of a step's setting; None if the grid found none.
+
+    The chosen one has the best metric on the development set, and the lowest loss where metrics tie.
+    """
+    if job.setting is not None:
+        return job.setting
+    if row["chosen"] is None and len(METHODS[job.method].grid) == 1:
+        row["chosen"] = 0
+    elif row["chosen"] is None and row["grid"]:
+        row["chosen"] = int(max(row["grid"], key=lambda n: (row["grid"][n]["dev"], -row["grid"][n]["dev_loss"])))
+    chosen: int | None = row["chosen"]
+    return chosen
+
+
+def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device: str) -> dict[str, Any]:
+    """Put a step's figures, or why there are none, into its method's part of the record, and return them."""
+    row["failed"].pop(job.step, None)
+    if error := future.exception():
+        row["failed"][job.step] = reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return {"said": f"failed, {reason}"}
+    found = future.result()
+    if job.setting is not None:
+        kept = ("setting", "dev", "dev_loss", "seconds", "step_seconds")
+        row["grid"][str(job.setting)] = {name: found[name] for name in kept}
+        row["grid"] = dict(sorted(row["grid"].items(), key=lambda item: int(item[0])))
+        return found | {"said": f"{100 * found['dev']:.1f} % on dev in {found['step_seconds']:.0f} s"}
+    about = {"device": device_name(_device(device)), "versions": versions(), "commit": commit()}
+    row["seeds"][str(job.seed)] = found | about
+    row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
+    return found | {"said": f"{100 * found['test']:.1f} % on test in {found['step_seconds']:.0f} s"}
+
+
+def _device(name: str) -> str:
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return auto if name == "auto" else name
