@@ -187,12 +187,13 @@ def test_yaml_block_is_a_task_or_a_file_of_options(block: Block, tmp_path: Path)
         assert Options.of(**read_config_file(path))
 
 
-def test_every_flag_that_the_readme_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_flag_that_the_pages_for_users_name_exists(capsys: pytest.CaptureFixture[str]) -> None:
     for command in cli.COMMANDS:
         with pytest.raises(SystemExit, match="0"):
             cli.make_parser(command).parse_args([command, "--help"])
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out)) | {"--help"}
-    named = set(re.findall(r"`[^`\n]*?(--[\w-]+)", without_code(ROOT / "README.md")))
+    pages = [ROOT / "README.md", ROOT / "docs" / "engines.md", ROOT / "docs" / "original.md"]
+    named = {flag for page in pages for flag in re.findall(r"`[^`\n]*?(--[\w-]+)", without_code(page))}
     assert len(named) > 20
     assert not named - known
 
@@ -212,8 +213,8 @@ def test_the_table_of_engines_is_the_code_s() -> None:
     assert {engine for engine, _, _ in written} == set(ENGINES)
 
 
-def test_the_thresholds_in_the_readme_are_the_code_s() -> None:
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_thresholds_on_the_page_of_engines_are_the_code_s() -> None:
+    text = " ".join((ROOT / "docs" / "engines.md").read_text(encoding="utf-8").split())
     for row in PRECISIONS.values():
         words = rf"in {row.name} (a correlation of )?{row.min_spearman:g} and (an error of )?{row.max_loss_error:g}\b"
         assert re.search(words, text), row
@@ -221,8 +222,8 @@ def test_the_thresholds_in_the_readme_are_the_code_s() -> None:
 
 def test_the_table_of_models_is_the_code_s() -> None:
     places = {"masked": "the mask", "seq2seq": "decoder", "decoder": "the last token"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("### Models\n")[2].partition("\n### ")[0]
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    table = page.partition("## Models\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^`|]+) \| ([^|]+) \| (.+) \|$", table, re.M)
     rows = [row for row in rows if not row[0].startswith(("family", "-"))]
     assert [(name, tuple(re.findall(r"`(.+?)`", types))) for name, types, _ in rows] == [
