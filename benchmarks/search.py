@@ -1,7 +1,7 @@
 """What the options of a search change: test metrics over tasks and seeds at one budget, beside the published BBT.
 
     python benchmarks/search.py                                          the demo, all variants
-    python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec.yaml --budget 2000
+    python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
 
 A variant is an algorithm and what PARTS holds, joined by +. Each run has a folder below --runs: a measurement that was
