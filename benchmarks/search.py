@@ -43,6 +43,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "snes": {"optimizer": "snes"},
     "full-snes": {"optimizer": "snes", "random_proj": NONE},
     "patience": {"patience": 500},
+    "templates": {"templates": 4},
 }
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)

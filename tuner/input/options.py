@@ -67,6 +67,7 @@ LIMITS = (
             "max_test_examples",
             "workers",
             "patience",
+            "templates",
         ),
         1,
     ),
@@ -105,6 +106,8 @@ class Options:
     """original: the original's templates and label words, where they differ."""
     long_texts: Literal["cut", "drop"] = "cut"
     """What is done with texts that do not fit: cut their ends off, or leave them out, of the test set too."""
+    templates: int = 1
+    """Write each training text in so many of the task's templates; a candidate's loss is the mean over all of them."""
 
     model_name: str | None = None
     """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""

@@ -125,7 +125,8 @@ class Setup:
         """
         if self._test is None or self._test[0] != splits.test:  # few-shot folders have a test file each
             self._test = splits.test, self.encoder.encode(splits.test)
-        return Parts(self.encoder.encode(splits.train), self.encoder.encode(splits.dev), self._test[1])
+        train = self.encoder.encode(splits.train, templates=self.options.templates)
+        return Parts(train, self.encoder.encode(splits.dev), self._test[1])
 
     def load_engine(self, pinned: dict[str, str]) -> Any:
         """Load the engine.

@@ -22,8 +22,8 @@ from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FIELDS: Final = (
-    "name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset",
-    "first_tokens",
+    "name", "aliases", "labels", "templates", "more_templates", "label_words", "metric", "columns", "replace", "hub",
+    "preset", "first_tokens",
 )  # fmt: skip
 """The keys of a task file."""
 TASKS_DIR: Final = Path(__file__).resolve().parent / "packaged"
@@ -66,6 +66,8 @@ class Task:
     """Per model kind, the text around ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}``."""
     label_words: Mapping[Kind, tuple[tuple[str, ...], ...]]
     """Per model kind and class, the word that stands for the class: the first of these that is one token."""
+    more_templates: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
+    """Per model kind, other wordings of the template, which training texts can be written in besides."""
     metric: str = "accuracy"
     """A key of ``metrics.METRICS``."""
     aliases: tuple[str, ...] = ()
@@ -116,6 +118,20 @@ class Task:
             UsageError: if the task has none.
         """
         return self.templates[self._with(kind)]
+
+    def wordings(self, kind: Kind, count: int) -> tuple[str, ...]:
+        """Return the template for a model kind and ``count - 1`` of its other wordings.
+
+        Raises:
+            UsageError: if the task has fewer.
+        """
+        found = (self.template(kind), *self.more_templates.get(kind, ()))
+        if count > len(found):
+            raise UsageError(
+                f"templates is {count}, but task {self.name!r} has {len(found)} for {kind} models. Lower --templates, "
+                "or write more under `more_templates` in a task file of your own (docs/tasks.md)."
+            )
+        return found[:count]
 
     def words(self, kind: Kind) -> tuple[tuple[str, ...], ...]:
         """Return the label words for a model kind: per class, the candidates in order of preference.
@@ -190,6 +206,7 @@ def task_of(value: Value, path: Path) -> Task:
     if len(labels) < 2:
         raise parts["labels"].error("needs at least two classes.")
     templates = _templates(_per_kind(parts["templates"]))
+    more = _more_templates(_per_kind(parts["more_templates"]), templates) if "more_templates" in parts else {}
     words = {kind: _label_words(value, labels) for kind, value in _per_kind(parts["label_words"]).items()}
     if unpaired := sorted(set(templates) ^ set(words)):
         raise parts["label_words"].error(f"and templates must name the same model kinds; {unpaired[0]} is only in one.")
@@ -201,6 +218,7 @@ def task_of(value: Value, path: Path) -> Task:
         labels=labels,
         templates=templates,
         label_words=words,
+        more_templates=more,
         metric=metric,
         aliases=parts["aliases"].texts() if "aliases" in parts else (),
         columns=_columns(parts["columns"]) if "columns" in parts else {},
@@ -224,12 +242,27 @@ def _templates(values: Mapping[Kind, Value]) -> dict[Kind, str]:
     """Read the templates; all must name the same texts."""
     found: dict[Kind, str] = {}
     for kind, value in values.items():
-        if problem := problem_of(value.text(), kind):
-            raise value.error(problem)
-        found[kind] = value.text()
-        if text_names(value.text()) != (first := text_names(next(iter(found.values())))):
-            raise value.error(f"must hold the same texts as the first template: {' and '.join(first)}.")
+        found[kind] = _template(value, kind, next(iter(found.values()), None))
     return found
+
+
+def _more_templates(values: Mapping[Kind, Value], templates: Mapping[Kind, str]) -> dict[Kind, tuple[str, ...]]:
+    """Read the other wordings of the templates."""
+    for kind, value in values.items():
+        if kind not in templates:
+            raise value.error(f"has wordings for {kind} models, which `templates` has none for.")
+    first = next(iter(templates.values()))
+    return {kind: tuple(_template(item, kind, first) for item in value.items()) for kind, value in values.items()}
+
+
+def _template(value: Value, kind: Kind, first: str | None) -> str:
+    """Read a template, which must name the same texts as the first."""
+    template = value.text()
+    if problem := problem_of(template, kind):
+        raise value.error(problem)
+    if first is not None and text_names(template) != (names := text_names(first)):
+        raise value.error(f"must hold the same texts as the first template: {' and '.join(names)}.")
+    return template
 
 
 def _label_words(value: Value, labels: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -149,6 +149,19 @@ def test_chinese_words_have_no_space_before_them(
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids[0]) == word
 
 
+def test_several_templates_are_all_rows_in_one_after_the_other(make_encoder, family):
+    rows = [replace(row_of(SST2, "a gripping film"), label=1), row_of(SST2, "tedious")]
+    encoder = make_encoder(family, SST2)
+    encoded = encoder.encode(rows, templates=3)
+    assert encoded.labels.tolist() == 3 * [1, 0]
+    assert len(encoded.examples) == 6
+    for i, template in enumerate(SST2.wordings(encoder.kind, 3)):
+        alone = make_encoder(family, replace(SST2, templates={encoder.kind: template})).encode(rows)
+        for j in range(2):
+            assert ids_of(encoded, 2 * i + j) == ids_of(alone, j)
+            assert encoded.examples.answer_position[2 * i + j] == alone.examples.answer_position[j]
+
+
 def with_words(*words: tuple[str, ...]) -> Task:
     return replace(SST2, label_words=dict.fromkeys(SST2.templates, words))
 

@@ -15,9 +15,10 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
+    ("bbtv2", {"templates": "3"}),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
-SLOW = *CASES[:2], *CASES[3:6]
+SLOW = *CASES[:2], *CASES[3:7]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def test_every_packaged_task_serves_all_model_kinds(name: str) -> None:
         assert len(task.words(kind)) == len(task.labels)
 
 
+@pytest.mark.parametrize("name", [*PAPERS, "demo"])
+def test_english_tasks_have_their_template_in_four_wordings(name: str) -> None:
+    task = load_task(name)
+    for kind in ("masked", "seq2seq"):
+        wordings = task.wordings(kind, 4)
+        assert wordings[0] == task.template(kind)
+        assert len(set(wordings)) == 4
+    with pytest.raises(UsageError, match=f"templates is 9, but task '{name}' has 4 for masked models"):
+        task.wordings("masked", 9)
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_english_templates_and_label_words_are_the_papers(name: str) -> None:
     template, words = PAPERS[name]
@@ -182,6 +193,14 @@ MISTAKES = [
     ("masked: [bad, good]", "masked: [bad, {a: b}]", 6, r"label_words.masked\[1\] must be a list"),
     ("{text: review}", "{txt: review}", 7, "unknown key 'txt'; the keys are text, text_a, text_b, label"),
     ("{text: review}", '{text: "{a"}', 7, "columns.text cannot be read"),
+    ("columns:", 'more_templates: {decoder: ["{text} is"]}\ncolumns:', 7, "has wordings for decoder models, which"),
+    (
+        "columns:",
+        'more_templates:\n  masked: ["{text_a} {mask} {text_b}"]\ncolumns:',
+        8,
+        r"more_templates.masked\[0\] must hold the same texts as the first template: text",
+    ),
+    ("columns:", 'more_templates: {masked: ["{text}"]}\ncolumns:', 7, "must hold {mask} exactly once"),
     ("id: me/mine, ", "", 8, "hub lacks the key 'id'"),
     ("loss_type: hinge", "loss_type: square", 9, "is 'square'; it must be one of ce, hinge, perf"),
     ("budget: 100", "budget: many", 9, "preset.budget is 'many', not a number"),
