@@ -44,6 +44,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "full-snes": {"optimizer": "snes", "random_proj": NONE},
     "patience": {"patience": 500},
     "templates": {"templates": 4},
+    "all-words": {"label_words": "all"},
+    "auto-words": {"label_words": "auto"},
 }
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)

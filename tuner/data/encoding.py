@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -109,7 +109,8 @@ class TextEncoder:
         self.kind = kind
         self.mask_token = _mask_token(tokenizer, kind)
         self.mask_id: int = tokenizer.get_vocab().get(self.mask_token, NO_TOKEN)
-        self.label_token_ids = label_word_ids(tokenizer, task, kind)
+        self.label_words = label_word_ids(tokenizer, task, kind)
+        """Per class, its tokens."""
         self.placeholder_ids = placeholder_ids(tokenizer, n_prompt_tokens) if mode == "add" else []
         self.prompt_start = prompt_start
         self._template = task.template(kind)
@@ -117,6 +118,11 @@ class TextEncoder:
         self.special_tokens = [token for token in special if len(token) > 1]
         """What no text may spell, longest first."""
         self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
+
+    @property
+    def label_token_ids(self) -> list[int]:
+        """The tokens of all classes, [W]."""
+        return [token for words in self.label_words for token in words]
 
     @property
     def uses_sentinel(self) -> bool:
@@ -155,10 +161,17 @@ class TextEncoder:
             input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id(self.tokenizer)),
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             answer_position=torch.tensor([one.answer_position for one in tokens]),
-            label_token_ids=torch.tensor(self.label_token_ids),
             decoder_input_ids=self._decoder_input_ids(len(tokens)),
+            label_token_ids=torch.tensor(self.label_token_ids),
+            label_classes=self._label_classes(),
         )
         return Encoded(examples, torch.tensor([row.label for row in rows] * len(wordings)), truncated)
+
+    def relabelled(self, encoded: Encoded) -> Encoded:
+        """Return encoded texts with this encoder's label words instead of another's."""
+        words = torch.tensor(self.label_token_ids)
+        examples = replace(encoded.examples, label_token_ids=words, label_classes=self._label_classes())
+        return replace(encoded, examples=examples)
 
     def token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
         """Return the tokens of each row, placeholders among them, without padding."""
@@ -195,6 +208,11 @@ class TextEncoder:
             raise UsageError(f"the prompt of task {self.task.name!r} begins within a text for this model.")
         first[self.prompt_start : self.prompt_start] = self.placeholder_ids
         return found
+
+    def _label_classes(self) -> Tensor | None:
+        """Return the class of each label word, [W], if one has several."""
+        classes = [c for c, words in enumerate(self.label_words) for _ in words]
+        return torch.tensor(classes) if len(classes) > len(self.label_words) else None
 
     def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
         """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""

@@ -109,6 +109,10 @@ class Options:
     templates: int = 1
     """Write each training text in so many of the task's templates; a candidate's loss is the mean over all of them."""
 
+    label_words: Literal["first", "all", "auto"] | None = None
+    """Which of a class's label words stand for it: the first that is one token, all together, or auto, all and those
+    that the model's answers to the training examples suggest; first unless the task says otherwise."""
+
     model_name: str | None = None
     """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
     allow_pickle: bool = False

@@ -265,7 +265,7 @@ def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, be
         between: called before each batch; may raise to end the work.
     """
     order = torch.argsort(part.examples.lengths, stable=True)
-    logits = torch.empty(len(prompts), len(order), len(part.examples.label_token_ids))
+    logits = torch.empty(len(prompts), len(order), len(part.examples.words_of_classes))
     for rows in torch.split(order, batch_size):
         between()
         logits[:, rows] = answer(engine.open(part.examples.select(rows)), prompts).float().cpu()
@@ -278,5 +278,6 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _digest(part: Encoded) -> str:
     """Return a digest of what the model is given and of the classes."""
-    tensors = (part.examples.input_ids, part.examples.attention_mask, part.examples.label_token_ids, part.labels)
-    return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors))
+    it = part.examples
+    tensors = (it.input_ids, it.attention_mask, it.label_token_ids, part.labels, it.label_classes)
+    return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors if t is not None))

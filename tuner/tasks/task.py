@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from ...export.errors import UsageError
 from ...export.families import Kind
@@ -22,12 +22,13 @@ from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FIELDS: Final = (
-    "name", "aliases", "labels", "templates", "more_templates", "label_words", "metric", "columns", "replace", "hub",
-    "preset", "first_tokens",
+    "name", "aliases", "labels", "templates", "more_templates", "label_words", "use_words", "metric", "columns",
+    "replace", "hub", "preset", "first_tokens",
 )  # fmt: skip
 """The keys of a task file."""
 TASKS_DIR: Final = Path(__file__).resolve().parent / "packaged"
 LABEL: Final = "label"
+UseWords = Literal["first", "all"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Task:
     templates: Mapping[Kind, str]
     """Per model kind, the text around ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}``."""
     label_words: Mapping[Kind, tuple[tuple[str, ...], ...]]
-    """Per model kind and class, the word that stands for the class: the first of these that is one token."""
+    """Per model kind and class, the words that can stand for the class; those count that are one token."""
+    use_words: UseWords = "first"
+    """How many of them do: the first, or all together, as likely as their mean."""
     more_templates: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
     """Per model kind, other wordings of the template, which training texts can be written in besides."""
     metric: str = "accuracy"
@@ -103,6 +106,7 @@ class Task:
             "labels": list(self.labels),
             "templates": {kind: self.template(kind)},
             "label_words": {kind: [list(words) for words in self.words(kind)]},
+            "use_words": self.use_words if self.use_words != "first" else None,
             "metric": self.metric,
             "columns": dict(self.columns),
             "replace": dict(self.replace),
@@ -218,6 +222,7 @@ def task_of(value: Value, path: Path) -> Task:
         labels=labels,
         templates=templates,
         label_words=words,
+        use_words=cast("UseWords", parts["use_words"].one_of(get_args(UseWords)) if "use_words" in parts else "first"),
         more_templates=more,
         metric=metric,
         aliases=parts["aliases"].texts() if "aliases" in parts else (),

@@ -16,9 +16,10 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
     ("bbtv2", {"templates": "3"}),
+    ("bbt", {"label_words": "auto"}),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
-SLOW = *CASES[:2], *CASES[3:7]
+SLOW = *CASES[:2], *CASES[3:8]
 
 
 @pytest.mark.parametrize(

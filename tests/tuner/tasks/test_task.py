@@ -193,6 +193,7 @@ MISTAKES = [
     ("masked: [bad, good]", "masked: [bad, {a: b}]", 6, r"label_words.masked\[1\] must be a list"),
     ("{text: review}", "{txt: review}", 7, "unknown key 'txt'; the keys are text, text_a, text_b, label"),
     ("{text: review}", '{text: "{a"}', 7, "columns.text cannot be read"),
+    ("columns:", "use_words: some\ncolumns:", 7, "use_words is 'some'; it must be one of first, all"),
     ("columns:", 'more_templates: {decoder: ["{text} is"]}\ncolumns:', 7, "has wordings for decoder models, which"),
     (
         "columns:",
