@@ -41,6 +41,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "ce-entropy": {"loss_type": "ce-entropy"},
     "sep-cma": {"optimizer": "sep-cma"},
     "snes": {"optimizer": "snes"},
+    "cma-local": {"optimizer": "cma-local"},
     "full-snes": {"optimizer": "snes", "random_proj": NONE},
     "patience": {"patience": 500},
     "templates": {"templates": 4},

@@ -130,10 +130,11 @@ class Options:
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
     """The original's flag, and its only value; --optimizer has others."""
-    optimizer: Literal["cma", "sep-cma", "snes", "pycma"] = "cma"
+    optimizer: Literal["cma", "sep-cma", "snes", "pycma", "cma-local"] = "cma"
     """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
     separable natural evolution strategy with mirrored candidates; pycma, the package that the original calls, which
-    also ends a search of bbt by its own stop criteria."""
+    also ends a search of bbt by its own stop criteria; cma-local, CMA-ES for three quarters of the budget, then a local
+    search around its best candidate."""
     streams: Literal["own", "original"] = "own"
     """Random numbers: own, a stream for each layer's matrix A and search; original, PyTorch's and NumPy's generators in
     the order of the original, which scales BBTv2's matrices by the padded batch with its first candidate in it."""
@@ -303,9 +304,9 @@ class Options:
                 "(`bbt-fast push`).",
             ),
             (
-                self.random_proj == "none" and self.optimizer == "cma",
+                self.random_proj == "none" and self.optimizer not in ("sep-cma", "snes"),
                 "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
-                "optimizer cma: take --optimizer sep-cma or snes.",
+                f"optimizer {self.optimizer}: take --optimizer sep-cma or snes.",
             ),
             (
                 self.streams == "original" and (engine == "remote" or self.random_proj == "none"),

@@ -90,7 +90,7 @@ def start_evolutions(options: Options, dim: int, layers: int, aside: Executor | 
     shared = random_stream(options.seed, 0) if options.streams == "original" else None
     made = partial(
         Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
-        optimizer=options.optimizer, stream=shared,
+        optimizer=options.optimizer, generations=n_generations(options, layers) // layers, stream=shared,
     )  # fmt: skip
     return [made(layer=layer) for layer in range(layers)]
 
