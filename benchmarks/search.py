@@ -43,6 +43,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "snes": {"optimizer": "snes"},
     "cma-local": {"optimizer": "cma-local"},
     "full-snes": {"optimizer": "snes", "random_proj": NONE},
+    "embeddings": {"embeddings": 4},
     "patience": {"patience": 500},
     "templates": {"templates": 4},
     "all-words": {"label_words": "all"},

@@ -68,6 +68,7 @@ LIMITS = (
             "workers",
             "patience",
             "templates",
+            "embeddings",
         ),
         1,
     ),
@@ -143,6 +144,8 @@ class Options:
     random_proj: Literal["normal", "uniform", "none"] = "normal"
     """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
     numbers, with an optimizer other than cma."""
+    embeddings: int = 1
+    """Search with so many random matrices A, one after the other, each from the best prompt so far."""
     budget: int | None = None
     """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
     popsize: int = 20
@@ -307,6 +310,14 @@ class Options:
                 self.random_proj == "none" and self.optimizer not in ("sep-cma", "snes"),
                 "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
                 f"optimizer {self.optimizer}: take --optimizer sep-cma or snes.",
+            ),
+            (
+                self.random_proj == "none" and self.embeddings > 1,
+                "random_proj none has no matrix that could be drawn again: leave --embeddings out.",
+            ),
+            (
+                self.streams == "original" and self.embeddings > 1,
+                "streams original draws the matrices of one embedding: leave --embeddings out.",
             ),
             (
                 self.streams == "original" and (engine == "remote" or self.random_proj == "none"),

@@ -87,10 +87,11 @@ class Evolution:
         return self._strategy.centre
 
 
-def random_stream(seed: int, layer: int) -> np.random.RandomState:
-    """Return the stream that a layer's candidates are drawn from."""
-    bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
+def random_stream(seed: int, layer: int, embedding: int = 0) -> np.random.RandomState:
+    """Return the stream that a layer's candidates are drawn from, of one embedding."""
+    first = not layer and not embedding
+    bits = np.random.MT19937() if first else np.random.MT19937(np.random.SeedSequence([seed, layer, embedding]))
     stream = np.random.RandomState(bits)
-    if not layer:
+    if first:
         stream.seed(seed)
     return stream

@@ -1,9 +1,10 @@
 """CMA-ES, then a local search around its best candidate.
 
-The two stages of BBT-RGB (Sun et al. 2024) in populations: its second is COBYLA, which asks for one candidate at a time.
-Here it is a (1 + P) evolution strategy. It draws steps from the distribution that CMA-ES has learned, which stays as it
-is, and takes them from the best candidate so far. The step size follows the one-fifth rule (Rechenberg 1973) with a
-generation as the trial: it grows where a candidate is better than all before, and shrinks where none is.
+These are the two stages of BBT-RGB (Sun et al. 2024) in populations: its second is COBYLA, which asks for one
+candidate at a time. Here it is a (1 + P) evolution strategy. It draws steps from the distribution that CMA-ES has
+learned, which stays as it is, and takes them from the best candidate so far. The step size follows the one-fifth rule
+(Rechenberg 1973) with a generation as the trial: it grows where a candidate is better than all before, and shrinks
+where none is.
 """
 
 from __future__ import annotations

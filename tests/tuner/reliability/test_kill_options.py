@@ -17,6 +17,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
     ("bbtv2", {"templates": "3"}),
     ("bbt", {"label_words": "auto"}),
+    *((algorithm, {"embeddings": "3", "optimizer": "cma-local"}) for algorithm in ("bbt", "bbtv2")),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
 FAST = CASES[2], ("bbtv2", {"optimizer": "snes"})

@@ -29,7 +29,9 @@ CHANGES: tuple[dict[str, str], ...] = (
     {}, {"keep": "mean"}, {"select": "due"}, {"optimizer": "sep-cma"}, {"optimizer": "snes"}, {"optimizer": "pycma"},
     {"random_proj": "none", "optimizer": "snes"},
 )  # fmt: skip
-SLOW: tuple[dict[str, str], ...] = ({"optimizer": "cma-local"},)
+SLOW: tuple[dict[str, str], ...] = (
+    {"optimizer": "cma-local"}, {"embeddings": "3"}, {"embeddings": "2", "keep": "mean"},
+)  # fmt: skip
 
 
 @pytest.fixture(
