@@ -1,13 +1,14 @@
 """What the options of a search change: test metrics over tasks and seeds at one budget, beside the published BBT.
 
     python benchmarks/search.py                                          the demo, all variants
-    python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec.yaml --budget 2000
+    python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
 
 A variant is an algorithm and what PARTS holds, joined by +. Each run has a folder below --runs: a measurement that was
 interrupted goes on in the midst of a run, and one of more variants, tasks or seeds takes over the runs that are there.
-DATA holds a folder for each task, by its name. The table says on how many pairs of task and seed a variant is compared
-with the first one; p is of a paired sign-flip test, two-sided.
+The same command may be given several times at once: the processes share the runs out, and each ends with the table.
+--report tables what is finished, and runs nothing. DATA holds a folder for each task, by its name. The table says on
+how many pairs of task and seed a variant is compared with the first one; p is of a paired sign-flip test, two-sided.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -41,14 +43,21 @@ PARTS: dict[str, dict[str, Any]] = {
     "ce-entropy": {"loss_type": "ce-entropy"},
     "sep-cma": {"optimizer": "sep-cma"},
     "snes": {"optimizer": "snes"},
+    "cma-local": {"optimizer": "cma-local"},
     "full-snes": {"optimizer": "snes", "random_proj": NONE},
+    "embeddings": {"embeddings": 4},
     "patience": {"patience": 500},
+    "templates": {"templates": 4},
+    "all-words": {"label_words": "all"},
+    "auto-words": {"label_words": "auto"},
 }
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)
 EXACT = 16
 """Up to so many pairs all flips of signs are counted; of more, a sample."""
 FLIPS = 100_000
+PAUSE = 2.0
+"""Seconds before another look at runs that other processes make."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,54 @@ def changes_of(variant: str) -> dict[str, Any]:
     return changes
 
 
-def tuned(options: Options) -> Result:
-    """Tune and test, or go on with it, unless the folder holds the finished run."""
-    folder = Path(str(options.output_dir))
-    return read_result(folder) if (folder / RESULT).exists() else bbt_fast.tune(options)
+def folder_of(options: Options) -> Path:
+    """Return a run's folder."""
+    return Path(str(options.output_dir))
+
+
+def finished(options: Options) -> bool:
+    """Say whether a run's folder holds its result."""
+    return (folder_of(options) / RESULT).exists()
+
+
+def made(options: Options) -> bool:
+    """Tune and test, or go on with it, unless the folder holds the finished run; False if another process is at it."""
+    folder = folder_of(options)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            if not finished(options):
+                bbt_fast.tune(options)
+    except filelock.Timeout:
+        return False
+    return True
+
+
+def make(runs: Sequence[Options]) -> None:
+    """Make all runs, but for those that other processes make, which are waited for."""
+    with tqdm(total=len(runs), unit="run", disable=None) as bar:
+        left = list(runs)
+        while left:
+            busy = []
+            for run in left:
+                bar.set_description(str(folder_of(run)))
+                if made(run):
+                    bar.update()
+                else:
+                    busy.append(run)
+            if len(busy) == len(left):
+                time.sleep(PAUSE)
+            left = busy
+
+
+def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[Cell]:
+    """Return what is finished, by variant and task."""
+    cells = []
+    for (variant, task), asked in runs.items():
+        results = tuple(read_result(folder_of(run)) for run in asked if finished(run))
+        if results:
+            cells.append(Cell(variant, task, results, ensemble_of(results)))
+    return cells
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -190,31 +243,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--report", action="store_true", help="table what is finished")
     given = parser.parse_args(arguments)
     names = ("model_name", "budget", "max_test_examples", "engine", "precision", "device")
     options = Options.of(plots=False, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
     model = Path(given.model_name or "demo").name
     path = given.output or RESULTS / f"search-{model}.json"
     changes = {variant: changes_of(variant) for variant in given.variants}
-    cells: list[Cell] = []
+    runs = {}
+    for task in given.tasks:
+        name = Path(task).stem
+        data = {"data_dir": str(given.data_dir / name)} if given.data_dir else {}
+        for variant, changed in changes.items():
+            place = given.runs / f"{model}-{name}" / f"{variant}-{given.budget}"
+            runs[variant, name] = [
+                options.changed(task_name=task, seed=seed, output_dir=str(place / child_name(seed)), **data, **changed)
+                for seed in given.seeds
+            ]
     hide_progress_bars()
-    with tqdm(total=len(changes) * len(given.tasks) * len(given.seeds), unit="run", disable=None) as bar:
-        for task in given.tasks:
-            name = Path(task).stem
-            data = {"data_dir": str(given.data_dir / name)} if given.data_dir else {}
-            for variant, changed in changes.items():
-                results: list[Result] = []
-                for seed in given.seeds:
-                    bar.set_description(f"{variant} on {name}, seed {seed}")
-                    place = given.runs / f"{model}-{name}" / f"{variant}-{given.budget}" / child_name(seed)
-                    results.append(
-                        tuned(options.changed(task_name=task, seed=seed, output_dir=str(place), **data, **changed))
-                    )
-                    bar.update()
-                cells.append(Cell(variant, name, tuple(results), ensemble_of(results)))
-                record = record_of(cells, model, given.budget, given.device)
-                save(record, path)
-                path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    if not given.report:
+        make([run for asked in runs.values() for run in asked])
+    cells = cells_of(runs)
+    if not cells:
+        raise UsageError(f"no run below {given.runs} is finished: leave --report out.")
+    record = record_of(cells, model, given.budget, given.device)
+    save(record, path)
+    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
     print(table(record))
 
 

@@ -161,10 +161,10 @@ class Engine(ABC):
             ParityError: if a graph had to be built for them and is not faithful.
         """
         self.staged.check(examples)
-        columns = None
+        columns, classes = None, examples.words_of_classes
         if not self.savings.label_head:
             columns = examples.label_token_ids.to(self.device)
-            examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)))
+            examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)), label_classes=None)
         most = self.tokens_per_call
         if self.crew.size > 1:
             most = min(most, int(examples.lengths.sum()) // self.crew.size)
@@ -175,7 +175,7 @@ class Engine(ABC):
             if self.savings.buckets:
                 rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
             buckets = self._buckets(rows, examples)
-        return Session(self, buckets, columns)
+        return Session(self, buckets, classes, columns)
 
     def packing_kernel(self) -> str | None:
         """Return what attention runs on where texts stand in a row, or None if they cannot here."""

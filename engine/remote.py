@@ -154,7 +154,7 @@ class RemoteSession:
 
     def __init__(self, engine: RemoteEngine, examples: Examples) -> None:
         """Take the examples; ``register`` sends them."""
-        self.engine, self._size, self._classes = engine, len(examples), len(examples.label_token_ids)
+        self.engine, self._size, self._classes = engine, len(examples), len(examples.words_of_classes)
         self.registration, self.answers = Traffic(), Traffic()
         """What the texts took, and what all else did."""
         self.candidates = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..export.errors import NumericsError, ShapeError
 from ..export.model import Encoded, StagedModel
 from ..export.texts import KEY_INDEX
+from ..export.words import class_logits
 from .crew import Crew
 from .embeddings import clipped_spread
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
@@ -36,7 +37,7 @@ class Runner(Protocol):
         ...
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the hidden states [max(P', P), N, S, H] or logits [P, N, C] of a stage.
+        """Return the hidden states [max(P', P), N, S, H] or logits [P, N, W] of a stage.
 
         Args:
             stage: its number in the chain.
@@ -113,13 +114,22 @@ class Session:
     the committed prompts, and kept until a prompt below them changes. At most one layer's are held.
     """
 
-    def __init__(self, engine: Machine, buckets: list[Bucket], columns: Tensor | None = None) -> None:
-        """Take buckets that cover rows 0 to N-1; ``columns`` ([C]) selects logits if the head computes more."""
+    def __init__(
+        self, engine: Machine, buckets: list[Bucket], classes: list[list[int]], columns: Tensor | None = None
+    ) -> None:
+        """Take what is answered.
+
+        Args:
+            engine: loaded.
+            buckets: cover rows 0 to N-1.
+            classes: per class, which of the label words are its own.
+            columns: [W], selects the label words' logits if the head computes more.
+        """
         self.engine = engine
         self.layer_evaluations = 0
         """Layers run so far, counted once per candidate and example."""
         self._buckets = buckets
-        self._columns = columns
+        self._classes, self._columns = classes, columns
         self._committed: list[Tensor | None] = [None] * engine.staged.n_stages
         self._zero = torch.zeros(
             1, engine.staged.n_prompt_tokens, engine.staged.hidden_size, dtype=engine.dtype, device=engine.device
@@ -146,7 +156,7 @@ class Session:
             layer: the layer whose input the prompts enter; 0 is the model's input.
 
         Returns:
-            Label-word logits, [P, N, C], float32, on the CPU: fetching them is the only time the host waits.
+            Logits of the classes, [P, N, C], float32, on the CPU: fetching them is the only time the host waits.
 
         Raises:
             ShapeError: if the prompts do not fit the graph or there is no such layer.
@@ -218,7 +228,8 @@ class Session:
         try:
             with torch.inference_mode():
                 logits = self._answers(prompts, layer)
-                logits = (logits if self._columns is None else logits[..., self._columns]).cpu()
+                logits = logits if self._columns is None else logits[..., self._columns]
+                logits = class_logits(logits, self._classes).cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
@@ -269,7 +280,7 @@ class Session:
         return below + self._prefix.states(prompts, layer, self.engine.tokens_per_call)
 
     def _answers(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the population in parts, in smaller ones after the device ran out of memory: [P, N, C]."""
+        """Answer the population in parts, in smaller ones after the device ran out of memory: [P, N, W]."""
         population, reuse = len(prompts), self.engine.savings.reuse
         entering = self._entering(prompts, layer)
 
@@ -336,7 +347,7 @@ class Session:
         release_memory()
 
     def _answer(self, part: Part, entering: Sequence[Tensor], layer: int) -> Tensor:
-        """Run the stages from a layer to the answer for some candidates on a bucket: [P, M, C]."""
+        """Run the stages from a layer to the answer for some candidates on a bucket: [P, M, W]."""
         encoded, first, hidden = part.bucket.encoded, layer, part.bucket.entering
         if not self.engine.savings.reuse:
             first, hidden = 0, encoded.hidden.expand(len(part), -1, -1, -1)

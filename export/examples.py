@@ -19,8 +19,9 @@ class Examples:
         attention_mask: [N, S] int64, 1 for tokens and 0 for padding.
         answer_position: [N] int64, where the answer is read: the mask token, the last real token, or the decoder's
             position. It counts in ``input_ids`` (or ``decoder_input_ids``) as given; the engine adds cat mode's shift.
-        label_token_ids: [C] int64, one vocabulary row per class.
+        label_token_ids: [W] int64, the vocabulary rows of the label words; one per class without ``label_classes``.
         decoder_input_ids: [N, T] int64, encoder-decoder models only; None lets the model's own rule make them.
+        label_classes: [W] int64, the class 0 .. C-1 of each label word, if a class has several.
 
     Raises:
         ShapeError: if the tensors do not fit each other.
@@ -31,6 +32,7 @@ class Examples:
     answer_position: Tensor
     label_token_ids: Tensor
     decoder_input_ids: Tensor | None = None
+    label_classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not fit each other."""
@@ -52,11 +54,28 @@ class Examples:
         if int(self.answer_position.min()) < 0 or int(self.answer_position.max()) >= read:
             raise ShapeError(f"answer_position leaves the {read} positions it counts in.")
         if self.label_token_ids.ndim != 1 or self.label_token_ids.numel() < 1:
-            raise ShapeError(f"label_token_ids must be [C], not {list(self.label_token_ids.shape)}.")
+            raise ShapeError(f"label_token_ids must be [W], not {list(self.label_token_ids.shape)}.")
+        if self.label_classes is not None:
+            if self.label_classes.shape != self.label_token_ids.shape:
+                raise ShapeError(
+                    f"label_classes is {list(self.label_classes.shape)}, but there are {len(self.label_token_ids)} "
+                    "label words."
+                )
+            classes = set(self.label_classes.tolist())
+            if classes != set(range(len(classes))):
+                raise ShapeError("label_classes must name every class from 0 on.")
 
     def __len__(self) -> int:
         """Return N."""
         return self.input_ids.shape[0]
+
+    @property
+    def words_of_classes(self) -> list[list[int]]:
+        """Per class, which of the label words are its own."""
+        if self.label_classes is None:
+            return [[word] for word in range(len(self.label_token_ids))]
+        classes = self.label_classes.tolist()
+        return [[word for word, its in enumerate(classes) if its == c] for c in range(max(classes) + 1)]
 
     @property
     def lengths(self) -> Tensor:
@@ -67,12 +86,12 @@ class Examples:
         """Return the examples of these rows ([M] int64), cut to the longest of them."""
         length = int(self.lengths[rows].max())
         decoder = None if self.decoder_input_ids is None else self.decoder_input_ids[rows]
-        return Examples(
-            self.input_ids[rows, :length],
-            self.attention_mask[rows, :length],
-            self.answer_position[rows],
-            self.label_token_ids,
-            decoder,
+        return replace(
+            self,
+            input_ids=self.input_ids[rows, :length],
+            attention_mask=self.attention_mask[rows, :length],
+            answer_position=self.answer_position[rows],
+            decoder_input_ids=decoder,
         )
 
     def padded(self, columns: int) -> Examples:
@@ -83,10 +102,5 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
-        return Examples(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.answer_position.to(device),
-            self.label_token_ids.to(device),
-            None if self.decoder_input_ids is None else self.decoder_input_ids.to(device),
-        )
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **moved)

@@ -33,7 +33,7 @@ from .reading import integers, numbers, parameter
 from .shelf import Shelf
 
 GRAPH = re.compile(r"(add|cat)-([1-9]\d{0,3})-(input|layers)")
-FIELDS = ("input_ids", "attention_mask", "answer_position", "label_token_ids", "decoder_input_ids")
+FIELDS = ("input_ids", "attention_mask", "answer_position", "label_token_ids", "decoder_input_ids", "label_classes")
 MOST_ROWS = 4096
 LARGEST_SCALE = 1e6
 INPUTS = ("prompts", "z")
@@ -141,17 +141,19 @@ class Scorer:
         """Register examples: the fields of ``Examples``, and labels [N] if losses are to be answered."""
         given = set(message.tensors)
         if not set(FIELDS[:4]) <= given <= {*FIELDS, "labels"}:
-            raise UsageError(f"examples are the tensors {', '.join(FIELDS[:4])}; {FIELDS[4]} and labels may be there.")
+            raise UsageError(
+                f"examples are the tensors {', '.join(FIELDS[:4])}; {', '.join(FIELDS[4:])} and labels may be there."
+            )
         tensors = {name: integers(message, name) for name in sorted(given)}
-        mask, classes = tensors["attention_mask"], len(tensors["label_token_ids"].reshape(-1))
+        mask = tensors["attention_mask"]
         if not np.isin(mask, (0, 1)).all():
             raise ShapeError("attention_mask must hold ones and zeros.")
-        labels = tensors.get("labels")
+        examples = Examples(**{name: torch.from_numpy(tensors[name].copy()) for name in FIELDS if name in given})
+        labels, classes = tensors.get("labels"), len(examples.words_of_classes)
         if labels is not None and (
             labels.shape != mask.shape[:1] or (len(labels) and not (0 <= labels.min() <= labels.max() < classes))
         ):
             raise ShapeError(f"labels must be [N], each from 0 to {classes - 1}.")
-        examples = Examples(**{name: torch.from_numpy(tensors[name].copy()) for name in FIELDS if name in given})
         return self.register(owner, graph, examples, None if labels is None else torch.from_numpy(labels.copy()))
 
     def register(self, owner: str, graph: str, examples: Examples, labels: Tensor | None) -> Answer:

@@ -94,6 +94,6 @@ def plain(oracle: Oracle) -> Iterator[Generation]:
         if best.update(layer, asked.candidates, scores.fitness) and len(evolutions) > 1:
             oracle.commit(best.candidates[layer], layer)
         yield Generation(
-            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio,
+            index, layer, scores, tuple(best.candidates), tuple(best.losses), asked.sigma, asked.axis_ratio,
             asked.candidates, before,
         )  # fmt: skip

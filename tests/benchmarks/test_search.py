@@ -7,11 +7,14 @@ import json
 import statistics
 from pathlib import Path
 
+import filelock
 import pytest
 
 import bbt_fast
 from bbt_fast.benchmarks import search
 from bbt_fast.export.errors import UsageError
+from bbt_fast.tuner.artifacts.result import RESULT
+from bbt_fast.tuner.run.seeds import child_name
 
 
 @pytest.mark.slow
@@ -34,6 +37,10 @@ def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
     monkeypatch.setattr(bbt_fast, "tune", cut)
     with pytest.raises(KeyboardInterrupt):
         search.main(given)
+    search.main([*given, "--report"])
+    (cell,) = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["variant"] != "bbt"]
+    assert (cell["variant"], set(cell["seeds"])) == ("bbt+mean+ce-smooth", {"8"})
+    capsys.readouterr()
     asked.clear()
     monkeypatch.setattr(bbt_fast, "tune", lambda options: asked.append(options) or tune(options))
     search.main(given)
@@ -49,6 +56,34 @@ def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
     tests = [[run["test"] for run in cell["seeds"].values()] for cell in record["cells"]]
     assert f"| bbt | {100 * statistics.fmean(tests[0]):.1f} (" in table
     assert f"| {100 * (statistics.fmean(tests[2]) - statistics.fmean(tests[0])):+.1f} | 2 | " in table
+
+
+def test_a_run_that_another_process_makes_is_waited_for_and_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [bbt_fast.Options(seed=seed, output_dir=str(tmp_path / child_name(seed))) for seed in (8, 13)]
+    tuned, other = [], filelock.FileLock(tmp_path / ".seed-8.lock")
+
+    def tune(options: bbt_fast.Options) -> None:
+        tuned.append(options.seed)
+        search.folder_of(options).mkdir()
+        (search.folder_of(options) / RESULT).touch()
+
+    def end_of_the_other(seconds: float) -> None:
+        search.folder_of(runs[0]).mkdir()
+        (search.folder_of(runs[0]) / RESULT).touch()
+        other.release()
+
+    monkeypatch.setattr(bbt_fast, "tune", tune)
+    monkeypatch.setattr(search.time, "sleep", end_of_the_other)
+    with other:
+        search.make(runs)
+    assert tuned == [13]
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no run below .* is finished: leave --report out"):
+        search.main(["--report", "--runs", str(tmp_path)])
 
 
 @pytest.mark.parametrize("differences", [[0.1, 0.2, -0.05, 0.3, 0.1], [0.0, 0.0], [1.0]])

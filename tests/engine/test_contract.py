@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,24 @@ def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
         assert not torch.allclose(session.evaluate(prompts, 1), alone, atol=1e-3)
         session.commit(torch.zeros_like(prompts[1]), other)
         torch.testing.assert_close(session.evaluate(prompts, 1), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("engine", EVERY)
+@pytest.mark.parametrize("ablated", [(), ("label_head",)])
+def test_a_class_of_several_words_is_as_likely_as_their_mean(
+    engine: str,
+    ablated: tuple[str, ...],
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+) -> None:
+    words = make_examples(roberta, "add", N_PROMPT_TOKENS, n_classes=5)
+    loaded = load_tiny(engine, "add", "input", roberta, *ablated)
+    prompts = make_prompts(roberta, 3, N_PROMPT_TOKENS)
+    each = loaded.open(words).evaluate(prompts).double().exp()
+    of_classes = loaded.open(replace(words, label_classes=torch.tensor([0, 1, 1, 2, 0]))).evaluate(prompts)
+    expected = torch.stack([each[..., [0, 4]].mean(2), each[..., [1, 2]].mean(2), each[..., 3]], dim=2).log()
+    torch.testing.assert_close(of_classes, expected.float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("engine", EVERY)

@@ -1,6 +1,5 @@
 """A toy engine: the calls of the seam over a tiny function, with no model behind it. Small real tokenizers. Whole runs.
 
-- real_task: function(name) -> Task, packaged or one of tests/tuner/tasks
 - make_tokenizer: function(kind) -> PreTrainedTokenizerFast, kind one of wordpiece, bpe, gpt, unigram
 - toy_engine: function(cuts="input", n_layers=3) -> engine
 - toy_parts: function(seed=0) -> Parts for it
@@ -38,7 +37,7 @@ from bbt_fast.tuner.run.progress import Silent
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.run.single import Parts, Run
 from bbt_fast.tuner.tasks.presets import resolve
-from bbt_fast.tuner.tasks.task import Preset, Task, load_task, task_names
+from bbt_fast.tuner.tasks.task import Preset, load_task, task_names
 from bbt_fast.tuner.tune import tune
 
 N_PROMPT, HIDDEN, VOCABULARY, CLASSES, LAYERS = 3, 8, 40, 2, 3
@@ -216,17 +215,6 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
         return PreTrainedTokenizerFast(tokenizer_object=TOKENIZERS[kind](special), **tokens)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def real_task() -> Callable[[str], Task]:
-    """A function that loads a packaged task, or one that a user would write (``tests/tuner/tasks``)."""
-
-    def load(name: str) -> Task:
-        path = Path(__file__).parent / "tasks" / f"{name}.yaml"
-        return load_task(path if path.exists() else name)
-
-    return load
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bbt_fast.tuner.tasks.task import Task
+from bbt_fast.tuner.tasks.task import load_task
 from bbt_fast.tuner.tune import tune
 
 NAMES = ["sst2", "yelp_polarity", "ag_news", "dbpedia_14", "mrpc", "rte", "snli", "trec", "subj"]
@@ -18,12 +18,10 @@ N_TEST = 32
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_short_run_on_real_data_is_whole(
-    name: str, tmp_path: Path, shared_file: Callable[..., Path], real_task: Callable[[str], Task]
-) -> None:
-    task = real_task(name)
+def test_a_short_run_on_real_data_is_whole(name: str, tmp_path: Path, shared_file: Callable[..., Path]) -> None:
+    task = load_task(name)
     result = tune(
-        task_name=str(task.path),
+        task_name=name,
         data_dir=str(shared_file("data", name)),
         model_name=str(shared_file("models", "minilm-mlm")),
         engine="ort",

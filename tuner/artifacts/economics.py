@@ -43,7 +43,7 @@ class Queries:
     prompt_up_bytes: int
     """Per query, if the prompt goes up."""
     logits_down_bytes: int
-    """Per query: a logit per training example and label word."""
+    """Per query: a logit per training example and class."""
     measured: bool = False
     """Whether texts, prompts and logits were counted on the wire, HTTP and what was repeated included."""
 
@@ -61,7 +61,7 @@ class Queries:
         """
         examples = part.examples
         tokens = int(examples.attention_mask.sum()) - placeholders * len(part.labels)
-        answers = len(part.labels) * len(examples.label_token_ids)
+        answers = len(part.labels) * len(examples.words_of_classes)
         return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
 
     def counted(self, session: Any) -> Queries:

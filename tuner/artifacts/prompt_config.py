@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -72,9 +72,10 @@ def read_prompt_config(folder: Path) -> PromptConfig:
 
 
 def _packaged(task: Task, kind: Kind) -> Task:
-    """Return the packaged task that a saved one is, if it is: some bring data of their own."""
+    """Return the packaged task that a saved one is, if it is but for its label words: some bring data of their own."""
     if task.name not in task_names():
         return task
     known = load_task(task.name)
-    same: Any = kind in known.templates and known.as_dict(kind) == task.as_dict(kind)
-    return known if same else task
+    worded = replace(known, label_words={**known.label_words, **task.label_words}, use_words=task.use_words)
+    same = kind in known.templates and worded.as_dict(kind) == task.as_dict(kind)
+    return worded if same else task

@@ -17,11 +17,12 @@ from ..input.options import Options
 GROUPS = {
     "task and data": (
         "preset", "task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot", "wording", "long_texts",
+        "templates", "label_words",
     ),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
-        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "budget", "popsize", "sigma", "alpha", "bound",
-        "loss_type", "keep", "select", "streams", "seed", "seeds",
+        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "embeddings", "budget", "popsize", "sigma",
+        "alpha", "bound", "loss_type", "keep", "select", "streams", "seed", "seeds",
     ),
     "engine": (
         "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",

@@ -96,10 +96,10 @@ def _facts(setup: Setup, row: Row) -> list[str]:
         if options.cat_or_add == "add"
         else f"{n} tokens before position 0"
     )
-    tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids)
     words = [
-        f"    {label}: {token!r}, id {token_id}"
-        for label, token, token_id in zip(task.labels, tokens, encoder.label_token_ids, strict=True)
+        f"    {label}: {encoder.tokenizer.convert_ids_to_tokens(token_id)!r}, id {token_id}"
+        for label, ids in zip(task.labels, encoder.label_words, strict=True)
+        for token_id in ids
     ]
     return [
         f"task {task.name}, {family_of(setup.config).name} model {options.model_name}, {options.cat_or_add} mode",

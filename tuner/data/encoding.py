@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -109,7 +109,8 @@ class TextEncoder:
         self.kind = kind
         self.mask_token = _mask_token(tokenizer, kind)
         self.mask_id: int = tokenizer.get_vocab().get(self.mask_token, NO_TOKEN)
-        self.label_token_ids = label_word_ids(tokenizer, task, kind)
+        self.label_words = label_word_ids(tokenizer, task, kind)
+        """Per class, its tokens."""
         self.placeholder_ids = placeholder_ids(tokenizer, n_prompt_tokens) if mode == "add" else []
         self.prompt_start = prompt_start
         self._template = task.template(kind)
@@ -119,50 +120,71 @@ class TextEncoder:
         self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
     @property
+    def label_token_ids(self) -> list[int]:
+        """The tokens of all classes, [W]."""
+        return [token for words in self.label_words for token in words]
+
+    @property
     def uses_sentinel(self) -> bool:
         """Whether the answer comes from a T5-style decoder, after its first sentinel token."""
         return self.mask_token == SENTINEL
 
-    def encode(self, rows: Sequence[Row], *, quiet: bool = False) -> Encoded:
-        """Encode rows; those that had to be cut are counted, and logged unless this is to be quiet.
+    def encode(self, rows: Sequence[Row], *, templates: int = 1, quiet: bool = False) -> Encoded:
+        """Encode rows; texts that had to be cut are counted, and logged unless this is to be quiet.
+
+        Args:
+            rows: what to encode.
+            templates: write every row in so many of the task's templates, all rows in one before the next.
+            quiet: log nothing.
 
         Raises:
-            UsageError: if template and prompt alone are longer than the model takes.
+            UsageError: if template and prompt alone are longer than the model takes, or there are fewer templates.
             DataError: if there are no rows.
         """
         if not rows:
             raise DataError(f"task {self.task.name!r} has no rows to encode.")
+        wordings = self.task.wordings(self.kind, templates)
         tokens = [
-            one for start in range(0, len(rows), ROWS_AT_ONCE) for one in self._tokens(rows[start:][:ROWS_AT_ONCE])
+            one
+            for template in wordings
+            for start in range(0, len(rows), ROWS_AT_ONCE)
+            for one in self._tokens(rows[start:][:ROWS_AT_ONCE], template)
         ]
         truncated = sum(one.was_cut for one in tokens)
         if truncated and not quiet:
             logger.warning(
                 "%d of %d texts are longer than the %d tokens that fit beside the prompt; their ends were cut off",
-                truncated, len(rows), self.max_text_length,
+                truncated, len(tokens), self.max_text_length,
             )  # fmt: skip
         ids = [torch.tensor(one.ids) for one in tokens]
         examples = Examples(
             input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id(self.tokenizer)),
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             answer_position=torch.tensor([one.answer_position for one in tokens]),
+            decoder_input_ids=self._decoder_input_ids(len(tokens)),
             label_token_ids=torch.tensor(self.label_token_ids),
-            decoder_input_ids=self._decoder_input_ids(len(rows)),
+            label_classes=self._label_classes(),
         )
-        return Encoded(examples, torch.tensor([row.label for row in rows]), truncated)
+        return Encoded(examples, torch.tensor([row.label for row in rows] * len(wordings)), truncated)
+
+    def relabelled(self, encoded: Encoded) -> Encoded:
+        """Return encoded texts with this encoder's label words instead of another's."""
+        words = torch.tensor(self.label_token_ids)
+        examples = replace(encoded.examples, label_token_ids=words, label_classes=self._label_classes())
+        return replace(encoded, examples=examples)
 
     def token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
         """Return the tokens of each row, placeholders among them, without padding."""
-        return [one.ids for one in self._tokens(rows)]
+        return [one.ids for one in self._tokens(rows, self._template)]
 
     def fits(self, rows: Sequence[Row]) -> list[bool]:
         """Say of each row whether nothing of it would be cut."""
         parts = (rows[start:][:ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
-        return [not one.was_cut for part in parts for one in self._tokens(part)]
+        return [not one.was_cut for part in parts for one in self._tokens(part, self._template)]
 
     def answered(self, row: Row, answer: str) -> str:
         """Return the template with a row's texts in it and an answer in the mask's place; a decoder's has no such."""
-        return self._render(row, answer).text
+        return self._render(row, self._template, answer).text
 
     def frame(self) -> list[list[int] | str]:
         """Return what stands around the texts: token ids, placeholders among them, and each text's name in its place.
@@ -171,7 +193,7 @@ class TextEncoder:
             UsageError: if the prompt begins within a text.
         """
         texts = self.task.texts
-        rendered = self._render(Row(SAMPLE, SAMPLE if len(texts) > 1 else None, 0))
+        rendered = self._render(Row(SAMPLE, SAMPLE if len(texts) > 1 else None, 0), self._template)
         ids, offsets = self._plain_tokens([rendered])[0]
         found: list[list[int] | str] = [[]]
         for token, offset in zip(ids, offsets, strict=True):
@@ -187,6 +209,11 @@ class TextEncoder:
         first[self.prompt_start : self.prompt_start] = self.placeholder_ids
         return found
 
+    def _label_classes(self) -> Tensor | None:
+        """Return the class of each label word, [W], if one has several."""
+        classes = [c for c, words in enumerate(self.label_words) for _ in words]
+        return torch.tensor(classes) if len(classes) > len(self.label_words) else None
+
     def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
         """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""
         if not self.uses_sentinel:
@@ -194,9 +221,9 @@ class TextEncoder:
         start = [pad_id(self.tokenizer), self.mask_id]
         return torch.tensor(start).expand(n_rows, -1).contiguous()
 
-    def _tokens(self, rows: Sequence[Row]) -> Iterator[_Tokens]:
+    def _tokens(self, rows: Sequence[Row], template: str) -> Iterator[_Tokens]:
         """Yield the tokens of each row."""
-        rendered = [self._render(row) for row in rows]
+        rendered = [self._render(row, template) for row in rows]
         for one, (ids, offsets) in zip(rendered, self._plain_tokens(rendered), strict=True):
             over = len(ids) - self.max_text_length
             if over > 0:
@@ -223,10 +250,10 @@ class TextEncoder:
             found.append((ids, batch["offset_mapping"][i][: len(ids)]))
         return found
 
-    def _render(self, row: Row, answer: str | None = None) -> Rendered:
-        """Fill in the template, with the mask token unless there is an answer."""
+    def _render(self, row: Row, template: str, answer: str | None = None) -> Rendered:
+        """Fill in a template, with the mask token unless there is an answer."""
         values = {name: self._plain(text) for name, text in zip(self.task.texts, row.texts, strict=True)}
-        return render(self._template, {**values, MASK: self.mask_token if answer is None else answer})
+        return render(template, {**values, MASK: self.mask_token if answer is None else answer})
 
     def _plain(self, text: str) -> str:
         """Return a text in which nothing is read as a special token."""

@@ -67,6 +67,8 @@ LIMITS = (
             "max_test_examples",
             "workers",
             "patience",
+            "templates",
+            "embeddings",
         ),
         1,
     ),
@@ -105,6 +107,12 @@ class Options:
     """original: the original's templates and label words, where they differ."""
     long_texts: Literal["cut", "drop"] = "cut"
     """What is done with texts that do not fit: cut their ends off, or leave them out, of the test set too."""
+    templates: int = 1
+    """Write each training text in so many of the task's templates; a candidate's loss is the mean over all of them."""
+
+    label_words: Literal["first", "all", "auto"] | None = None
+    """Which of a class's label words stand for it: the first that is one token, all together, or auto, all and those
+    that the model's answers to the training examples suggest; first unless the task says otherwise."""
 
     model_name: str | None = None
     """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
@@ -123,10 +131,11 @@ class Options:
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
     """The original's flag, and its only value; --optimizer has others."""
-    optimizer: Literal["cma", "sep-cma", "snes", "pycma"] = "cma"
+    optimizer: Literal["cma", "sep-cma", "snes", "pycma", "cma-local"] = "cma"
     """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
     separable natural evolution strategy with mirrored candidates; pycma, the package that the original calls, which
-    also ends a search of bbt by its own stop criteria."""
+    also ends a search of bbt by its own stop criteria; cma-local, CMA-ES for three quarters of the budget, then a local
+    search around its best candidate."""
     streams: Literal["own", "original"] = "own"
     """Random numbers: own, a stream for each layer's matrix A and search; original, PyTorch's and NumPy's generators in
     the order of the original, which scales BBTv2's matrices by the padded batch with its first candidate in it."""
@@ -135,6 +144,8 @@ class Options:
     random_proj: Literal["normal", "uniform", "none"] = "normal"
     """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
     numbers, with an optimizer other than cma."""
+    embeddings: int = 1
+    """Search with so many random matrices A, one after the other, each from the best prompt so far."""
     budget: int | None = None
     """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
     popsize: int = 20
@@ -296,9 +307,17 @@ class Options:
                 "(`bbt-fast push`).",
             ),
             (
-                self.random_proj == "none" and self.optimizer == "cma",
+                self.random_proj == "none" and self.optimizer not in ("sep-cma", "snes"),
                 "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
-                "optimizer cma: take --optimizer sep-cma or snes.",
+                f"optimizer {self.optimizer}: take --optimizer sep-cma or snes.",
+            ),
+            (
+                self.random_proj == "none" and self.embeddings > 1,
+                "random_proj none has no matrix that could be drawn again: leave --embeddings out.",
+            ),
+            (
+                self.streams == "original" and self.embeddings > 1,
+                "streams original draws the matrices of one embedding: leave --embeddings out.",
             ),
             (
                 self.streams == "original" and (engine == "remote" or self.random_proj == "none"),

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from ...export.errors import UsageError
 from ..artifacts.economics import held_bytes
@@ -21,7 +23,8 @@ from ..search.bbt import bbt
 from ..search.bbtv2 import bbtv2
 from ..search.evolution import Evolution, random_stream
 from ..search.generation import Array, Generation, Oracle, Steps
-from ..search.objective import Objective, Score
+from ..search.objective import Objective, Score, project_all
+from ..search.projection import Space
 from ..search.threads import background
 from .control import Control, RunInterruptedError
 from .progress import Progress, Standing
@@ -34,7 +37,10 @@ logger = logging.getLogger(__name__)
 class Algorithm(Protocol):
     """Searches one prompt per strategy."""
 
-    def __call__(self, oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str) -> Steps:
+    def __call__(
+        self, oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str,
+        start: Sequence[float] | None,
+    ) -> Steps:  # fmt: skip
         """Hand out one generation after the other."""
 
 
@@ -45,8 +51,8 @@ ALGORITHMS: dict[str, Algorithm] = {"bbt": bbt, "bbtv2": bbtv2}
 class Kept:
     """The best prompt on the development set so far."""
 
-    candidates: tuple[Array, ...]
-    """[d] per layer."""
+    prompts: Tensor
+    """[1 or L, n, H]."""
     score: Score
 
 
@@ -81,18 +87,27 @@ def n_generations(options: Options, layers: int) -> int:
             f"budget {options.budget} makes no round: {options.generation_size} candidates (popsize) for each of "
             f"{layers} layers are {size} evaluations. Raise the budget or lower the popsize."
         )
+    if options.budget // size < options.embeddings:
+        raise UsageError(
+            f"budget {options.budget} pays for {options.budget // size} rounds of {size} evaluations, but embeddings "
+            f"is {options.embeddings}: raise the budget or lower --embeddings."
+        )
     return options.budget // size * layers
 
 
-def start_evolutions(options: Options, dim: int, layers: int, aside: Executor | None = None) -> list[Evolution]:
-    """Start a strategy per layer."""
+def start_evolutions(
+    options: Options, dim: int, layers: int, rounds: int, aside: Executor | None = None, embedding: int = 0
+) -> list[Evolution]:
+    """Start a strategy per layer, for so many rounds over the layers in one embedding."""
     assert options.sigma is not None
     shared = random_stream(options.seed, 0) if options.streams == "original" else None
     made = partial(
         Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
-        optimizer=options.optimizer, stream=shared,
+        optimizer=options.optimizer, generations=rounds,
     )  # fmt: skip
-    return [made(layer=layer) for layer in range(layers)]
+    return [
+        made(layer=layer, stream=shared or random_stream(options.seed, layer, embedding)) for layer in range(layers)
+    ]
 
 
 class Search:
@@ -104,7 +119,8 @@ class Search:
         folder: RunFolder,
         objective: Objective,
         replay: Replay,
-        save: Callable[[Sequence[Array]], None],
+        draw: Callable[[int, Tensor], Sequence[Space]],
+        save: Callable[[Tensor], None],
         control: Control,
         progress: Progress,
         report: Callable[[Mapping[str, Any]], None],
@@ -116,16 +132,20 @@ class Search:
             folder: claimed and begun.
             objective: the oracle behind ``replay``.
             replay: the oracle the algorithm asks.
-            save: writes the prompt of candidates, [d] per layer, into the folder.
+            draw: given an embedding's number and p0, [1 or L, n, H], draws its projections, one per layer.
+            save: writes prompts [1 or L, n, H] into the folder.
             control: what may end the search early.
             progress: is told how it goes.
             report: is given every line of metrics.jsonl, from the first on.
         """
         self._options, self._folder, self._objective, self._replay = options, folder, objective, replay
-        self._save, self._control, self._progress, self._report = save, control, progress, report
+        self._draw, self._save = draw, save
+        self._control, self._progress, self._report = control, progress, report
         self._layers = len(objective.projections)
         self._generations = n_generations(options, self._layers)
         self._selection = SELECTIONS[options.select]
+        self._evolutions: list[Evolution] = []
+        """Of the embedding that is searched."""
         self._kept: Kept | None = None
         self._kept_at = 0
         """Evaluations when it was kept."""
@@ -147,11 +167,8 @@ class Search:
         log = MetricsLog(self._folder.metrics)
         self._progress.start(f"{options.algorithm} seed {options.seed}", self._generations * size)
         try:
-            with closing(log), background() as aside:
-                evolutions = start_evolutions(options, self._objective.projections[0].dim, self._layers, aside)
-                algorithm = ALGORITHMS[options.algorithm]
-                with closing(algorithm(self._replay, evolutions, self._generations, keep=options.keep)) as steps:
-                    generation, stopped_by = self._drive(steps, log)
+            with closing(log), background() as aside, closing(self._steps(aside)) as steps:
+                generation, stopped_by = self._drive(steps, log)
         finally:
             self._progress.finish()
         assert self._kept is not None
@@ -163,7 +180,7 @@ class Search:
             overhead=1 - self._objective.engine_seconds / spent if spent else math.nan,
             stopped_by=stopped_by,
             scored=self._scored,
-            held_bytes=held_bytes(*evolutions),
+            held_bytes=held_bytes(*self._evolutions),
         )
 
     def _drive(self, steps: Steps, log: MetricsLog) -> tuple[Generation, str]:
@@ -174,6 +191,29 @@ class Search:
             if stopped_by is not None:
                 break
         return generation, stopped_by or "budget"
+
+    def _steps(self, aside: Executor) -> Steps:
+        """Search one embedding after the other, each from the best prompts so far."""
+        options, layers = self._options, self._layers
+        algorithm, count, rounds = ALGORITHMS[options.algorithm], options.embeddings, self._generations // layers
+        start: Sequence[float] | None = None
+        for embedding in range(count):
+            first, last = (rounds * number // count for number in (embedding, embedding + 1))
+            dim = self._objective.projections[0].dim
+            self._evolutions = start_evolutions(options, dim, layers, last - first, aside, embedding)
+            generations = (last - first) * layers
+            steps = algorithm(self._replay, self._evolutions, generations, keep=options.keep, start=start)
+            with closing(steps):
+                for generation in steps:
+                    yield replace(generation, index=first * layers + generation.index)
+            if embedding + 1 < count:
+                self._objective.projections = self._draw(embedding + 1, self._project(generation.best))
+                self._replay.moved()
+                start = generation.losses
+
+    def _project(self, candidates: Sequence[Array]) -> Tensor:
+        """Return the prompts [1 or L, n, H] of candidates, [d] per layer."""
+        return project_all(self._objective.projections, candidates)
 
     def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
         """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""
@@ -229,7 +269,7 @@ class Search:
         if self._kept is not None and not self._replay.replaying:
             if not self._folder.prompt.exists():
                 logger.warning("%s is missing: it is written again.", self._folder.prompt)
-            self._save(self._kept.candidates)
+            self._save(self._kept.prompts)
 
     @property
     def _wants_another(self) -> bool:
@@ -252,9 +292,9 @@ class Search:
         score = self._replay.develop(prompts)
         self._scored += 1
         if self._kept is None or self._selection.better(score, self._kept.score):
-            self._kept, self._kept_at = Kept(prompts, score), evaluations
+            self._kept, self._kept_at = Kept(self._project(prompts), score), evaluations
             if not replayed:
-                self._save(prompts)
+                self._save(self._kept.prompts)
         return score
 
     def _end_if_asked(self, generation: Generation, evaluations: int) -> None:
@@ -262,7 +302,7 @@ class Search:
         if asked_by is None:
             return
         if self._kept is None:
-            self._save(generation.best)
+            self._save(self._project(generation.best))
         raise RunInterruptedError(
             f"stopped by {asked_by} after {evaluations} evaluations. The best prompt so far is {self._folder.prompt}."
         )

@@ -63,6 +63,10 @@ class Replay:
         """Fix a layer's prompt, given as the candidate [d], for all later calls."""
         self._commits[layer] = candidate
 
+    def moved(self) -> None:
+        """Take note that the search goes on in another embedding: what was committed is p0 there."""
+        self._commits = {layer: np.zeros_like(candidate) for layer, candidate in self._commits.items()}
+
     def develop(self, best: Sequence[Array]) -> Score:
         """Score the best prompts so far, [d] per layer, on the development set.
 

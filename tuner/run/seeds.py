@@ -91,7 +91,7 @@ def ensemble_of(results: Sequence[Result]) -> float | None:
         logger.warning("%s There is no figure for the ensemble.", error)
         return None
     if len({each.examples for each in answers}) > 1:
-        logger.warning("the seeds have different test sets, so there is no figure for their ensemble.")
+        logger.warning("the seeds have different test sets or label words, so there is no figure for their ensemble.")
         return None
     return ensemble_metric(torch.stack([each.logits for each in answers]), answers[0].labels, results[0].metric)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
 import transformers
+from torch import Tensor
 
 from ...engine import load_engine
 from ...export.errors import MissingExtraError, UsageError
@@ -22,13 +25,16 @@ from ..data.encoding import Encoded, TextEncoder, longest_sequence
 from ..data.splits import Row, Splits, load_splits, parse_column_mapping
 from ..demo import MODEL_DIR
 from ..input.options import Options
+from ..search.objective import answer
 from ..tasks.presets import DEMO
 from ..tasks.task import Task
+from ..tasks.word_choice import with_chosen_words
 from ..tasks.wording import worded
 from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 """Where each algorithm's prompts enter."""
+AUTO: Final = "auto"
 KEY_VARIABLE = "BBT_FAST_API_KEY"
 logger = logging.getLogger(__name__)
 
@@ -38,7 +44,9 @@ class Setup:
 
     def __init__(self, options: Options, task: Task) -> None:
         """Take resolved options and their task."""
-        self.options, self.task = options, worded(task, options.wording, options.cat_or_add)
+        self.options, given = options, options.label_words
+        task = worded(task, options.wording, options.cat_or_add)
+        self.task = task if given is None or given == AUTO else replace(task, use_words=given)
         self._test: tuple[list[Row], Encoded] | None = None
 
     def splits(self, seed: int) -> Splits:
@@ -106,10 +114,13 @@ class Setup:
         Raises:
             UsageError: if task and tokenizer do not go together.
         """
+        return self._encoder(self.task)
+
+    def _encoder(self, task: Task) -> TextEncoder:
         options, family = self.options, family_of(self._answering)
         return TextEncoder(
             self.tokenizer,
-            self.task,
+            task,
             family.kind,
             options.cat_or_add,
             options.n_prompt_tokens,
@@ -125,7 +136,27 @@ class Setup:
         """
         if self._test is None or self._test[0] != splits.test:  # few-shot folders have a test file each
             self._test = splits.test, self.encoder.encode(splits.test)
-        return Parts(self.encoder.encode(splits.train), self.encoder.encode(splits.dev), self._test[1])
+        train = self.encoder.encode(splits.train, templates=self.options.templates)
+        return Parts(train, self.encoder.encode(splits.dev), self._test[1])
+
+    def chosen(self, engine: Any, parts: Parts, origins: Tensor) -> tuple[Task, Parts]:
+        """Return the task and a seed's data with the label words that options ask for.
+
+        Args:
+            engine: loaded.
+            parts: encoded.
+            origins: p0, [1 or L, n, H].
+        """
+        if self.options.label_words != AUTO:
+            return self.task, parts
+        vocabulary = torch.arange(min(len(self.tokenizer), self._answering.vocab_size))
+        session = engine.open(replace(parts.train.examples, label_token_ids=vocabulary, label_classes=None))
+        logits = answer(session, origins[None].to(engine.device))[0]
+        task = with_chosen_words(self.task, self.encoder.kind, self.tokenizer, logits, parts.train.labels)
+        for label, words in zip(task.labels, task.words(self.encoder.kind), strict=True):
+            logger.info("label words of %s: %s", label, ", ".join(words))
+        encoder = self._encoder(task)
+        return task, Parts(*(encoder.relabelled(part) for part in (parts.train, parts.dev, parts.test)))
 
     def load_engine(self, pinned: dict[str, str]) -> Any:
         """Load the engine.
@@ -192,11 +223,12 @@ class Setup:
             )
         return engine
 
-    def prompt_config(self, options: Options, embeddings: str) -> PromptConfig:
+    def prompt_config(self, options: Options, task: Task, embeddings: str) -> PromptConfig:
         """Return what the prompt of a run with these options belongs to.
 
         Args:
             options: of one seed.
+            task: with the label words that are used.
             embeddings: the digest of the model's word embeddings.
         """
         return PromptConfig(
@@ -209,7 +241,7 @@ class Setup:
             k_shot=options.k_shot,
             seed=options.seed,
             kind=family_of(self._answering).kind,
-            task=self.task,
+            task=task,
         )
 
     @property

@@ -30,7 +30,7 @@ from ..search.objective import Objective, Score, Yardstick, answer, project_all
 from ..search.projection import NONE, FullSpace, Space, draw_projections, normal_scale
 from . import original
 from .control import Control, RunInterruptedError
-from .driver import Found, Search, start_evolutions
+from .driver import Found, Search, n_generations, start_evolutions
 from .progress import Progress
 from .replay import Replay
 from .reporting import Reports, open_reports
@@ -95,32 +95,35 @@ class Run:
     def _execute(self, folder: RunFolder, control: Control, progress: Progress, reports: Reports) -> Result:
         forget_peak()
         session = self.engine.open(self.parts.train.examples)
-        projections = self._projections(session)
+        draw = self._drawn_from(session)
+        objective = Objective(session, self.parts.train.labels, draw(0, self.origins), self.yardstick)
         dev_session = self.engine.open(self.parts.dev.examples)
 
         def develop(candidates: Sequence[Array]) -> Score:
-            return self._score(dev_session, self.parts.dev, project_all(projections, candidates))
+            return self._score(dev_session, self.parts.dev, project_all(objective.projections, candidates))
 
-        def save(candidates: Sequence[Array]) -> None:
-            save_prompt(folder.prompt, project_all(projections, candidates), self._about())
+        def save(prompts: Tensor) -> None:
+            save_prompt(folder.prompt, prompts, self._about())
 
-        objective = Objective(session, self.parts.train.labels, projections, self.yardstick)
         with closing(Journal(folder.journal)) as journal:
             self._check_header(journal)
             replay = Replay(objective, develop, journal)
-            found = Search(self.options, folder, objective, replay, save, control, progress, reports.line).run()
-        matrices = sum(projection.nbytes for projection in projections)
+            found = Search(self.options, folder, objective, replay, draw, save, control, progress, reports.line).run()
+        matrices = sum(projection.nbytes for projection in objective.projections)
         device = self.engine.device if self.engine.holds_model else None
         memory = Memory.of(found.held_bytes, matrices, device)
-        save(found.kept.candidates)
-        prompts = project_all(projections, found.kept.candidates)
+        prompts = found.kept.prompts
+        save(prompts)
         result = self._tested(found, memory, prompts, session, dev_session, folder, control)
         write_json(folder.result, result.as_dict())
         reports.result(result)
         return result
 
-    def _projections(self, session: Any) -> Sequence[Space]:
-        """Draw the projection of every layer, scaled as published, with p0 in place at layer 0 and above."""
+    def _drawn_from(self, session: Any) -> Callable[[int, Tensor], Sequence[Space]]:
+        """Return what draws an embedding's projections from its number and p0, [1 or L, n, H].
+
+        They are scaled as published, with the run's own p0 in place at layer 0 and above.
+        """
         options, engine = self.options, self.engine
         assert options.alpha is not None
         assert options.sigma is not None
@@ -130,9 +133,12 @@ class Run:
                 session.commit(origin, layer=layer)
         if options.streams == "original":
             dim, layers = options.intrinsic_dim, len(self.origins)
-            first = start_evolutions(options, dim, layers)[0].ask().candidates[0]
-            examples = self.parts.train.examples
-            return original.projections(self.model, options, examples, self.origins, spreads[0], first, engine.device)
+            rounds = n_generations(options, layers) // layers
+            first = start_evolutions(options, dim, layers, rounds)[0].ask().candidates[0]
+            drawn = original.projections(
+                self.model, options, self.parts.train.examples, self.origins, spreads[0], first, engine.device
+            )
+            return lambda embedding, origins: drawn
         if options.random_proj != "uniform":
             spreads += [session.clipped_spread(layer) for layer in range(1, len(self.origins))]
         else:
@@ -141,10 +147,16 @@ class Run:
         scales = [normal_scale(spread, dim, options.alpha, options.sigma) for spread in spreads]
         for layer, spread in enumerate(spreads):
             logger.debug("layer %d: values spread by %.4f, projection by %.6f", layer, spread, scales[layer])
-        if options.random_proj == NONE:
-            origins = self.origins.to(engine.device, torch.float32)
-            return [FullSpace(scale, origin) for scale, origin in zip(scales, origins, strict=True)]
-        return draw_projections(options.random_proj, options.seed, dim, scales, list(self.origins), engine.device)
+
+        def draw(embedding: int, origins: Tensor) -> Sequence[Space]:
+            if options.random_proj == NONE:
+                there = origins.to(engine.device, torch.float32)
+                return [FullSpace(scale, origin) for scale, origin in zip(scales, there, strict=True)]
+            return draw_projections(
+                options.random_proj, options.seed, dim, scales, list(origins), engine.device, embedding
+            )
+
+        return draw
 
     def _score(self, session: Any, part: Encoded, prompts: Tensor) -> Score:
         """Score prompts [L, n, H]."""
@@ -265,7 +277,7 @@ def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, be
         between: called before each batch; may raise to end the work.
     """
     order = torch.argsort(part.examples.lengths, stable=True)
-    logits = torch.empty(len(prompts), len(order), len(part.examples.label_token_ids))
+    logits = torch.empty(len(prompts), len(order), len(part.examples.words_of_classes))
     for rows in torch.split(order, batch_size):
         between()
         logits[:, rows] = answer(engine.open(part.examples.select(rows)), prompts).float().cpu()
@@ -278,5 +290,6 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _digest(part: Encoded) -> str:
     """Return a digest of what the model is given and of the classes."""
-    tensors = (part.examples.input_ids, part.examples.attention_mask, part.examples.label_token_ids, part.labels)
-    return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors))
+    it = part.examples
+    tensors = (it.input_ids, it.attention_mask, it.label_token_ids, part.labels, it.label_classes)
+    return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors if t is not None))

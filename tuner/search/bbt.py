@@ -8,7 +8,10 @@ from .evolution import Evolution
 from .generation import KEEPS, Generation, Oracle, Steps
 
 
-def bbt(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str = "best") -> Steps:
+def bbt(
+    oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str = "best",
+    start: Sequence[float] | None = None,
+) -> Steps:  # fmt: skip
     """Search the input prompt, a generation at a time.
 
     Args:
@@ -16,18 +19,19 @@ def bbt(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, ke
         evolutions: one strategy.
         generations: budget // popsize.
         keep: a name in ``KEEPS``.
+        start: the loss of p0, if it is known.
 
     Yields:
         Each generation after its evaluation.
     """
     (evolution,) = evolutions
-    best = KEEPS[keep](layers=1, dim=evolution.dim)
+    best = KEEPS[keep](1, evolution.dim, start)
     for index in range(generations):
         asked = evolution.ask()
         before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, 0)
         evolution.tell(scores.fitness)
         best.take(0, asked.candidates, scores.fitness, evolution.mean)
         yield Generation(
-            index, 0, scores, tuple(best.candidates), best.losses[0], asked.sigma, asked.axis_ratio, asked.candidates,
-            before, evolution.ended,
+            index, 0, scores, tuple(best.candidates), tuple(best.losses), asked.sigma, asked.axis_ratio,
+            asked.candidates, before, evolution.ended,
         )  # fmt: skip

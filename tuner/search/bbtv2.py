@@ -20,7 +20,7 @@ from .generation import KEEPS, Array, Best, Generation, Oracle, Steps
 
 def bbtv2(
     oracle: Oracle, evolutions: Sequence[Evolution], generations: int, aside: Executor | None = None, *,
-    keep: str = "best",
+    keep: str = "best", start: Sequence[float] | None = None,
 ) -> Steps:  # fmt: skip
     """Search one prompt per layer, a generation at a time.
 
@@ -30,12 +30,14 @@ def bbtv2(
         generations: rounds * L, with rounds = budget // (popsize * L).
         aside: runs ask and tell, one at a time and in order; None for a thread of its own.
         keep: a name in ``KEEPS``. "mean" is known only after tell, which then is waited for.
+        start: the loss of p0 per layer, if it is known.
 
     Yields:
         Each generation after its evaluation and commit.
     """
     with aside or ThreadPoolExecutor(1) as pool:
-        yield from _rounds(oracle, evolutions, generations, pool, KEEPS[keep](len(evolutions), evolutions[0].dim))
+        best = KEEPS[keep](len(evolutions), evolutions[0].dim, start)
+        yield from _rounds(oracle, evolutions, generations, pool, best)
 
 
 def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, pool: Executor, best: Best) -> Steps:
@@ -56,7 +58,7 @@ def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, p
         if best.take(layer, asked.candidates, scores.fitness, _mean_after(told, evolution)):
             oracle.commit(best.candidates[layer], layer)
         yield Generation(
-            index, layer, scores, tuple(best.candidates), best.losses[layer], asked.sigma, asked.axis_ratio,
+            index, layer, scores, tuple(best.candidates), tuple(best.losses), asked.sigma, asked.axis_ratio,
             asked.candidates, before,
         )  # fmt: skip
 

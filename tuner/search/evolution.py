@@ -37,7 +37,7 @@ class Evolution:
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, *, seed: int, layer: int = 0, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma",
+        shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma", generations: int = 0,
         stream: np.random.RandomState | None = None,
     ) -> None:  # fmt: skip
         """Start a strategy.
@@ -53,12 +53,14 @@ class Evolution:
             aside: decomposes covariances beside the engine's work, as ``threads.background`` lends it; None for the
                 caller's thread, with the same numbers.
             optimizer: a name in ``OPTIMIZERS``.
+            generations: how many there will be; 0 if that is not known.
             stream: draw from this one, whatever seed and layer are.
         """
         stream = stream or random_stream(seed, layer)
         self.dim = dim
-        make = OPTIMIZERS[optimizer]
-        self._strategy = make(dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside)
+        self._strategy = OPTIMIZERS[optimizer](
+            dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside, generations=generations
+        )
 
     @property
     def ended(self) -> bool:
@@ -85,10 +87,11 @@ class Evolution:
         return self._strategy.centre
 
 
-def random_stream(seed: int, layer: int) -> np.random.RandomState:
-    """Return the stream that a layer's candidates are drawn from."""
-    bits = np.random.MT19937(np.random.SeedSequence([seed, layer])) if layer else np.random.MT19937()
+def random_stream(seed: int, layer: int, embedding: int = 0) -> np.random.RandomState:
+    """Return the stream that a layer's candidates are drawn from, of one embedding."""
+    first = not layer and not embedding
+    bits = np.random.MT19937() if first else np.random.MT19937(np.random.SeedSequence([seed, layer, embedding]))
     stream = np.random.RandomState(bits)
-    if not layer:
+    if first:
         stream.seed(seed)
     return stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,8 +42,8 @@ class Generation:
     scores: Scores
     best: tuple[Array, ...]
     """[d] per layer, what ``--keep`` holds best so far; zeros (p = p0) where a layer had no turn yet."""
-    best_loss: float
-    """Of this generation's layer, so far."""
+    losses: tuple[float, ...]
+    """Per layer, the loss of the best candidate so far; infinite where a layer had no turn yet."""
     sigma: float
     """CMA-ES step size that this generation was drawn with."""
     axis_ratio: float
@@ -54,6 +54,11 @@ class Generation:
     """What was held best while they were evaluated."""
     ended: bool = False
     """Whether the optimizer goes no further, by criteria of its own."""
+
+    @property
+    def best_loss(self) -> float:
+        """Of this generation's layer, so far."""
+        return self.losses[self.layer]
 
 
 Steps = Generator[Generation, None, None]
@@ -66,13 +71,15 @@ class Best:
 
     layers: int
     dim: int
+    start: Sequence[float] | None = None
+    """The losses of p0; None where it has not been scored."""
     candidates: list[Array] = field(init=False)
     losses: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start from p0, which has not been scored."""
+        """Start from p0."""
         self.candidates = [np.zeros(self.dim) for _ in range(self.layers)]
-        self.losses = [math.inf] * self.layers
+        self.losses = [math.inf] * self.layers if self.start is None else list(self.start)
 
     def update(self, layer: int, candidates: Array, fitness: Array) -> bool:
         """Keep the generation's best if it beats what the layer has; the first one wins a tie. Say whether it did."""

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from .generation import Array
+from .local import Local
 from .pycma import Pycma
 from .separable import Separable
 from .snes import Snes
@@ -44,9 +45,11 @@ class Make(Protocol):
 
     def __call__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None,
+        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
     ) -> Optimizer:  # fmt: skip
         """Start one."""
 
 
-OPTIMIZERS: dict[str, Make] = {"cma": Strategy, "sep-cma": Separable, "snes": Snes, "pycma": Pycma}
+OPTIMIZERS: dict[str, Make] = {
+    "cma": Strategy, "sep-cma": Separable, "snes": Snes, "pycma": Pycma, "cma-local": Local,
+}  # fmt: skip

@@ -97,17 +97,18 @@ def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
 
 
 def draw_projection(
-    kind: str, seed: int, layer: int, dim: int, scale: float, origin: Tensor, device: torch.device
+    kind: str, seed: int, layer: int, dim: int, scale: float, origin: Tensor, device: torch.device, embedding: int = 0
 ) -> Projection:
     """Draw the projection of one layer; see ``draw_projections``."""
-    rng = np.random.default_rng([seed, PROJECTION_STREAM, layer])
+    rng = np.random.default_rng([seed, PROJECTION_STREAM, layer, embedding])
     matrix = PROJECTIONS[kind](rng, (origin.numel(), dim), scale)
     return Projection(torch.from_numpy(matrix).to(device), origin.to(device, torch.float32))
 
 
 def draw_projections(
-    kind: str, seed: int, dim: int, scales: Sequence[float], origins: Sequence[Tensor], device: torch.device
-) -> list[Projection]:
+    kind: str, seed: int, dim: int, scales: Sequence[float], origins: Sequence[Tensor], device: torch.device,
+    embedding: int = 0,
+) -> list[Projection]:  # fmt: skip
     """Draw one projection per layer.
 
     Args:
@@ -117,10 +118,11 @@ def draw_projections(
         scales: one standard deviation per layer (``normal`` only).
         origins: p0 of each layer, [n, H].
         device: where A lives.
+        embedding: which one of a search that goes through several; each has streams of its own.
     """
 
     def draw(layer: int) -> Projection:
-        return draw_projection(kind, seed, layer, dim, scales[layer], origins[layer], device)
+        return draw_projection(kind, seed, layer, dim, scales[layer], origins[layer], device, embedding)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing 24 layers of 51,200 x 500 numbers takes seconds
         return list(pool.map(draw, range(len(scales))))

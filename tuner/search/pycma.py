@@ -22,10 +22,10 @@ class Pycma:
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None,
+        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
     ) -> None:  # fmt: skip
-        """Start a strategy; the last two arguments have nothing to say here."""
-        del shifted, aside
+        """Start a strategy; the last three arguments have nothing to say here."""
+        del shifted, aside, generations
         options = {"popsize": popsize, "randn": randn, "seed": math.nan, "verbose": -9}
         self._strategy = cma.CMAEvolutionStrategy(
             dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})

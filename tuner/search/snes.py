@@ -23,10 +23,10 @@ class Snes:
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None,
+        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
     ) -> None:  # fmt: skip
-        """Start a strategy; the arguments are those of ``Strategy``, of which the last two have nothing to say here."""
-        del shifted, aside
+        """Start a strategy; the arguments are those of ``Strategy``, whose last three have nothing to say here."""
+        del shifted, aside, generations
         self._randn, self._popsize = randn, popsize
         self._bound = bound or math.inf
         self._mean, self._deviations, self._drawn = np.zeros(dim), np.full(dim, sigma), np.empty((0, dim))

@@ -57,7 +57,7 @@ class Strategy:
 
     def __init__(
         self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None,
+        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
     ) -> None:  # fmt: skip
         """Start a strategy.
 
@@ -70,7 +70,9 @@ class Strategy:
             shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
             aside: decomposes covariances, and draws a generation while the one before is evaluated; None for the
                 caller's thread. The numbers are the same.
+            generations: how many there will be; 0 if that is not known. It plays no part here.
         """
+        del generations
         options = {"popsize": popsize, **self.OPTIONS}
         published = cma.CMAEvolutionStrategy(
             dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})

@@ -1,8 +1,6 @@
-"""Label words: one vocabulary row per class."""
+"""Label words: one vocabulary row per class, or several."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,8 +12,8 @@ from .template import before_answer
 FIRST_CJK_CHARACTER = 0x2E80
 
 
-def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -> list[int]:
-    """Return the token of each class.
+def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -> list[list[int]]:
+    """Return the tokens of each class.
 
     Args:
         tokenizer: the model's.
@@ -23,35 +21,36 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
         kind: the model's kind, which has its own words.
 
     Returns:
-        C token ids: per class, the first of its words that is one token where the answer stands; or what the task
-        has instead (``Task.first_tokens``).
+        Per class, the first of its words that is one token where the answer stands, or all that are (``use_words``); or
+        what the task has instead (``Task.first_tokens``).
 
     Raises:
         UsageError: if none of a class's words is one token (the message shows the pieces), if a word is not in the
             vocabulary, or if two classes have the same token.
     """
-    spaced = _follows_space(before_answer(task.template(kind)), kind)
-    ids: list[int] = []
+    spaced = follows_space(task, kind)
+    ids: list[list[int]] = []
     for label, words in zip(task.labels, task.words(kind), strict=True):
-        tokens = _first_tokens(tokenizer, words) if task.first_tokens else _single_tokens(tokenizer, words, spaced)
-        token = next(tokens, None)
-        if token is None:
+        found = (word_token(tokenizer, task, word, spaced) for word in words)
+        tokens = dict.fromkeys(token for token in found if token is not None)
+        if not tokens:
             raise UsageError(_not_one_token(tokenizer, task, label, words, spaced))
-        if token in ids:
-            other = task.labels[ids.index(token)]
-            raise UsageError(
-                f"classes {other!r} and {label!r} of task {task.name!r} have the same label word for this tokenizer, "
-                f"{tokenizer.convert_ids_to_tokens(token)!r}. Give one of them another."
-            )
-        ids.append(token)
+        ids.append(list(tokens)[: None if task.use_words == "all" else 1])
+        for other, known in zip(task.labels, ids[:-1], strict=False):
+            if shared := set(known).intersection(ids[-1]):
+                raise UsageError(
+                    f"classes {other!r} and {label!r} of task {task.name!r} have the same label word for this "
+                    f"tokenizer, {tokenizer.convert_ids_to_tokens(min(shared))!r}. Give one of them another."
+                )
     return ids
 
 
-def _follows_space(before: str, kind: Kind) -> bool:
+def follows_space(task: Task, kind: Kind) -> bool:
     """Tell whether the answer is the start of a new word, which many vocabularies spell with a leading space.
 
     Chinese and Japanese put no space between words; a decoder's template ends without the space that its answer brings.
     """
+    before = before_answer(task.template(kind))
     if not before or before[-1].isspace():
         return True
     return kind == "decoder" and ord(before[-1]) < FIRST_CJK_CHARACTER
@@ -65,21 +64,18 @@ def _spellings(word: str, spaced: bool) -> tuple[str, str]:
     return (" " + word, word) if spaced else (word, " " + word)
 
 
-def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], spaced: bool) -> Iterator[int]:
-    """Yield the tokens of those words that are one token, in order of preference."""
-    for word in words:
-        for form in _spellings(word, spaced):
-            ids = tokenizer.encode(form, add_special_tokens=False)
-            if form == word and len(ids) > 1 and not str(tokenizer.decode(ids[:1])).strip():
-                ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
-            if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-                yield ids[0]
-
-
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> Iterator[int]:
-    """Yield the first token of each word by itself."""
-    for word in words:
-        yield tokenizer.encode(word, add_special_tokens=False)[0]
+def word_token(tokenizer: PreTrainedTokenizerBase, task: Task, word: str, spaced: bool) -> int | None:
+    """Return the token that a word is, if it is one, or its first by itself where the task has it so."""
+    if task.first_tokens:
+        first: int = tokenizer.encode(word, add_special_tokens=False)[0]
+        return first
+    for form in _spellings(word, spaced):
+        ids: list[int] = tokenizer.encode(form, add_special_tokens=False)
+        if form == word and len(ids) > 1 and not str(tokenizer.decode(ids[:1])).strip():
+            ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            return ids[0]
+    return None
 
 
 def _not_one_token(

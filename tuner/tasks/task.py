@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from ...export.errors import UsageError
 from ...export.families import Kind
@@ -22,12 +22,13 @@ from .template import ONE_TEXT, TWO_TEXTS, problem_of, text_names
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FIELDS: Final = (
-    "name", "aliases", "labels", "templates", "label_words", "metric", "columns", "replace", "hub", "preset",
-    "first_tokens",
+    "name", "aliases", "labels", "templates", "more_templates", "label_words", "use_words", "metric", "columns",
+    "replace", "hub", "preset", "first_tokens",
 )  # fmt: skip
 """The keys of a task file."""
 TASKS_DIR: Final = Path(__file__).resolve().parent / "packaged"
 LABEL: Final = "label"
+UseWords = Literal["first", "all"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class Task:
     templates: Mapping[Kind, str]
     """Per model kind, the text around ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}``."""
     label_words: Mapping[Kind, tuple[tuple[str, ...], ...]]
-    """Per model kind and class, the word that stands for the class: the first of these that is one token."""
+    """Per model kind and class, the words that can stand for the class; those count that are one token."""
+    use_words: UseWords = "first"
+    """How many of them do: the first, or all together, as likely as their mean."""
+    more_templates: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
+    """Per model kind, other wordings of the template, which training texts can be written in besides."""
     metric: str = "accuracy"
     """A key of ``metrics.METRICS``."""
     aliases: tuple[str, ...] = ()
@@ -101,6 +106,7 @@ class Task:
             "labels": list(self.labels),
             "templates": {kind: self.template(kind)},
             "label_words": {kind: [list(words) for words in self.words(kind)]},
+            "use_words": self.use_words if self.use_words != "first" else None,
             "metric": self.metric,
             "columns": dict(self.columns),
             "replace": dict(self.replace),
@@ -116,6 +122,20 @@ class Task:
             UsageError: if the task has none.
         """
         return self.templates[self._with(kind)]
+
+    def wordings(self, kind: Kind, count: int) -> tuple[str, ...]:
+        """Return the template for a model kind and ``count - 1`` of its other wordings.
+
+        Raises:
+            UsageError: if the task has fewer.
+        """
+        found = (self.template(kind), *self.more_templates.get(kind, ()))
+        if count > len(found):
+            raise UsageError(
+                f"templates is {count}, but task {self.name!r} has {len(found)} for {kind} models. Lower --templates, "
+                "or write more under `more_templates` in a task file of your own (docs/tasks.md)."
+            )
+        return found[:count]
 
     def words(self, kind: Kind) -> tuple[tuple[str, ...], ...]:
         """Return the label words for a model kind: per class, the candidates in order of preference.
@@ -190,6 +210,7 @@ def task_of(value: Value, path: Path) -> Task:
     if len(labels) < 2:
         raise parts["labels"].error("needs at least two classes.")
     templates = _templates(_per_kind(parts["templates"]))
+    more = _more_templates(_per_kind(parts["more_templates"]), templates) if "more_templates" in parts else {}
     words = {kind: _label_words(value, labels) for kind, value in _per_kind(parts["label_words"]).items()}
     if unpaired := sorted(set(templates) ^ set(words)):
         raise parts["label_words"].error(f"and templates must name the same model kinds; {unpaired[0]} is only in one.")
@@ -201,6 +222,8 @@ def task_of(value: Value, path: Path) -> Task:
         labels=labels,
         templates=templates,
         label_words=words,
+        use_words=cast("UseWords", parts["use_words"].one_of(get_args(UseWords)) if "use_words" in parts else "first"),
+        more_templates=more,
         metric=metric,
         aliases=parts["aliases"].texts() if "aliases" in parts else (),
         columns=_columns(parts["columns"]) if "columns" in parts else {},
@@ -224,12 +247,27 @@ def _templates(values: Mapping[Kind, Value]) -> dict[Kind, str]:
     """Read the templates; all must name the same texts."""
     found: dict[Kind, str] = {}
     for kind, value in values.items():
-        if problem := problem_of(value.text(), kind):
-            raise value.error(problem)
-        found[kind] = value.text()
-        if text_names(value.text()) != (first := text_names(next(iter(found.values())))):
-            raise value.error(f"must hold the same texts as the first template: {' and '.join(first)}.")
+        found[kind] = _template(value, kind, next(iter(found.values()), None))
     return found
+
+
+def _more_templates(values: Mapping[Kind, Value], templates: Mapping[Kind, str]) -> dict[Kind, tuple[str, ...]]:
+    """Read the other wordings of the templates."""
+    for kind, value in values.items():
+        if kind not in templates:
+            raise value.error(f"has wordings for {kind} models, which `templates` has none for.")
+    first = next(iter(templates.values()))
+    return {kind: tuple(_template(item, kind, first) for item in value.items()) for kind, value in values.items()}
+
+
+def _template(value: Value, kind: Kind, first: str | None) -> str:
+    """Read a template, which must name the same texts as the first."""
+    template = value.text()
+    if problem := problem_of(template, kind):
+        raise value.error(problem)
+    if first is not None and text_names(template) != (names := text_names(first)):
+        raise value.error(f"must hold the same texts as the first template: {' and '.join(names)}.")
+    return template
 
 
 def _label_words(value: Value, labels: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -68,8 +68,8 @@ def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: 
     encoder = classifier.encoder
     tokenizer = bake_tokenizer(encoder)
     mask_id = None if encoder.mask_id == NO_TOKEN else encoder.mask_id
-    label_ids = torch.tensor(encoder.label_token_ids)
-    graph = Graph(classifier.engine.staged, classifier.prompts, label_ids, mask_id, precision_of(precision).dtype)
+    dtype = precision_of(precision).dtype
+    graph = Graph(classifier.engine.staged, classifier.prompts, encoder.label_words, mask_id, dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:

@@ -37,7 +37,7 @@ def test_the_list_has_every_task_with_template_label_words_and_sizes(capsys: pyt
 
 def test_the_list_can_be_that_of_another_model_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--kind", "decoder"]) == 0
-    assert "{text} . The sentiment is\n    negative, positive" in capsys.readouterr().out
+    assert "{text} . The sentiment is\n    negative/bad/terrible, positive/good/great" in capsys.readouterr().out
 
 
 def test_an_example_is_shown_with_positions_and_ids(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -379,9 +379,8 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_samples_load(name: str, shared_file: Callable[..., Path], real_task: Callable[[str], Task]) -> None:
-    task = real_task(name)
-    splits: Splits = load_splits(task, data_dir=shared_file("data", name))
+def test_the_real_samples_load(name: str, shared_file: Callable[..., Path]) -> None:
+    splits: Splits = load_splits(load_task(name), data_dir=shared_file("data", name))
     assert len(splits.test) == REAL[name]
     assert set(labels_of(splits.train).values()) == set(labels_of(splits.dev).values()) == {16}
     assert not any(re.search(r"\\n", row.text_a) for row in splits.train if name == "yelp_polarity")

@@ -149,6 +149,19 @@ def test_chinese_words_have_no_space_before_them(
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids[0]) == word
 
 
+def test_several_templates_are_all_rows_in_one_after_the_other(make_encoder, family):
+    rows = [replace(row_of(SST2, "a gripping film"), label=1), row_of(SST2, "tedious")]
+    encoder = make_encoder(family, SST2)
+    encoded = encoder.encode(rows, templates=3)
+    assert encoded.labels.tolist() == 3 * [1, 0]
+    assert len(encoded.examples) == 6
+    for i, template in enumerate(SST2.wordings(encoder.kind, 3)):
+        alone = make_encoder(family, replace(SST2, templates={encoder.kind: template})).encode(rows)
+        for j in range(2):
+            assert ids_of(encoded, 2 * i + j) == ids_of(alone, j)
+            assert encoded.examples.answer_position[2 * i + j] == alone.examples.answer_position[j]
+
+
 def with_words(*words: tuple[str, ...]) -> Task:
     return replace(SST2, label_words=dict.fromkeys(SST2.templates, words))
 
@@ -357,9 +370,9 @@ SHORTENED = {"dbpedia_14": 1, "yelp_polarity": 29}
     "name", ["sst2", "yelp_polarity", "ag_news", "dbpedia_14", "mrpc", "rte", "snli", "trec", "subj"]
 )
 def test_the_real_samples_are_encoded_with_a_real_tokenizer(
-    name: str, minilm: Path, shared_file: Callable[..., Path], real_task: Callable[[str], Task]
+    name: str, minilm: Path, shared_file: Callable[..., Path]
 ) -> None:
-    task, tokenizer = real_task(name), AutoTokenizer.from_pretrained(minilm)
+    task, tokenizer = load_task(name), AutoTokenizer.from_pretrained(minilm)
     longest = longest_sequence(AutoConfig.from_pretrained(minilm), tokenizer)
     test = load_splits(task, data_dir=shared_file("data", name)).test
     for mode in ("add", "cat"):

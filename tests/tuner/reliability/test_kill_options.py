@@ -15,14 +15,17 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
+    ("bbtv2", {"templates": "3"}),
+    ("bbt", {"label_words": "auto"}),
+    *((algorithm, {"embeddings": "3", "optimizer": "cma-local"}) for algorithm in ("bbt", "bbtv2")),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]
-SLOW = *CASES[:2], *CASES[3:6]
+FAST = CASES[2], ("bbtv2", {"optimizer": "snes"})
 
 
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
-    [pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES],
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
     ids=str,
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(

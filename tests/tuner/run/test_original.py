@@ -54,16 +54,17 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     seen: dict[str, Any] = {"algorithm": request.param, "generations": []}
 
     def projections(run: Run, session: Any) -> Any:
-        seen["parts"], seen["projections"] = run.parts, drawn(run, session)
-        return seen["projections"]
+        draw = drawn(run, session)
+        seen["parts"], seen["projections"] = run.parts, draw(0, run.origins)
+        return draw
 
     def take(search: Search, generation: Generation, *rest: Any) -> Any:
         seen["generations"].append(generation)
         return took(search, generation, *rest)
 
-    drawn, took = Run._projections, Search._take
+    drawn, took = Run._drawn_from, Search._take
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_projections", projections)
+        patch.setattr(Run, "_drawn_from", projections)
         patch.setattr(Search, "_take", take)
         options = Options.of(
             **GIVEN, **OWN[request.param], algorithm=request.param, data_dir=str(folder), output_dir=str(folder / "run")

@@ -16,7 +16,6 @@ from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import MEASURED
 from bbt_fast.tuner.run.control import Control, RunInterruptedError
 from bbt_fast.tuner.run.driver import Search
-from bbt_fast.tuner.search.optimizers import OPTIMIZERS
 
 ALGORITHMS = ("bbt", "bbtv2")
 GENERATIONS = 12
@@ -27,12 +26,22 @@ class PowerCutError(Exception):
 
 
 CHANGES: tuple[dict[str, str], ...] = (
-    {}, {"keep": "mean"}, {"select": "due"}, *({"optimizer": name} for name in OPTIMIZERS if name != "cma"),
+    {}, {"keep": "mean"}, {"select": "due"}, {"optimizer": "sep-cma"}, {"optimizer": "snes"}, {"optimizer": "pycma"},
     {"random_proj": "none", "optimizer": "snes"},
+)  # fmt: skip
+SLOW: tuple[dict[str, str], ...] = (
+    {"optimizer": "cma-local"}, {"embeddings": "3"}, {"embeddings": "2", "keep": "mean"},
 )  # fmt: skip
 
 
-@pytest.fixture(params=[(algorithm, changes) for changes in CHANGES for algorithm in ALGORITHMS], ids=str)
+@pytest.fixture(
+    params=[
+        pytest.param((algorithm, changes), marks=pytest.mark.slow if changes in SLOW else ())
+        for changes in (*CHANGES, *SLOW)
+        for algorithm in ALGORITHMS
+    ],
+    ids=str,
+)
 def whole(request, tmp_path, make_options, start):
     """A run that nothing disturbed: its options, folder and result."""
     algorithm, changes = request.param

@@ -21,4 +21,4 @@ def test_cpt_is_asked_as_a_masked_model_though_its_checkpoints_call_themselves_b
     tiny = CptConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=60)
     setup.model = CptForMaskedLM(tiny)
     assert setup.config.model_type == "bart"
-    assert setup.prompt_config(options, "digest").kind == "masked"
+    assert setup.prompt_config(options, setup.task, "digest").kind == "masked"

@@ -9,11 +9,14 @@ import torch
 from safetensors import safe_open
 
 from bbt_fast.engine.embeddings import clipped_spread, spread_of
-from bbt_fast.export.errors import NumericsError
+from bbt_fast.export.errors import NumericsError, UsageError
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import read_result
 from bbt_fast.tuner.run import single
 from bbt_fast.tuner.run.control import Control
+from bbt_fast.tuner.search.losses import LOSSES
+from bbt_fast.tuner.search.metrics import METRICS
+from bbt_fast.tuner.search.objective import answer
 from bbt_fast.tuner.search.projection import draw_projections
 
 ALGORITHMS = ("bbt", "bbtv2")
@@ -233,9 +236,9 @@ def test_deep_projections_are_scaled_by_the_layers_own_hidden_states(
 ):
     drawn = []
 
-    def draw(kind, seed, dim, scales, origins, device):
+    def draw(kind, seed, dim, scales, *rest):
         drawn.extend(scales)
-        return draw_projections(kind, seed, dim, scales, origins, device)
+        return draw_projections(kind, seed, dim, scales, *rest)
 
     monkeypatch.setattr(single, "draw_projections", draw)
     engine, origins = toy_engine("layers"), torch.ones(3, 3, 8)
@@ -246,6 +249,40 @@ def test_deep_projections_are_scaled_by_the_layers_own_hidden_states(
     spreads = [spread_of(engine.word_embeddings), *(clipped_spread(session.hidden_states(i)) for i in (1, 2))]
     assert drawn == pytest.approx([0.5 * spread / (6**0.5 * 0.4) for spread in spreads])
     assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+def test_every_embedding_begins_at_the_best_prompts_of_the_one_before(
+    algorithm, tmp_path, make_options, start, toy_engine, toy_parts, monkeypatch
+):
+    began = []
+
+    def draw(kind, seed, dim, scales, origins, device, embedding):
+        began.append(torch.stack(origins))
+        return draw_projections(kind, seed, dim, scales, origins, device, embedding)
+
+    monkeypatch.setattr(single, "draw_projections", draw)
+    engine, layers = toy_engine("input" if algorithm == "bbt" else "layers"), 1 if algorithm == "bbt" else 3
+    start(tmp_path / "r", make_options(algorithm, embeddings=2), engine)
+    curves = lines(tmp_path / "r" / "metrics.jsonl")
+    assert [line["generation"] for line in curves] == list(range(12))
+    assert [line["layer"] for line in curves] == [generation % layers for generation in range(12)]
+    assert len(began) == 2
+    assert not began[0].any()
+    train = toy_parts().train
+    logits = answer(engine.open(train.examples), began[1][None])
+    assert float(LOSSES["ce"](logits, train.labels, METRICS["accuracy"])) <= curves[0]["best_loss"]
+    if algorithm == "bbt":
+        lowest = [line["loss"] for line in curves]
+        assert [line["best_loss"] for line in curves] == [min(lowest[: i + 1]) for i in range(12)]
+        assert float(LOSSES["ce"](logits, train.labels, METRICS["accuracy"])) == pytest.approx(min(lowest[:6]))
+    first = [record["candidates"] for record in kinds(tmp_path / "r", "generation")]
+    assert first[0] != first[6]
+
+
+def test_more_embeddings_than_rounds_are_refused(tmp_path, make_options, start):
+    with pytest.raises(UsageError, match="budget 96 pays for 4 rounds of 24 evaluations, but embeddings is 5"):
+        start(tmp_path / "r", make_options("bbtv2", embeddings=5))
 
 
 def test_nan_is_an_error_that_says_which_precision_to_try(tmp_path, make_options, start, toy_engine):

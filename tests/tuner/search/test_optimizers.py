@@ -29,7 +29,7 @@ def ellipsoid(x: Array) -> Array:
 
 
 def make(name: str, dim: int = DIM, popsize: int = POPSIZE, sigma: float = 0.7, **changes: Any) -> Evolution:
-    return Evolution(dim, sigma, popsize, **({"seed": 42, "optimizer": name} | changes))
+    return Evolution(dim, sigma, popsize, **({"seed": 42, "optimizer": name, "generations": 8} | changes))
 
 
 def trajectory(evolution: Evolution, generations: int = 12, function: Any = sphere) -> Array:
@@ -128,6 +128,23 @@ def test_it_holds_no_matrix(name):
     assert held_bytes(evolution) < 4000 * 8 * 200
 
 
+def test_cma_local_is_cma_es_for_three_quarters_and_then_stays_near_its_best_candidate():
+    evolution, cma = make("cma-local", generations=40), make("cma")
+    asked = trajectory(evolution, 40)
+    np.testing.assert_array_equal(asked[:30], trajectory(cma, 30))
+    best, centre, radius = np.inf, np.zeros(DIM), np.inf
+    for generation, candidates in enumerate(asked):
+        distances = np.linalg.norm(candidates - centre, axis=1)
+        if generation < 30:
+            radius = distances.mean()
+        else:
+            assert distances.max() < radius
+        if (losses := sphere(candidates)).min() < best:
+            best, centre = losses.min(), candidates[losses.argmin()]
+    np.testing.assert_array_equal(evolution.mean(), centre)
+    assert best < sphere(asked[:30].reshape(-1, DIM)).min()
+
+
 def test_snes_draws_pairs_that_mirror_each_other():
     drawn = make("snes", popsize=7).ask().candidates
     np.testing.assert_array_equal(drawn[0:6:2], -drawn[1:6:2])
@@ -136,7 +153,7 @@ def test_snes_draws_pairs_that_mirror_each_other():
 @every_optimizer
 def test_a_search_that_diverges_says_so(name):
     evolution = make(name)
-    strategy: Any = evolution._strategy
+    strategy: Any = getattr(evolution._strategy, "_wide", evolution._strategy)
     with pytest.raises(NumericsError, match="the search has diverged"):  # noqa: PT012
         for _ in range(12):
             candidates = evolution.ask().candidates

@@ -44,6 +44,14 @@ def test_a_layers_matrix_depends_on_the_seed_and_the_layer_alone(kind):
     assert not torch.equal(two[0].matrix, other[0].matrix)
 
 
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_every_embedding_has_a_matrix_of_its_own(kind):
+    origins = [torch.zeros(N, H)]
+    drawn = [draw_projections(kind, 42, D, [1.0], origins, CPU, embedding)[0].matrix for embedding in (0, 1, 2)]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
 def test_normal_has_the_scale_asked_for():
     for projection, scale in zip(draw("normal"), (0.5, 2.0), strict=True):
         assert spread_of(projection.matrix) == pytest.approx(scale, rel=0.05)

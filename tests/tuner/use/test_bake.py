@@ -123,6 +123,14 @@ def test_a_baked_file_in_fp16_answers_alike(algorithm, kind, mode, baked):
 
 
 @pytest.mark.slow
+def test_classes_of_several_words_are_baked(tuned, tmp_path):
+    classifier = bbt_fast.load(tuned(label_words="auto"), engine="torch", precision="fp32", device="cpu")
+    assert len(classifier.encoder.label_token_ids) == 8
+    made = bake(classifier, tmp_path / "baked")
+    assert np.abs(answers(made.folder, FEW, 7) - expected_logits(classifier, FEW)).max() < FP32
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "kind", "mode"), CASES)
 def test_several_prompts_are_baked_into_one_file(algorithm, kind, mode, tuned, tmp_path):
     runs = [tuned(algorithm, kind, cat_or_add=mode, seed=seed) for seed in (42, 7, 8)]
@@ -239,7 +247,7 @@ def test_a_model_whose_answer_comes_from_a_decoder_is_refused(make_model, make_e
     )  # fmt: skip
     staged = StagedModel(transformers.BartForConditionalGeneration(config).eval(), "add", 3, "input")
     with pytest.raises(UsageError, match="BART cannot be baked: its answer comes from a decoder"):
-        Classifier(staged, torch.zeros(1, 1, 3, 16), torch.tensor([5, 6]), 7, torch.float32)
+        Classifier(staged, torch.zeros(1, 1, 3, 16), [[5], [6]], 7, torch.float32)
 
 
 ALONE = """

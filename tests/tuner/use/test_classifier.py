@@ -32,10 +32,20 @@ def loaded(folder: Path | list[Path], **changes: Any) -> bbt_fast.Classifier:
     return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("bbt", "roberta"), ("bbtv2", "bert")])
-def test_evaluate_gives_the_run_s_own_test_metric(algorithm, kind, tuned):
-    result = read_result(tuned(algorithm, kind))
-    found = loaded(tuned(algorithm, kind)).evaluate()
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "changes"),
+    [
+        ("bbt", "roberta", {}),
+        ("bbtv2", "bert", {}),
+        ("bbt", "bert", {"label_words": "auto", "templates": 2}),
+        ("bbtv2", "roberta", {"label_words": "auto"}),
+    ],
+)
+def test_evaluate_gives_the_run_s_own_test_metric(algorithm, kind, changes, tuned):
+    folder = tuned(algorithm, kind, **changes)
+    result, classifier = read_result(folder), loaded(folder)
+    assert len(classifier.encoder.label_token_ids) == (8 if changes else 2)
+    found = classifier.evaluate()
     assert (found.metric, found.value) == (result.metric, result.tuned.test)
     assert (found.examples, found.truncated) == (30, result.examples["truncated"])
 
