@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .absorb import Absorbed, absorbed
 from .attention import KeysValues, after, attend, capture, extend, pack, supply, watch
-from .packing import Row
 from .recording import Call
+from .row import Row
 from .texts import Axes
 
 

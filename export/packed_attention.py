@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +10,9 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import KeysValues, sdpa
+from .row import Kernel, QueriesKeysValues, Row
 from .short_attention import row_attention
 from .texts import BOUNDS, EACH, KEY_BOUNDS, KEY_INDEX, TEXT_INDEX, TEXT_LENGTHS, TOKEN_INDEX, TOKEN_OFFSET
-
-if TYPE_CHECKING:
-    from .packing import Row
-
-QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
-Attend: TypeAlias = "Callable[[Row, nn.Module, QueriesKeysValues, KeysValues | None, dict[str, Any]], Tensor]"
-AttendAlone = Callable[[Tensor, KeysValues, float | None], Tensor]
 
 
 def _padded(
@@ -38,7 +30,7 @@ def _padded(
     population = qkv[0].shape[0]
     query, key, value = map(unpacked, qkv)
     mask = None
-    if not row.packing.causal:  # padding stands behind a text, where no real token of a causal model looks
+    if not row.causal:  # padding stands behind a text, where no real token of a causal model looks
         real = torch.arange(longest, device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
         mask = real[None].expand(population, -1, -1).reshape(population * texts, 1, 1, longest)
         mask = mask.expand(-1, -1, longest, -1)
@@ -64,7 +56,7 @@ def _varlen(
     query_row, key_row, value_row = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     scale: float = query.shape[3] ** -0.5 if how.get("scaling") is None else how["scaling"]
     seen: Any
-    if before is None and not row.packing.causal:
+    if before is None and not row.causal:
         seen = row_attention(query_row, key_row, value_row, bounds, longest, scale)
     else:
         seen = varlen.varlen_attn(
@@ -76,7 +68,7 @@ def _varlen(
             longest,
             longest_keys,
             scale=scale,
-            window_size=(-1, 0) if row.packing.causal else (-1, -1),
+            window_size=(-1, 0) if row.causal else (-1, -1),
         )
     joined: Tensor = seen
     return joined.view(query.shape[0], query.shape[2], *joined.shape[1:])
@@ -134,19 +126,6 @@ def _contrib(
         version=1,
     )
     return seen.reshape(population, tokens, heads, size)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A way to attend within the texts of a row."""
-
-    attend: Attend
-    tensors: tuple[str, ...]
-    """What it takes, by name."""
-    attend_alone: Callable[[Row, Tensor, KeysValues, float | None], Tensor] | None = None
-    """How one position of each text attends, if it can; see ``Row.attend_alone``."""
-    causal: bool = True
-    """Whether it can be causal."""
 
 
 KERNELS: dict[str, Kernel] = {

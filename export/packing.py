@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import KeysValues
-from .packed_attention import KERNELS, AttendAlone
+from .packed_attention import KERNELS
+from .row import Row
 from .texts import AXES, TEXT_INDEX, TOKEN_INDEX, Axes, Texts
 
 
@@ -50,70 +48,7 @@ class Packing:
 
     def row(self, named: Mapping[str, Tensor]) -> Row:
         """Return the row that these tensors stand for."""
-        return Row(self, named)
-
-
-class Row:
-    """Texts in a row, while a stage runs.
-
-    Args:
-        packing: how the layers run.
-        tensors: those that the stage was given, by name.
-    """
-
-    def __init__(self, packing: Packing, tensors: Mapping[str, Tensor]) -> None:
-        self.packing, self.tensors = packing, tensors
-        self.named: dict[str, Any] = dict(tensors) | {
-            name: None if packed is None else tensors[packed] for name, packed in packing.names.items()
-        }
-        """What the layers are given, by its recorded name."""
-
-    def attend(
-        self, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], before: KeysValues | None, how: dict[str, Any]
-    ) -> Tensor:
-        """Attend within each text: queries, keys and values [P, heads, T, d] -> [P, T, heads, d].
-
-        Args:
-            module: the attention module.
-            qkv: queries, keys and values.
-            before: keys and values [P, heads, n, d] that all texts see before their own.
-            how: what `transformers` hands to an attention function.
-        """
-        return KERNELS[self.packing.kernel].attend(self, module, qkv, before, how)
-
-    @property
-    def attend_alone(self) -> AttendAlone | None:
-        """How one position of each text attends, if the kernel can; a graph has it the other way.
-
-        It takes queries [P * N, heads, 1, d], keys and values [P, heads, T, d] and the scores' scale, and returns what
-        the queries see, like them.
-        """
-        attend = KERNELS[self.packing.kernel].attend_alone
-        if attend is None or self.packing.causal or torch.compiler.is_exporting():
-            return None
-        return partial(attend, self)
-
-    def at(self, position: Tensor, states: Tensor) -> Tensor:
-        """Return the states at one position ([P * N]) of each text: [P, T, H] -> [P * N, 1, H]."""
-        starts = self.tensors[TEXT_INDEX][:, 0]
-        return states.index_select(1, starts + position[: len(starts)]).reshape(-1, 1, states.shape[2])
-
-    def positions(self) -> Tensor:
-        """Return the position of each token in its text, [1, T]."""
-        index = self.tensors[TOKEN_INDEX]
-        return (index % torch.full_like(index, self.tensors[TEXT_INDEX].shape[1]))[None]  # ONNX takes no number there
-
-    def unpack(self, states: Tensor) -> Tensor:
-        """Lay out texts with padding, each one a batch row: [P, T, H] -> [P * N, S, H]."""
-        index = self.tensors[TEXT_INDEX]
-        padded = states.index_select(1, index.flatten())
-        return padded.reshape(states.shape[0] * index.shape[0], index.shape[1], states.shape[2])
-
-    def repeat(self, shared: KeysValues) -> KeysValues:
-        """Repeat keys and values that all texts share for each text: [P, heads, n, d] -> [P * N, heads, n, d]."""
-        texts = self.tensors[TEXT_INDEX].shape[0]
-        keys, values = (part[:, None].expand(-1, texts, -1, -1, -1).flatten(0, 1) for part in shared)
-        return keys, values
+        return Row(KERNELS[self.kernel], self.causal, named, self.names)
 
 
 def pack_recorded(

@@ -17,8 +17,9 @@ from torch.nn.functional import linear
 
 from .attention import KeysValues
 from .layers import Layers
-from .packing import Packing, Row
+from .packing import Packing
 from .prompts import Join
+from .row import Row
 from .texts import AXES, TEXT_INDEX, Axes
 
 ANSWER_AXES: dict[str, Axes] = {

@@ -162,7 +162,7 @@ def test_a_heavy_library_has_one_driver_per_floor() -> None:
     assert not scattered
 
 
-FOR_CUDA = ("engine.gelu_kernel",)
+FOR_CUDA = ("engine.gelu_kernel", "export.short_attention_kernel")
 """What needs Triton, which comes with PyTorch's CUDA builds."""
 PROBE = '''
 import importlib, json, sys
