@@ -73,8 +73,8 @@ def check_killed_again_and_again(
     ("algorithm", "n"),
     [
         ("bbt", FEW),
-        pytest.param("bbt", 10, marks=pytest.mark.slow),
-        pytest.param("bbtv2", 10, marks=pytest.mark.slow),
+        pytest.param("bbt", 6, marks=pytest.mark.slow),
+        pytest.param("bbtv2", 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(
