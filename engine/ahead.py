@@ -22,8 +22,8 @@ from ..export.model import Cuts, Encoded, StagedModel
 from ..export.prompts import Mode
 from .cuda import Queue
 from .plans import Plan, Scratch
+from .runner import Runner
 from .savings import Savings
-from .session import Runner
 from .tensorrt import BUCKET_TOKENS, PRECISIONS, TensorRtEngine
 
 MEMORY_BYTES = 24 << 30

@@ -23,14 +23,15 @@ from ..export.parity import Parity, probe_examples
 from ..export.precision import precision_of
 from ..export.prompts import Mode
 from ..export.stages import Stage
-from .buckets import bucket_rows, pack_rows
+from .buckets import Bucket, bucket_rows, pack_rows
 from .crew import Crew
 from .embeddings import Embeddings, LocalEmbeddings
 from .faults import is_out_of_memory
 from .gate import measure, placed, probe
 from .replay import Replay
+from .runner import Runner
 from .savings import Savings
-from .session import Bucket, Runner, Session
+from .session import Session
 
 logger = logging.getLogger(__name__)
 

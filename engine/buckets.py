@@ -1,9 +1,53 @@
-"""Which examples run together."""
+"""Which examples run together, and what is kept of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from ..export.model import Encoded
+from .runner import Runner
+
+
+@dataclass
+class Bucket:
+    """Examples that run together, and the activations that enter the layer being tuned."""
+
+    rows: Tensor
+    """[M] int64: which of the session's examples these are."""
+    encoded: Encoded
+    run: Runner
+    run_prefix: Runner | None = None
+    """Runs the positions up to the prompt's end, if they are run apart from the texts."""
+    layer: int = 0
+    """The layer that ``hidden`` enters."""
+    hidden: Tensor | None = None
+    """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None stands for the embedded text."""
+
+    @property
+    def entering(self) -> Tensor:
+        """What enters ``layer``: [1, M, S, H]."""
+        return self.encoded.hidden if self.hidden is None else self.hidden
+
+    def rewind(self) -> None:
+        """Forget the activations above the input."""
+        self.layer, self.hidden = 0, None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some candidates on a bucket's examples: what one call answers."""
+
+    bucket: Bucket
+    candidates: slice
+    tokens: int
+
+    def __len__(self) -> int:
+        """Return how many candidates there are."""
+        size: int = self.candidates.stop - self.candidates.start
+        return size
 
 
 def bucket_rows(lengths: Tensor, overhead: int, most: int) -> list[Tensor]:

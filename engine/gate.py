@@ -18,7 +18,7 @@ from ..export.stages import Stage
 from .faults import is_out_of_memory, release_memory
 from .prefix import run_prefix
 from .reference import ModuleRunner
-from .session import Runner
+from .runner import Runner
 
 
 def measure(

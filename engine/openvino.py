@@ -20,7 +20,7 @@ from .cpu import cpu_kind, has_bf16
 from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
-from .session import Runner
+from .runner import Runner
 
 COMPUTES_IN = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's names of the precisions."""

@@ -25,8 +25,8 @@ from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
 from .ort_calls import Calls
 from .replay import Replay
+from .runner import Runner
 from .savings import Savings
-from .session import Runner
 
 NUMPY_TYPES = {
     torch.float32: np.float32,

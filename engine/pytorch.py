@@ -19,8 +19,8 @@ from .cuda import Queue
 from .fused import compile_layers, merge_gelus, merge_products
 from .reference import ModuleRunner
 from .replay import Replay
+from .runner import Runner
 from .savings import Savings
-from .session import Runner
 
 FP8_FROM = (8, 9)
 """The least compute capability that has fp8 products."""

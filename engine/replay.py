@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .faults import first_line
-from .session import Runner
+from .runner import Runner
 
 MOST = 256
 """How many recordings are kept: BBTv2 has two for each layer and part of a population."""

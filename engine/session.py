@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..export.errors import NumericsError, ShapeError
-from ..export.model import Encoded, StagedModel
+from ..export.model import StagedModel
 from ..export.texts import KEY_INDEX
 from ..export.words import class_logits
+from .buckets import Bucket, Part
 from .crew import Crew
 from .embeddings import clipped_spread
 from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
+from .runner import Runner
 from .savings import Savings
 
 TURNS = 4
 """How many parts are made for each thread at least, where one can be divided, so that none waits long for the last."""
 
 logger = logging.getLogger(__name__)
-
-
-class Runner(Protocol):
-    """A loaded stage chain: runs one stage on one runtime."""
-
-    @property
-    def artifacts(self) -> tuple[Path, ...]:
-        """The files it runs, if it runs any."""
-        ...
-
-    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the hidden states [max(P', P), N, S, H] or logits [P, N, W] of a stage.
-
-        Args:
-            stage: its number in the chain.
-            hidden: [P', N, S, H] on the engine's device, in its dtype.
-            prompt: [P, n, H], likewise; P' = 1 or P = 1 broadcasts.
-            tensors: what else the stages take, by name.
-        """
-        ...
 
 
 class Machine(Protocol):
@@ -65,45 +45,6 @@ class Machine(Protocol):
     ) -> Tensor:
         """Run the stages from one on, a prompt for each."""
         ...
-
-
-@dataclass
-class Bucket:
-    """Examples that run together, and the activations that enter the layer being tuned."""
-
-    rows: Tensor
-    """[M] int64: which of the session's examples these are."""
-    encoded: Encoded
-    run: Runner
-    run_prefix: Runner | None = None
-    """Runs the positions up to the prompt's end, if they are run apart from the texts."""
-    layer: int = 0
-    """The layer that ``hidden`` enters."""
-    hidden: Tensor | None = None
-    """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None stands for the embedded text."""
-
-    @property
-    def entering(self) -> Tensor:
-        """What enters ``layer``: [1, M, S, H]."""
-        return self.encoded.hidden if self.hidden is None else self.hidden
-
-    def rewind(self) -> None:
-        """Forget the activations above the input."""
-        self.layer, self.hidden = 0, None
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some candidates on a bucket's examples: what one call answers."""
-
-    bucket: Bucket
-    candidates: slice
-    tokens: int
-
-    def __len__(self) -> int:
-        """Return how many candidates there are."""
-        size: int = self.candidates.stop - self.candidates.start
-        return size
 
 
 class Session:

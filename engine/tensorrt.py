@@ -28,8 +28,8 @@ from .padding import padding_lengths
 from .plans import Plan, Scratch, plan_fault
 from .profiles import EXAMPLES, exact_profile, range_profile
 from .replay import Replay
+from .runner import Runner
 from .savings import Savings
-from .session import Runner
 from .stage_parity import measure_stage
 
 PRECISIONS = ("fp16", "bf16", "fp32")

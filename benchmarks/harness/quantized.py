@@ -14,7 +14,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from bbt_fast.engine import Savings
 from bbt_fast.engine.onnx_files import OnnxFiles, onnx_files
 from bbt_fast.engine.ort import OrtEngine, OrtRunner
-from bbt_fast.engine.session import Runner
+from bbt_fast.engine.runner import Runner
 from bbt_fast.export.graphs import quiet
 from bbt_fast.export.model import Encoded, StagedModel
 

@@ -13,8 +13,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from bbt_fast.engine.base import Engine
 from bbt_fast.engine.pytorch import TorchEngine
 from bbt_fast.engine.reference import ModuleRunner
+from bbt_fast.engine.runner import Runner
 from bbt_fast.engine.savings import Savings
-from bbt_fast.engine.session import Runner
 from bbt_fast.export import parity
 from bbt_fast.export.errors import ParityError
 from bbt_fast.export.model import Encoded, StagedModel
