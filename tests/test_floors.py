@@ -9,66 +9,16 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("export", "engine", "tuner")  # lowest first
-ROOMS = (
-    "demo", "input", "search", "tasks", "data", "artifacts", "run", "use", "report", "command", "side_by_side", "tune",
-    "cli",
-)  # fmt: skip
-"""The tuner's, lowest first; ``command``, ``side_by_side`` and ``tune`` are single modules. A room imports only from
-those before it."""
-SCRIPTS = ("service", "benchmarks")
-"""They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
+from scripts.architecture_picture import FLOORS, MODULES, ROOMS, ROOT, SCRIPTS, imported, inner_imports, picture
+
 EXTRAS = (
     "tensorrt", "tensorrt_rtx_bindings", "openvino", "tensorboard", "wandb", "tritonclient", "ray", "peft", "sklearn",
 )  # fmt: skip
 HEAVY = ("onnxruntime", "datasets", "matplotlib", *EXTRAS)
-
-Modules = dict[str, Path]
-
-
-def find_modules() -> Modules:
-    """Every module that installs, by its name below bbt_fast: "" for the root, "export.errors", "tuner"."""
-    files = [ROOT / "__init__.py", *(file for floor in (*FLOORS, *SCRIPTS) for file in (ROOT / floor).rglob("*.py"))]
-    parts = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
-    return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}
-
-
-MODULES = find_modules()
-
-
-def imported(name: str) -> list[tuple[str, int]]:
-    """What a module imports, as (absolute dotted name, line); those inside bbt_fast start with "bbt_fast"."""
-    path = MODULES[name]
-    package = ["bbt_fast", *filter(None, name.split("."))]
-    if path.name != "__init__.py":
-        package.pop()
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *filter(None, [node.module])])
-            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
-    return found
-
-
-def inner_imports(name: str) -> list[tuple[str, int]]:
-    """The modules of this package that a module imports, by their names in ``MODULES``."""
-    found = []
-    for target, line in imported(name):
-        inside = target.removeprefix("bbt_fast").removeprefix(".")
-        if target.split(".")[0] != "bbt_fast":
-            continue
-        while inside not in MODULES:  # a name inside a module, not a module
-            inside = inside.rpartition(".")[0]
-        found.append((inside, line))
-    return found
 
 
 def floor(name: str) -> int:
@@ -213,3 +163,10 @@ def test_every_module_imports_without_the_extras(probe: dict[str, object]) -> No
 
 def test_importing_the_packages_loads_no_heavy_library(probe: dict[str, object]) -> None:
     assert probe["loaded"] == []
+
+
+def test_the_picture_shows_every_floor_and_room() -> None:
+    text = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    for drawn in (text, picture()):
+        words = " ".join("".join(element.itertext()) for element in ElementTree.fromstring(drawn).iter())
+        assert all(name in words for name in (*FLOORS, *SCRIPTS, *ROOMS))
