@@ -40,7 +40,7 @@ def check_whole(folder: Path) -> None:
         assert not path.exists() or path.read_bytes() == b"" or path.read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.3, marks=pytest.mark.slow), 0.9])
+@pytest.mark.parametrize("share", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
 def test_a_run_that_fills_the_disk_stops_whole_and_goes_on_when_there_is_room(
     share: float, options: Options, whole: Path, nursery: Callable[..., Any], figures: Figures, tmp_path: Path
 ) -> None:
