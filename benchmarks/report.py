@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bbt_fast.benchmarks import accuracy, fidelity, optimiser, plans, scaling
+from bbt_fast.benchmarks import accuracy, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
@@ -206,6 +206,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "efficiency": network.efficiency_table,
     "optimiser": optimiser.table,
     "plans": plans.table,
+    "search": search.table,
 }
 """What a page shows of each kind of record."""
 
