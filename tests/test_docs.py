@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -113,6 +115,30 @@ def test_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("block", [b for b in PYTHON if "tune(" in b.body], ids=str)
 def test_python_block_that_tunes_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_python(block, tmp_path, monkeypatch)
+
+
+def test_the_sweep_of_the_docs_continues_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = [block for block in PYTHON if "optuna" in block.body]
+    asked: list[dict[str, Any]] = []
+
+    def tune(output_dir: Path, **options: Any) -> Any:
+        asked.append({"folder": output_dir.name} | options)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        dev = -abs(options["sigma"] - 1)
+        output_dir.mkdir(parents=True)
+        (output_dir / "result.json").write_text(json.dumps({"tuned": {"dev": dev}}))
+        return SimpleNamespace(tuned=SimpleNamespace(dev=dev))
+
+    monkeypatch.setattr("bbt_fast.tune", tune)
+    with pytest.raises(KeyboardInterrupt):
+        run_python(block, tmp_path, monkeypatch)
+    run_python(block, tmp_path, monkeypatch)
+    assert [one["folder"] for one in asked] == ["0", "1", "1", "2"]
+    assert asked[1] == asked[2]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("block", [b for b in PYTHON if "tune(" in b.body], ids=str)
