@@ -40,6 +40,7 @@ def diagnosis() -> dict[str, Section]:
         "hardware": _hardware(),
         "engines": _engines(),
         "engine auto, fastest first": _automatic(),
+        "several processes": _workers(),
         "files": _files(),
     }
 
@@ -97,6 +98,15 @@ def _automatic() -> Section:
         facts[str(choice)] = verdict if fault is None else f"no: {fault}"
         taken |= fault is None
     return facts
+
+
+def _workers() -> Section:
+    """Say whether --workers can be used, and how many workers of what kind this machine has room for."""
+    if not find_spec("ray"):
+        return {"--workers": "ray is not installed: `pip install 'bbt-fast[ray]'`"}
+    gpus, threads = torch.cuda.device_count(), torch.get_num_threads()
+    room = f"up to {gpus} here, a GPU each" if gpus else f"up to {threads} here, a CPU thread each"
+    return {"--workers": f"ray {version('ray')}; {room}; on other machines with --ray_address"}
 
 
 def _files() -> Section:

@@ -136,6 +136,24 @@ def test_doctor_names_engines_hardware_and_what_auto_takes(capsys):
     assert re.search(r"^  trt +.*(installed|pip install 'bbt-fast\[trt\]')", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("there", "gpus", "said"),
+    [
+        (False, 0, "ray is not installed: `pip install 'bbt-fast[ray]'`"),
+        (True, 0, "ray 2.60; up to 3 here, a CPU thread each; on other machines with --ray_address"),
+        (True, 2, "ray 2.60; up to 2 here, a GPU each; on other machines with --ray_address"),
+    ],
+)
+def test_doctor_says_how_many_workers_there_is_room_for(there, gpus, said, monkeypatch):
+    from bbt_fast.tuner.cli import diagnosis
+
+    monkeypatch.setattr(diagnosis, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(diagnosis, "version", lambda name: "2.60")
+    monkeypatch.setattr(diagnosis.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(diagnosis.torch, "get_num_threads", lambda: 3)
+    assert diagnosis._workers() == {"--workers": said}
+
+
 def test_doctor_sees_two_onnx_runtimes(monkeypatch):
     from bbt_fast.tuner.cli import diagnosis
 
