@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..export.examples import Examples
 from ..export.model import load_model
+from .base import Engine
 from .loading import load_engine
 from .session import Session
 
@@ -119,21 +120,20 @@ class Asked:
 class Worker:
     """An engine in a process of the cluster."""
 
-    def __init__(self, recipe: Recipe, fetch: Fetch) -> None:
-        """Load the engine.
+    def __init__(self, engine: Engine, fetch: Fetch) -> None:
+        """Take a loaded engine, and what returns the value that a reference stands for."""
+        self._engine, self._fetch = engine, fetch
+        self._sessions: OrderedDict[str, tuple[Session, dict[int, str]]] = OrderedDict()
+        self._projections: dict[str, tuple[Tensor, Tensor]] = {}
 
-        Args:
-            recipe: what to load.
-            fetch: returns what a reference stands for.
-        """
-        self._fetch = fetch
+    @classmethod
+    def of(cls, recipe: Recipe, fetch: Fetch) -> Worker:
+        """Load the engine of a recipe."""
         model = recipe.model
         loaded: PreTrainedModel = (
             load_model(model, recipe.allow_pickle) if isinstance(model, str) else fetch(model.reference).together()
         )
-        self._engine = load_engine(recipe.engine, loaded, precision=recipe.precision, **recipe.options)
-        self._sessions: OrderedDict[str, tuple[Session, dict[int, str]]] = OrderedDict()
-        self._projections: dict[str, tuple[Tensor, Tensor]] = {}
+        return cls(load_engine(recipe.engine, loaded, precision=recipe.precision, **recipe.options), fetch)
 
     def facts(self) -> Facts:
         """Say what was loaded."""

@@ -75,7 +75,7 @@ def load_workers(
         def recipe(first: Facts | None) -> tuple[Any, ...]:
             kind = (name, precision) if first is None else (first.engine, first.precision)
             where = {"device": "cuda" if share.gpus else "cpu"}
-            return Worker, Recipe(source, allow_pickle, *kind, options=asked | where), fetch
+            return Worker.of, Recipe(source, allow_pickle, *kind, options=asked | where), fetch
 
         alike = "auto" not in (name, precision)
         pool = Pool(cluster, share, workers, recipe, Facts.difference, alike=alike)
@@ -108,8 +108,18 @@ class WorkersEngine:
     device = torch.device("cpu")
     """Where prompts come from and logits arrive."""
 
-    def __init__(self, pool: Pool, cluster: Cluster, share: Share, options: dict[str, Any], patience: float) -> None:
-        """Take a pool whose first worker is ready; load_workers() checks the rest."""
+    def __init__(
+        self, pool: Pool, cluster: Cluster, share: Share, options: dict[str, Any], patience: float = PATIENCE
+    ) -> None:
+        """Take a pool of workers, of which the first is ready.
+
+        Args:
+            pool: of ``Worker``.
+            cluster: where they are.
+            share: what each of them has.
+            options: mode, cuts and n_prompt_tokens of their engines.
+            patience: seconds that a share may take at least before its worker is taken to hang.
+        """
         self.pool, self._cluster, self.patience = pool, cluster, patience
         facts: Facts = pool.facts
         self.facts = facts

@@ -1,23 +1,26 @@
 """Whole seeds side by side: each worker of a Ray cluster takes the next one, in a run folder with a journal of its own.
 
-All workers see the folder of the command. A seed whose worker died goes on in another from its journal.
+All workers see the folder of the command. A seed whose worker died goes on in another from its journal. A last seed
+that would leave all other workers idle is run here, and the workers share its generations.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..engine.worker import Facts, Fetch, Worker
 from .artifacts.folder import RunFolder
 from .command import Command
 from .input.options import Options
 from .run.control import Control, RunInterruptedError
 from .run.progress import Progress, Standing
 from .run.seeds import child_name
-from .run.setup import Setup, require_ray
+from .run.setup import CUTS, Setup, require_ray
 from .tasks.task import load_task
 
 logger = logging.getLogger(__name__)
@@ -46,26 +49,22 @@ class Watch:
         """End the search."""
 
 
-class SeedWorker:
-    """Runs seeds, in a process of a cluster, on one engine."""
+class SeedWorker(Worker):
+    """Runs seeds, or answers shares of a generation, in a process of a cluster, on one engine."""
 
-    def __init__(self, options: Options, pinned: dict[str, str], folder: Path) -> None:
+    def __init__(self, options: Options, pinned: dict[str, str], folder: Path, fetch: Fetch) -> None:
         """Load what the seeds share.
 
         Args:
             options: resolved, of the command.
             pinned: the engine, precision and device to take where options say "auto".
             folder: of the command; a file ``stop`` in it ends the runs.
+            fetch: returns the value that a reference stands for.
         """
         self._options, self._folder = options.changed(workers=None, ray_address=None), folder
         self._setup = Setup(self._options, load_task(options.task_name))
-        self._engine = self._setup.load_engine(pinned)
         self._watch, self._lock = Watch(), threading.Lock()
-
-    def facts(self) -> dict[str, str]:
-        """Say what "auto" came to."""
-        engine = self._engine
-        return {"name": engine.name, "precision": engine.precision, "device": engine.runs_on}
+        super().__init__(self._setup.load_engine(pinned), fetch)
 
     def run(self, seed: int) -> None:
         """Run a seed in its folder, from where its journal ends."""
@@ -107,16 +106,35 @@ class Board:
                 self._asked[member] = member.handle.call.remote("standing")
         for member, standing in self._pool.answers(self._asked).items():
             del self._asked[member]
-            self._standing |= standing
+            self.take(standing)
+
+    def take(self, standing: dict[int, tuple[int, float]]) -> None:
+        """Take in how some searches stand: by seed, the evaluations and the best training loss."""
+        self._standing |= standing
         if self._standing:
             evaluations = sum(count for count, _ in self._standing.values())
             loss = sum(loss for _, loss in self._standing.values()) / len(self._standing)
             self._progress.update(Standing(evaluations, False, loss, float("nan"), float("nan")))
 
 
+class Reporter(Watch):
+    """Tells a board how the search in this process stands."""
+
+    def __init__(self, board: Board, seed: int) -> None:
+        """Take the board and the search's seed."""
+        super().__init__()
+        self._board, self.seed = board, seed
+
+    def update(self, standing: Standing) -> None:
+        """Take in a generation."""
+        super().update(standing)
+        self._board.take(self.standing)
+
+
 def run_side_by_side(
-    options: Options, pinned: dict[str, str], folder: RunFolder, control: Control, progress: Progress
-) -> None:
+    options: Options, pinned: dict[str, str], folder: RunFolder, control: Control, progress: Progress,
+    run_here: Callable[[int, Any, Progress], None],
+) -> None:  # fmt: skip
     """Run every seed that is not finished, so many at a time as there are workers.
 
     Args:
@@ -125,6 +143,7 @@ def run_side_by_side(
         folder: claimed and begun; on a file system that all workers see.
         control: may ask for the end.
         progress: is told how all go.
+        run_here: runs a seed in this process, on an engine, telling a progress of its own.
 
     Raises:
         BbtFastError: what a run raised.
@@ -134,7 +153,8 @@ def run_side_by_side(
     import torch
 
     from ..engine.pool import Job, Pool
-    from ..engine.ray_cluster import Cluster
+    from ..engine.ray_cluster import Cluster, fetch
+    from ..engine.workers import WorkersEngine
 
     seeds, workers = options.seeds or (), int(options.workers or 1)
     todo = [seed for seed in seeds if not RunFolder(folder.path / child_name(seed)).finished]
@@ -143,22 +163,28 @@ def run_side_by_side(
             logger.info("seed %d is finished in %s", seed, folder.path / child_name(seed))
     if not todo:
         return
-    workers = min(workers, len(todo))
+    workers = min(workers, len(todo)) if len(todo) > 1 else workers
+    last = todo.pop() if workers > 1 and len(todo) % workers == 1 else None
     place = folder.path.resolve()
+    asked = {
+        "mode": options.cat_or_add, "cuts": CUTS[options.algorithm], "n_prompt_tokens": options.n_prompt_tokens,
+    }  # fmt: skip
 
-    def recipe(first: dict[str, str] | None) -> tuple[Any, ...]:
-        return SeedWorker, options, first or pinned, place
-
-    def same(first: dict[str, str], other: dict[str, str]) -> str | None:
-        return None if first == other else f"it computes with {other}, and the first with {first}"
+    def recipe(first: Facts | None) -> tuple[Any, ...]:
+        found = pinned
+        if first is not None:
+            found = {"name": first.engine, "precision": first.precision, "device": first.device}
+        return SeedWorker, options, found, place, fetch
 
     with closing(Cluster(options.ray_address, workers, torch.get_num_threads())) as cluster:
         share = cluster.share(workers, options.device)
         alike = bool(pinned) or "auto" not in (options.engine_name, options.precision)
-        with closing(Pool(cluster, share, workers, recipe, same, alike=alike, lanes=2)) as pool:
+        with closing(Pool(cluster, share, workers, recipe, Facts.difference, alike=alike, lanes=2)) as pool:
             board = Board(pool, control, folder, progress, options)
             try:
                 pool.run([Job("run", (seed,)) for seed in todo], board, TICK)
+                if last is not None:
+                    run_here(last, WorkersEngine(pool, cluster, share, asked), Reporter(board, last))
             except RunInterruptedError as error:
                 if board.stopped is None:
                     raise

@@ -18,7 +18,7 @@ from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
 from .run.progress import Progress, Silent
 from .run.reporting import report_names
-from .run.seeds import SeedsResult
+from .run.seeds import SeedsResult, child_name
 from .run.setup import Setup
 from .side_by_side import run_side_by_side
 from .tasks.presets import resolve
@@ -118,7 +118,13 @@ def execute(options: Options, control: Control | None = None, progress: Progress
         try:
             if options.seeds and options.workers:
                 control.patient = True
-                run_side_by_side(options, recorded_engine(folder.path), folder, control, progress or Silent())
+
+                def run_here(seed: int, engine: Any, its_progress: Progress) -> None:
+                    child = RunFolder(folder.path / child_name(seed))
+                    Command(setup, engine, control, its_progress).run_seed(options, seed, parts[seed], child)
+
+                pinned = recorded_engine(folder.path)
+                run_side_by_side(options, pinned, folder, control, progress or Silent(), run_here)
                 return together(options, folder)
             with closing(setup.load_engine(recorded_engine(folder.path))) as engine:
                 control.patient = True
