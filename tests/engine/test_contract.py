@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ PACKED = [pytest.param(f"{name} packed", marks=SLOW) for name in ("torch", "ort"
 """The engines as on CUDA, on twins of its kernels: texts in a row, fused kernels."""
 # TensorRT is a stand-in here, which has fast tests of its own.
 LOCAL = [*(pytest.param(name, marks=SLOW) if name == "trt" else name for name in CPU_ENGINES), *PACKED]
-EVERY = [*LOCAL, "remote"]
-"""LOCAL for tests that look inside an engine; a server's is out of sight, and is one of LOCAL itself."""
+AFAR = ["remote", pytest.param("workers", marks=[SLOW, pytest.mark.cluster])]
+EVERY = [*LOCAL, *AFAR]
+"""LOCAL for tests that look inside an engine; that of a server or of workers is out of sight, and one of LOCAL."""
 N_PROMPT_TOKENS = 5
 SERVERS = ExitStack()
+ON_WORKERS: dict[Any, Any] = {}
+"""The engine of two workers that was loaded last; another one ends it, since each has processes of its own."""
 pytestmark = pytest.mark.usefixtures("fake_tensorrt")
 """For "trt", which here is TensorRT's stand-in on the CPU."""
 
@@ -56,17 +59,48 @@ def serve(model: Any) -> str:
     return SERVERS.enter_context(in_background(service))
 
 
+def on_workers(model: Any, **options: Any) -> Any:
+    """Load PyTorch on two workers, unless that was the last thing loaded on them."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    from bbt_fast.engine.workers import load_workers
+
+    key = (model, *sorted(options.items()))
+    if key not in ON_WORKERS:
+        while ON_WORKERS:
+            ON_WORKERS.popitem()[1].close()
+        ON_WORKERS[key] = load_workers("torch", model, workers=2, precision="fp32", device="cpu", **options)
+        SERVERS.callback(ON_WORKERS[key].close)
+    return ON_WORKERS[key]
+
+
 def load(engine: str, model: Any, **options: Any) -> Any:
-    """Load an engine by its name in EVERY; without a saving "remote" is the engine behind it."""
-    if engine == "remote" and not options.get("ablate"):
+    """Load an engine by its name in EVERY; without a saving those of AFAR are PyTorch here."""
+    if engine in AWAY and not options.get("ablate"):
         options.pop("ablate", None)
-        return load_remote(serve(model), **options)
-    name, _, packed = engine.replace("remote", "torch").partition(" ")
+        return AWAY[engine](model, **options)
+    name, _, packed = ("torch" if engine in AWAY else engine).partition(" ")
     include = ("packing", "fusion") if packed else ()
     return load_engine(name, model, precision="fp32", device="cpu", include=include, **options)
 
 
-@cache
+AWAY: dict[str, Callable[..., Any]] = {
+    "remote": lambda model, **options: load_remote(serve(model), **options),
+    "workers": on_workers,
+}
+
+
+def kept(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function loads, but for workers, of which there are two at a time."""
+    cached = cache(load)
+
+    @wraps(load)
+    def again(*args: Any) -> Any:
+        return load(*args) if "workers" in args else cached(*args)
+
+    return again
+
+
+@kept
 def load_golden(folder: Path, engine: str, mode: str, cuts: str) -> Engine:
     return load(engine, folder, mode=mode, n_prompt_tokens=7, cuts=cuts)
 
@@ -120,7 +154,7 @@ def test_a_prompt_at_any_layer_answers_as_the_original_does(
             torch.testing.assert_close(found, logits, atol=2e-5, rtol=0)
 
 
-@cache
+@kept
 def load_tiny(engine: str, mode: str, cuts: str, model: PreTrainedModel, *ablate: str) -> Engine:
     return load(engine, model, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, ablate=ablate)
 
@@ -192,7 +226,7 @@ def test_activation_reuse_changes_nothing_whatever_is_committed_when(
             torch.testing.assert_close(kept, recomputed, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", EVERY)
+@pytest.mark.parametrize("engine", [*LOCAL, "remote"])  # workers share the texts out, and other shapes round otherwise
 def test_reuse_is_bitwise_for_one_candidate(
     engine: str,
     roberta: PreTrainedModel,
@@ -327,6 +361,8 @@ def test_nan_and_infinite_logits_are_an_error_that_says_what_to_try(
     said = f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try --precision"
     if engine == "remote":  # such prompts are not sent
         said = "prompts hold NaN or infinity: try a smaller --sigma"
+    if engine == "workers":
+        said = "torch in fp32 returned NaN or infinite logits. Try --precision"
     with pytest.raises(NumericsError, match=said):
         session.evaluate(torch.full((1, N_PROMPT_TOKENS, roberta.config.hidden_size), float("nan")))
 

@@ -1,11 +1,13 @@
 """A Ray cluster of this machine that the tests of a file share.
 
 - cluster: while it lasts, ``load_workers`` and ``tune(workers=...)`` join it instead of starting one of their own
+- settled: function(engine) that waits until all workers of an engine are there
 - tiny: function(**changes) -> options of a run of a second on a tiny model
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,3 +50,16 @@ def tiny(
         } | changes  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def settled() -> Callable[[Any], None]:
+    """A function that waits until all workers of an engine are there."""
+
+    def wait(workers: Any) -> None:
+        limit = time.monotonic() + 60
+        while len(workers.pool.ready) < len(workers.pool.members):
+            assert time.monotonic() < limit, "a lost worker does not come back"
+            time.sleep(0.05)
+
+    return wait

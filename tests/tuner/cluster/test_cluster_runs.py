@@ -29,7 +29,7 @@ from bbt_fast.tuner.run.seeds import child_name
 
 ROUNDING = 1e-6
 """What a loss may differ by where a share was answered in another shape."""
-KILLS = 3
+KILLS = 7
 Tiny = Callable[..., dict[str, Any]]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,14 +49,6 @@ def pair(workers: Any, one: Any, roberta: PreTrainedModel, make_examples: Callab
 def same(found: Tensor, expected: Tensor) -> None:
     """Not bitwise: a matrix product's last bit depends on how many rows it has."""
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def settled(workers: Any, seconds: float = 60.0) -> None:
-    """Wait until all workers are there."""
-    limit = time.monotonic() + seconds
-    while len(workers.pool.ready) < len(workers.pool.members):
-        assert time.monotonic() < limit, "a lost worker does not come back"
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -127,7 +118,12 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(pair: Any) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_share_answered(
-    how: signal.Signals, workers: Any, pair: Any, roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]
+    how: signal.Signals,
+    workers: Any,
+    pair: Any,
+    roberta: PreTrainedModel,
+    make_prompts: Callable[..., Tensor],
+    settled: Callable[[Any], None],
 ) -> None:
     several, alone = pair
     settled(workers)
@@ -143,7 +139,11 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_share_answered(
 
 
 def test_where_all_are_lost_the_next_to_come_answers(
-    workers: Any, pair: Any, roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]
+    workers: Any,
+    pair: Any,
+    roberta: PreTrainedModel,
+    make_prompts: Callable[..., Tensor],
+    settled: Callable[[Any], None],
 ) -> None:
     several, alone = pair
     settled(workers)
