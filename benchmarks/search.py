@@ -4,11 +4,13 @@
     python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
 
-A variant is an algorithm and what PARTS holds, joined by +. Each run has a folder below --runs: a measurement that was
-interrupted goes on in the midst of a run, and one of more variants, tasks or seeds takes over the runs that are there.
-The same command may be given several times at once: the processes share the runs out, and each ends with the table.
---report tables what is finished, and runs nothing. DATA holds a folder for each task, by its name. The table says on
-how many pairs of task and seed a variant is compared with the first one; p is of a paired sign-flip test, two-sided.
+A variant is an algorithm and what PARTS holds, joined by +; with transfer, projections are turned towards the prompts
+that the plain algorithm, which is one of the variants then, has found on all other tasks. Each run has a folder below
+--runs: a measurement that was interrupted goes on in the midst of a run, and one of more variants, tasks or seeds takes
+over the runs that are there. The same command may be given several times at once: the processes share the runs out, and
+each ends with the table. --report tables what is finished, and runs nothing. DATA holds a folder for each task, by its
+name. The table says on how many pairs of task and seed a variant is compared with the first one; p is of a paired sign-
+flip test, two-sided.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "all-words": {"label_words": "all"},
     "auto-words": {"label_words": "auto"},
 }
+TRANSFER = "transfer"
+"""The part that turns projections towards the prompts of the algorithm's plain runs on all other tasks."""
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)
 EXACT = 16
@@ -84,13 +88,18 @@ def changes_of(variant: str) -> dict[str, Any]:
         UsageError: if it has an unknown word.
     """
     algorithm, *parts = variant.split("+")
-    for word, known in ((algorithm, ALGORITHMS), *((part, PARTS) for part in parts)):
+    for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER)) for part in parts)):
         if word not in known:
             raise UsageError(f"variant {variant!r} has {word!r} where {one_of(known)} must be.")
     changes: dict[str, Any] = {"algorithm": algorithm}
     for part in parts:
-        changes |= PARTS[part]
+        changes |= PARTS.get(part, {})
     return changes
+
+
+def transfers(variant: str) -> bool:
+    """Say whether a variant begins with the prompts of other tasks."""
+    return TRANSFER in variant.split("+")
 
 
 def folder_of(options: Options) -> Path:
@@ -250,7 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Path(given.model_name or "demo").name
     path = given.output or RESULTS / f"search-{model}.json"
     changes = {variant: changes_of(variant) for variant in given.variants}
-    runs = {}
+    late = [variant for variant in changes if transfers(variant)]
+    if late and len(given.tasks) == 1:
+        raise UsageError(f"variant {late[0]!r} takes prompts of other tasks: give two --tasks or more.")
+    runs: dict[tuple[str, str], list[Options]] = {}
     for task in given.tasks:
         name = Path(task).stem
         data = {"data_dir": str(given.data_dir / name)} if given.data_dir else {}
@@ -260,9 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.changed(task_name=task, seed=seed, output_dir=str(place / child_name(seed)), **data, **changed)
                 for seed in given.seeds
             ]
+    for variant, name in [key for key in runs if key[0] in late]:
+        plain = str(changes[variant]["algorithm"])
+        others = [run for (which, task), asked in runs.items() if (which == plain) and task != name for run in asked]
+        earlier = tuple(str(folder_of(run)) for run in others)
+        runs[variant, name] = [run.changed(projection_from=earlier) for run in runs[variant, name]]
     hide_progress_bars()
     if not given.report:
-        make([run for asked in runs.values() for run in asked])
+        for part in (False, True):
+            make([run for (variant, _), asked in runs.items() if transfers(variant) is part for run in asked])
     cells = cells_of(runs)
     if not cells:
         raise UsageError(f"no run below {given.runs} is finished: leave --report out.")

@@ -16,6 +16,7 @@ from .command import Command, together
 from .input.options import Options
 from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
+from .run.initial_prompt import earlier_prompts
 from .run.progress import Progress, Silent
 from .run.reporting import report_names
 from .run.seeds import SeedsResult, child_name
@@ -108,6 +109,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
         check_base_model(str(options.model_name))
     if options.init_from is not None:
         read_prompt(Path(options.init_from))
+    earlier_prompts(options)
     n_generations(options, int(setup.config.num_hidden_layers) if options.algorithm == "bbtv2" else 1)
     folder = RunFolder(Path(options.output_dir)) if options.output_dir else new_folder(options)
     with folder.claim():

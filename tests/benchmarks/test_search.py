@@ -107,3 +107,31 @@ def test_a_variant_of_unknown_parts_is_refused_before_any_run() -> None:
         search.main(["--variants", "bbt", "bbt+men"])
     with pytest.raises(UsageError, match="has 'bt' where one of bbt, bbtv2 must be"):
         search.changes_of("bt")
+
+
+def test_transfer_begins_with_the_plain_runs_of_all_other_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bbt_fast.Options] = []
+
+    def tune(options: bbt_fast.Options) -> None:
+        asked.append(options)
+        search.folder_of(options).mkdir(parents=True)
+        (search.folder_of(options) / RESULT).touch()
+
+    def stop(runs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bbt_fast, "tune", tune)
+    monkeypatch.setattr(search, "cells_of", stop)
+    given = ["--variants", "bbtv2+transfer", "bbtv2", "bbt", "--seeds", "8", "13", "--runs", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        search.main([*given, "--tasks", "sst2", "subj", "trec"])
+    assert all(one.projection_from is None for one in asked[:12])
+    for late in asked[12:]:
+        earlier = [one for one in asked[:12] if one.algorithm == "bbtv2" and one.task_name != late.task_name]
+        assert late.projection_from == tuple(str(one.output_dir) for one in earlier)
+        assert len(earlier) == 4
+    assert len(asked) == 18
+    with pytest.raises(UsageError, match="'bbtv2\\+transfer' takes prompts of other tasks: give two --tasks or more"):
+        search.main([*given, "--tasks", "sst2"])

@@ -208,6 +208,28 @@ def test_a_search_starts_from_a_text_a_file_or_a_run(small):
     assert not torch.allclose(prompt, torch.zeros_like(prompt), atol=1e-3)
 
 
+@pytest.mark.parametrize("algorithm", ["bbt", "bbtv2"])
+def test_a_projection_is_turned_towards_the_prompts_of_earlier_runs(algorithm, small):
+    options = small(algorithm=algorithm, budget=24)
+    tune_seeds(**options, seeds=(8, 13), output_dir="earlier")
+    tune(**options, output_dir="plain")
+    result = tune(**options, projection_from="earlier", output_dir="turned")
+    prompts = {name: read_prompt(Path(name))[0].flatten(1) for name in ("plain", "turned")}
+    earlier = torch.stack([read_prompt(Path(f"earlier/seed-{seed}"))[0].flatten(1) for seed in (8, 13)], dim=2)
+    basis = torch.linalg.qr(earlier).Q
+    along = {name: (basis.mT @ p[..., None]).norm() / p.norm() for name, p in prompts.items()}
+    assert along["turned"] > 2 * along["plain"]
+    Path("turned/result.json").unlink()
+    again = tune(**options, projection_from=["earlier/seed-13", "earlier/seed-8"], output_dir="same")
+    assert again.tuned == result.tuned
+    save_prompt(Path("earlier/seed-8/prompt.safetensors"), read_prompt(Path("earlier/seed-13"))[0], {})
+    with pytest.raises(ArtifactError, match=r"journal\.jsonl cannot be gone on with: earlier was .* and is now"):
+        tune(resume="turned")
+    deeper = {"bbt": "bbtv2", "bbtv2": "bbt"}[algorithm]
+    with pytest.raises(DataError, match=r"seed-13 holds prompts \[.*\] .*, but this run needs \[.*\]: layers, prompt"):
+        tune(**small(algorithm=deeper, budget=24, projection_from="earlier"), output_dir="other")
+
+
 def test_an_ensemble_of_one_prompt_is_that_prompt(small):
     result = tune_seeds(**small(), seeds=(8,), output_dir="r")
     assert result.ensemble == result.results[0].tuned.test
@@ -230,6 +252,7 @@ def test_an_ensemble_of_one_prompt_is_that_prompt(small):
         ({"algorithm": "bbtv2", "budget": 11}, UsageError, "budget 11 makes no round: 4 candidates .* 3 layers are 12"),
         ({"data_dir": "nowhere"}, DataError, "nowhere"),
         ({"init_from": "nowhere"}, DataError, "there is no prompt in .*nowhere"),
+        ({"projection_from": "nowhere"}, DataError, "there is no prompt in .*nowhere"),
         ({"n_prompt_tokens": 126}, UsageError, "Shorten the template or lower --n_prompt_tokens"),
         ({"column_mapping": "text"}, UsageError, "column_mapping|column"),
         ({"onnx_model_path": "nowhere.onnx", "engine": "ort"}, ArtifactError, "onnx_model_path .*nowhere.onnx"),

@@ -236,6 +236,13 @@ def recorded_engine(folder: Path) -> dict[str, str]:
     return {}
 
 
+def members(folder: Path) -> list[Path]:
+    """Return a run's folder as it is, and that of a finished command with seeds as those of its seeds."""
+    if (folder / PROMPT_CONFIG).exists() or not (folder / RESULT).exists():
+        return [folder]
+    return sorted(child.parent for child in folder.glob(f"*/{PROMPT_CONFIG}")) or [folder]
+
+
 def new_folder(options: Options) -> RunFolder:
     """Make a folder below ./runs that no run has yet.
 

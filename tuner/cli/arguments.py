@@ -21,8 +21,8 @@ GROUPS = {
     ),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (
-        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "embeddings", "budget", "popsize", "sigma",
-        "alpha", "bound", "loss_type", "keep", "select", "streams", "seed", "seeds",
+        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "projection_from", "embeddings", "budget",
+        "popsize", "sigma", "alpha", "bound", "loss_type", "keep", "select", "streams", "seed", "seeds",
     ),
     "engine": (
         "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",
@@ -99,5 +99,5 @@ def _metavar(hint: Any) -> str:
         if get_origin(kind) is Literal:
             return "{" + ",".join(get_args(kind)) + "}"
         if get_origin(kind) is tuple:
-            return "N,N,..."
+            return "N,N,..." if int in get_args(kind) else "TEXT,TEXT,..."
     return next(word for kind, word in {int: "N", float: "X", str: "TEXT"}.items() if kind in kinds)

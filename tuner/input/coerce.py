@@ -25,7 +25,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: the option's, for the message.
         value: from a flag (text), a YAML file or a Python caller.
-        kind: int, float, bool, str, ``Literal[...]``, ``tuple[int, ...]``, or one of them with ``None``.
+        kind: int, float, bool, str, ``Literal[...]``, a ``tuple`` of int or str, or one of them with ``None``.
 
     Raises:
         UsageError: if the value cannot be meant as this type.
@@ -37,7 +37,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return _choice(name, value, get_args(kind))
     if get_origin(kind) is tuple:
-        return _whole_numbers(name, value)
+        return _several(name, value, get_args(kind)[0])
     return _CASTS[kind](name, value)
 
 
@@ -53,11 +53,12 @@ def one_of(known: Iterable[str]) -> str:
     return repr(names[0]) if len(names) == 1 else f"one of {', '.join(names)}"
 
 
-def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
+def _several(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts:
-        raise UsageError(f"{name} is {value!r}, but must be whole numbers with commas between them, like 8,13,42.")
-    return tuple(_integer(name, part) for part in parts)
+        what = "whole numbers with commas between them, like 8,13,42" if kind is int else "texts with commas between"
+        raise UsageError(f"{name} is {value!r}, but must be {what}.")
+    return tuple(_CASTS[kind](name, part) for part in parts)
 
 
 def _integer(name: str, value: Any) -> int:

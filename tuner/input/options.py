@@ -144,6 +144,9 @@ class Options:
     random_proj: Literal["normal", "uniform", "none"] = "normal"
     """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
     numbers, with an optimizer other than cma."""
+    projection_from: tuple[str, ...] | None = None
+    """Turn the random matrix A towards the prompts of earlier runs on this model: their folders, with commas between
+    them; a folder of several seeds stands for all of them."""
     embeddings: int = 1
     """Search with so many random matrices A, one after the other, each from the best prompt so far."""
     budget: int | None = None
@@ -314,6 +317,10 @@ class Options:
             (
                 self.random_proj == "none" and self.embeddings > 1,
                 "random_proj none has no matrix that could be drawn again: leave --embeddings out.",
+            ),
+            (
+                self.projection_from is not None and (self.random_proj != "normal" or self.streams == "original"),
+                "projection_from turns matrices of random_proj normal and streams own: leave the others out.",
             ),
             (
                 self.streams == "original" and self.embeddings > 1,

@@ -1,4 +1,4 @@
-"""p0, where a search starts: zeros, the embeddings of a text, a file, or the prompt of an earlier run."""
+"""What a search begins with: p0, and the prompts of earlier runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...export.errors import DataError, UsageError
+from ..artifacts.folder import members
 from ..artifacts.prompt import read_prompt
 from ..input.options import Options
 
@@ -35,15 +36,39 @@ def initial_prompts(options: Options, engine: Any, tokenizer: Any) -> Tensor:
     return prompts
 
 
+def earlier_prompts(options: Options, shape: torch.Size | None = None) -> list[Tensor]:
+    """Return the prompts of the runs in ``projection_from``, each [1 or L, n, H].
+
+    Args:
+        options: without ``projection_from`` there are none.
+        shape: of this run's p0, which theirs must be; None to read them only.
+
+    Raises:
+        DataError: if a folder holds no prompt, or one of another shape.
+        ArtifactError: if a prompt is damaged.
+    """
+    found = []
+    for run in (run for folder in options.projection_from or () for run in members(Path(folder))):
+        prompts, about = read_prompt(run)
+        if shape is not None:
+            _check_shape(run, prompts, shape, {shape[0]}, about)
+        found.append(prompts)
+    return found
+
+
 def _from_file(path: Path, shape: torch.Size) -> Tensor:
     prompts, about = read_prompt(path)
-    if len(prompts) not in (1, shape[0]) or prompts.shape[1:] != shape[1:]:
+    _check_shape(path, prompts, shape, {1, shape[0]}, about)
+    return prompts
+
+
+def _check_shape(path: Path, prompts: Tensor, shape: torch.Size, layers: set[int], about: dict[str, Any]) -> None:
+    if len(prompts) not in layers or prompts.shape[1:] != shape[1:]:
         made = f" (made for {about['model']})" if "model" in about else ""
         raise DataError(
             f"{path} holds prompts {list(prompts.shape)}{made}, but this run needs {list(shape)}: layers, prompt "
             "tokens, hidden size. Set --n_prompt_tokens and the model to those of that run."
         )
-    return prompts
 
 
 def _from_text(text: str, engine: Any, tokenizer: Any) -> Tensor:

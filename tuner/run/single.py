@@ -31,6 +31,7 @@ from ..search.projection import NONE, FullSpace, Space, draw_projections, normal
 from . import original
 from .control import Control, RunInterruptedError
 from .driver import Found, Search, n_generations, start_evolutions
+from .initial_prompt import earlier_prompts
 from .progress import Progress
 from .replay import Replay
 from .reporting import Reports, open_reports
@@ -79,6 +80,8 @@ class Run:
         assert options.loss_type is not None
         self.options, self.task, self.classes, self.metric = options, task, list(classes), metric
         self.engine, self.parts, self.origins = engine, parts, origins
+        earlier = earlier_prompts(options, origins.shape)
+        self.earlier = torch.stack(earlier) if earlier else None
         self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[metric], engine.precision)
 
     def execute(self, folder: RunFolder, control: Control, progress: Progress) -> Result:
@@ -153,7 +156,7 @@ class Run:
                 there = origins.to(engine.device, torch.float32)
                 return [FullSpace(scale, origin) for scale, origin in zip(scales, there, strict=True)]
             return draw_projections(
-                options.random_proj, options.seed, dim, scales, list(origins), engine.device, embedding
+                options.random_proj, options.seed, dim, scales, list(origins), engine.device, embedding, self.earlier
             )
 
         return draw
@@ -181,6 +184,8 @@ class Run:
             "dev": _digest(self.parts.dev),
             "origins": digest(_bytes(self.origins)),
         }
+        if self.earlier is not None:
+            header["earlier"] = digest(_bytes(self.earlier))
         if engine.name == "remote":
             header["behind"] = engine.facts["engine"]
         if not journal.records:

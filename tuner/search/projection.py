@@ -20,6 +20,8 @@ from torch import Tensor
 PROJECTION_STREAM = 1
 NONE = "none"
 """Names the search of the prompt itself where a kind of projection could stand."""
+TRANSFERRED = 0.5
+"""Share of a matrix's variance that lies along earlier prompts, where there are some."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,44 @@ def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
     return alpha * spread / (math.sqrt(dim) * sigma)
 
 
+def transferred(
+    rng: np.random.Generator, matrix: NDArray[np.float32], scale: float, earlier: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Turn the columns of a matrix towards earlier prompts.
+
+    Each column becomes the sum of itself and of a random mixture of the prompts, weighted so that the prompts hold
+    ``TRANSFERRED`` of the variance. The prompts count alike, whatever their length.
+
+    Args:
+        rng: draws the mixtures.
+        matrix: A, [n*H, d], of N(0, scale^2).
+        scale: A's standard deviation, which stays.
+        earlier: [K, n*H]; those of zeros, as a layer's that was never tuned, do not count.
+    """
+    earlier = earlier[earlier.any(axis=1)]
+    if not len(earlier):
+        return matrix
+    unit = earlier / np.sqrt(np.mean(earlier**2, axis=1, keepdims=True))
+    mixtures = normal(rng, (len(earlier), matrix.shape[1]), scale / math.sqrt(len(earlier)))
+    turned: NDArray[np.float32] = math.sqrt(1 - TRANSFERRED) * matrix + math.sqrt(TRANSFERRED) * (unit.T @ mixtures)
+    return turned
+
+
 def draw_projection(
-    kind: str, seed: int, layer: int, dim: int, scale: float, origin: Tensor, device: torch.device, embedding: int = 0
-) -> Projection:
+    kind: str, seed: int, layer: int, dim: int, scale: float, origin: Tensor, device: torch.device, embedding: int = 0,
+    earlier: Tensor | None = None,
+) -> Projection:  # fmt: skip
     """Draw the projection of one layer; see ``draw_projections``."""
     rng = np.random.default_rng([seed, PROJECTION_STREAM, layer, embedding])
     matrix = PROJECTIONS[kind](rng, (origin.numel(), dim), scale)
+    if earlier is not None:
+        matrix = transferred(rng, matrix, scale, earlier.flatten(1).numpy())
     return Projection(torch.from_numpy(matrix).to(device), origin.to(device, torch.float32))
 
 
 def draw_projections(
     kind: str, seed: int, dim: int, scales: Sequence[float], origins: Sequence[Tensor], device: torch.device,
-    embedding: int = 0,
+    embedding: int = 0, earlier: Tensor | None = None,
 ) -> list[Projection]:  # fmt: skip
     """Draw one projection per layer.
 
@@ -119,10 +147,12 @@ def draw_projections(
         origins: p0 of each layer, [n, H].
         device: where A lives.
         embedding: which one of a search that goes through several; each has streams of its own.
+        earlier: prompts that the columns are turned towards, [K, layers, n, H] float32 on the CPU (``normal`` only).
     """
 
     def draw(layer: int) -> Projection:
-        return draw_projection(kind, seed, layer, dim, scales[layer], origins[layer], device, embedding)
+        towards = None if earlier is None else earlier[:, layer]
+        return draw_projection(kind, seed, layer, dim, scales[layer], origins[layer], device, embedding, towards)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing 24 layers of 51,200 x 500 numbers takes seconds
         return list(pool.map(draw, range(len(scales))))

@@ -16,8 +16,8 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "bbtv2": {"sigma": 0.2, "alpha": 0.2},  # Sun et al. 2022b
 }
 DEFAULTS: dict[str, Any] = {"budget": 8000, "loss_type": "ce", "model_name": "roberta-large"}
-PATHS = ("model_name", "data_dir", "init_from", "onnx_model_path")
-"""Options that may name a file or folder; kept absolute, so that a run can be resumed from anywhere."""
+PATHS = ("model_name", "data_dir", "init_from", "projection_from", "onnx_model_path")
+"""Options that may name files or folders; kept absolute, so that a run can be resumed from anywhere."""
 
 
 def resolve(options: Options, preset: Preset) -> Options:
@@ -36,8 +36,15 @@ def resolve(options: Options, preset: Preset) -> Options:
     filled = {name: value for name, value in filled.items() if getattr(options, name) is None}
     for name in PATHS:
         value = filled.get(name, getattr(options, name))
-        if value not in (None, DEMO) and Path(value).exists():
-            filled[name] = str(Path(value).resolve())
+        if isinstance(value, tuple):
+            filled[name] = tuple(map(_absolute, value))
+        elif value not in (None, DEMO):
+            filled[name] = _absolute(value)
     if options.task_name.endswith((".yaml", ".yml")):
         filled["task_name"] = str(Path(options.task_name).resolve())
     return options.changed(**filled)
+
+
+def _absolute(name: str) -> str:
+    """Return a path that exists as an absolute one, and anything else as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ...export.ensemble import pooled
 from ...export.errors import ArtifactError, UsageError
-from ..artifacts.folder import CONFIG, PROMPT, read_config
+from ..artifacts.folder import CONFIG, PROMPT, members, read_config
 from ..artifacts.prompt import read_prompt
 from ..artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
-from ..artifacts.result import RESULT
 from ..data.columns import Row, cleaned, parse_column_mapping
 from ..data.encoding import Encoded, TextEncoder
 from ..data.splits import load_test_rows
@@ -183,7 +182,7 @@ def load(
         BbtFastError: if the engine or the model cannot be loaded.
     """
     sources = [source] if isinstance(source, (str, Path)) else source
-    folders = [folder for each in sources for folder in _members(local_folder(each))]
+    folders = [folder for each in sources for folder in members(local_folder(each))]
     if not folders:
         raise UsageError("there is no prompt to load: give the folder of a run, or several.")
     config = _common([(folder, read_prompt_config(folder)) for folder in folders])
@@ -214,13 +213,6 @@ def load(
         if prompt.shape != shape:
             raise ArtifactError(f"{folder / PROMPT} is {list(prompt.shape)}, but the model takes {list(shape)}.")
     return Classifier(config, encoder, loaded, torch.stack(prompts).to(loaded.device), folders[0], batch_size)
-
-
-def _members(folder: Path) -> list[Path]:
-    """Return a run's folder as it is, and that of a finished command with seeds as those of its seeds."""
-    if (folder / PROMPT_CONFIG).exists() or not (folder / RESULT).exists():
-        return [folder]
-    return sorted(child.parent for child in folder.glob(f"*/{PROMPT_CONFIG}")) or [folder]
 
 
 def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:

@@ -102,6 +102,10 @@ def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
         ({"seeds": "8,x"}, "seeds is 'x', but must be a whole number"),
         ({"seeds": 8}, "seeds is 8, but must be whole numbers with commas"),
         ({"seeds": "8,13,8"}, "has the same seed twice"),
+        ({"projection_from": ()}, "projection_from is (), but must be texts with commas between"),
+        ({"projection_from": "a,"}, "projection_from is '', but must be text"),
+        ({"projection_from": "a", "random_proj": "uniform"}, "projection_from turns matrices of random_proj normal"),
+        ({"projection_from": "a", "preset": "original"}, "projection_from turns matrices of random_proj normal"),
         ({"target_metric": 80}, "target_metric is 80.0, but must be at least 0 and at most 1"),
         ({"loss_type": "hing"}, "must be one of ce, hinge, perf, ce-smooth, ce-entropy. Did you mean 'hinge'"),
         ({"random_proj": "none"}, "too large for the optimizer cma: take --optimizer sep-cma or snes"),
@@ -126,9 +130,10 @@ def test_what_cannot_be_meant_is_refused(values, message):
 
 
 def test_values_from_flags_files_and_python_mean_the_same():
-    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), plots=False)
-    assert Options.of(budget="100", sigma="0.5", seeds="8,13", plots="false") == expected
-    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], plots=False) == expected
+    expected = Options(budget=100, sigma=0.5, seeds=(8, 13), projection_from=("a", "b"), plots=False)
+    texts = {"budget": "100", "sigma": "0.5", "seeds": "8,13", "projection_from": "a,b", "plots": "false"}
+    assert Options.of(**texts) == expected
+    assert Options.of(budget=100.0, sigma=0.5, seeds=[8, 13], projection_from=["a", "b"], plots=False) == expected
 
 
 def test_popsize_zero_takes_the_rule_of_cma_es():

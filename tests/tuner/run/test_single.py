@@ -257,9 +257,9 @@ def test_every_embedding_begins_at_the_best_prompts_of_the_one_before(
 ):
     began = []
 
-    def draw(kind, seed, dim, scales, origins, device, embedding):
+    def draw(kind, seed, dim, scales, origins, *rest):
         began.append(torch.stack(origins))
-        return draw_projections(kind, seed, dim, scales, origins, device, embedding)
+        return draw_projections(kind, seed, dim, scales, origins, *rest)
 
     monkeypatch.setattr(single, "draw_projections", draw)
     engine, layers = toy_engine("input" if algorithm == "bbt" else "layers"), 1 if algorithm == "bbt" else 3

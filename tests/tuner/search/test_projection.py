@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbt_fast.engine.embeddings import clipped_spread, spread_of
-from bbt_fast.tuner.search.projection import PROJECTIONS, FullSpace, draw_projections, normal_scale
+from bbt_fast.tuner.search.projection import PROJECTIONS, TRANSFERRED, FullSpace, draw_projections, normal_scale
 
 N, H, D = 4, 50, 30
 CPU = torch.device("cpu")
@@ -50,6 +50,27 @@ def test_every_embedding_has_a_matrix_of_its_own(kind):
     drawn = [draw_projections(kind, 42, D, [1.0], origins, CPU, embedding)[0].matrix for embedding in (0, 1, 2)]
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_a_matrix_turned_towards_earlier_prompts_keeps_its_scale_and_has_a_share_along_them():
+    rng = np.random.default_rng(3)
+    earlier = (
+        torch.from_numpy(rng.normal(size=(3, 2, N, H)).astype(np.float32))
+        * torch.tensor([1.0, 5.0, 0.1])[:, None, None, None]
+    )
+    origins = [torch.zeros(N, H)] * 2
+    turned = draw_projections("normal", 1, 500, [0.5, 2.0], origins, CPU, 0, earlier)
+    for layer, (projection, scale) in enumerate(zip(turned, (0.5, 2.0), strict=True)):
+        assert spread_of(projection.matrix) == pytest.approx(scale, rel=0.05)
+        basis = torch.linalg.qr(earlier[:, layer].flatten(1).T).Q
+        along = float((basis.T @ projection.matrix).square().sum() / projection.matrix.square().sum())
+        assert along == pytest.approx(TRANSFERRED, abs=0.1)
+        unit = torch.nn.functional.normalize(earlier[:, layer].flatten(1), dim=1)
+        shares = (unit @ projection.matrix).square().mean(dim=1)
+        assert float(shares.max() / shares.min()) < 1.5  # a long prompt counts as a short one
+    plain = draw_projections("normal", 1, 500, [0.5, 2.0], origins, CPU)
+    apart = plain[0].matrix - plain[0].matrix.mean()
+    assert not torch.allclose(turned[0].matrix, apart, atol=0.1)
 
 
 def test_normal_has_the_scale_asked_for():
