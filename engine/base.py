@@ -241,7 +241,7 @@ class Engine(ABC):
             if is_out_of_memory(error):
                 raise
             self.packs = False
-            logger.warning("texts in a row fail on %s: going on with padded ones (%s)", self.device, error)
+            logger.warning("texts in a row fail on %s: continuing with padded ones (%s)", self.device, error)
             return []
         logger.info("%s: %d texts stand in a row, and attention runs on %s", self.name, len(examples), kernel)
         return buckets

@@ -135,7 +135,7 @@ class Caller:
             if time.monotonic() + wait > ends:
                 raise DeviceError(
                     f"{self.url} could not be reached for {self._patience:g} s ({problem}). Check the server and the "
-                    "network; the same command, started again, goes on from the last generation."
+                    "network; the same command, started again, continues from the last generation."
                 ) from None
             logger.warning("%s: trying again in %.1f s (%s)", self.url, wait, problem)
             time.sleep(wait)

@@ -70,7 +70,7 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor
         raise DeviceError(
             f"{engine.name} in {engine.precision} failed on {engine.device}, and again with fewer candidates at a "
             f"time: {first_line(error)}. A run keeps every generation that it finished: the same command, started "
-            "again, goes on from there. If that fails too, start in another --output_dir with --engine torch or "
+            "again, continues from there. If that fails too, start in another --output_dir with --engine torch or "
             "--device cpu."
         ) from error
 

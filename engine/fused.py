@@ -185,7 +185,7 @@ class _Compiled:
             if "out of memory" in str(error):
                 raise
             _Compiled.broken = True
-            logger.warning("layers cannot be compiled here: going on without (%s)", first_line(error))
+            logger.warning("layers cannot be compiled here: continuing without (%s)", first_line(error))
             return self._plain(states, *args, **kwargs)
 
     @cached_property

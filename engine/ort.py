@@ -141,7 +141,7 @@ class OrtEngine(Engine):
             if self.replay is None:
                 raise
             self.replay = None
-            logger.warning("ONNX Runtime cannot record CUDA graphs: going on without (%s)", first_line(error))
+            logger.warning("ONNX Runtime cannot record CUDA graphs: continuing without (%s)", first_line(error))
             return self._load(encoded)
 
     def _parity_record(self, runner: Runner) -> Path | None:

@@ -203,7 +203,7 @@ class Pool:
         if job.lost >= TRIES:
             raise DeviceError(
                 f"{job.lost} workers failed one after another over the same work; the last: {why}. A run keeps every "
-                "generation that it finished: the same command, started again, goes on from there."
+                "generation that it finished: the same command, started again, continues from there."
             )
         logger.warning("worker %d is lost (%s): its share is done elsewhere, and it starts again", member.number, why)
         waiting.append(job)

@@ -298,7 +298,7 @@ class Cluster:
             atexit.register(_leave)
         return HeadLostError(
             f"the head of the Ray cluster, {self.head}, is gone ({_first_line(error)}). A run keeps every generation "
-            "that it finished: start the cluster again, and the same command goes on from there."
+            "that it finished: start the cluster again, and the same command continues from there."
         )
 
 

@@ -132,7 +132,7 @@ class RemoteEngine:
         if different:
             raise DeviceError(
                 f"{self.caller.url} now answers with something else than before ({', '.join(sorted(different))} "
-                "differ). Start it again with the model, engine and precision that the run was begun with."
+                "differ). Start it again with the model, engine and precision that the run was started with."
             )
 
     def _ask(self) -> dict[str, Any]:

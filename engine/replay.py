@@ -183,4 +183,4 @@ class Replay:
     def _give_up(self, error: Exception) -> None:
         self.on = False
         self.forget()
-        logger.warning("CUDA graphs fail on %s: going on without (%s)", self._where, first_line(error))
+        logger.warning("CUDA graphs fail on %s: continuing without (%s)", self._where, first_line(error))

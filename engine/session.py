@@ -274,10 +274,10 @@ class Session:
         if part is not None:
             size = len(part) // 2
             self.engine.tokens_per_call = self._tokens(part.bucket) * size
-            logger.warning("out of memory: going on with %d candidates at a time", size)
+            logger.warning("out of memory: continuing with %d candidates at a time", size)
         elif self.engine.crew.size > 1:
             self.engine.crew.size = 1
-            logger.warning("out of memory: going on with one thread")
+            logger.warning("out of memory: continuing with one thread")
         else:
             bucket = parts[0].bucket
             raise MemoryShortError(

@@ -19,7 +19,7 @@ LOOPBACK, PORT = "127.0.0.1", 8000
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device")
 MEANINGS = {
     "model_name": "Model of the scorer: a hub id, a folder, or demo.",
-    "engine": "Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, or auto.",
+    "engine": "Runtime for the model: torch, ort (ONNX Runtime), another one that `bbt-fast doctor` lists, or auto.",
 }
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client")
 

@@ -139,7 +139,7 @@ def run_side_by_side(
 
     Args:
         options: resolved, with ``seeds`` and ``workers``.
-        pinned: the engine, precision and device that an interrupted part was begun with.
+        pinned: the engine, precision and device that an interrupted part was started with.
         folder: claimed and begun; on a file system that all workers see.
         control: may ask for the end.
         progress: is told how all go.

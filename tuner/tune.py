@@ -135,7 +135,7 @@ def execute(options: Options, control: Control | None = None, progress: Progress
                     return command.run_seeds(options, parts, folder)
                 result = command.run(options, parts[options.seed], folder)
         except RunInterruptedError as error:
-            raise RunInterruptedError(f"{error} Go on with: bbt-fast tune --resume {folder.path}") from None
+            raise RunInterruptedError(f"{error} Resume with: bbt-fast tune --resume {folder.path}") from None
     if options.push_to_hub:
         _share(folder.path, options.push_to_hub)
     return result

@@ -163,7 +163,7 @@ def test_memory_for_one_call_at_a_time_is_enough(
 
         monkeypatch.setattr(bucket, "run", scarce)
     torch.testing.assert_close(session.evaluate(prompts, 1), expected, atol=1e-5, rtol=0)
-    assert "out of memory: going on with one thread" in caplog.text
+    assert "out of memory: continuing with one thread" in caplog.text
 
 
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)

@@ -107,7 +107,7 @@ def test_a_device_that_fails_again_is_an_error_that_says_what_to_do(
     spoil(session, monkeypatch, iter([failing(CUDA)] * 1000))
     message = (
         r"torch in fp32 failed on cpu, and again with fewer candidates at a time: CUDA error: an illegal memory access "
-        r"was encountered\. A run keeps every generation that it finished: the same command, started again, goes on"
+        r"was encountered\. A run keeps every generation that it finished: the same command, started again, continues"
     )
     with pytest.raises(DeviceError, match=message) as caught:
         ask(session, prompts)
@@ -158,7 +158,7 @@ def test_onnx_runtime_out_of_memory_means_smaller_chunks(
 
     monkeypatch.setattr(runner, "_sessions", [Scarce()])
     torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
-    assert "out of memory: going on with 3 candidates at a time" in caplog.text
+    assert "out of memory: continuing with 3 candidates at a time" in caplog.text
 
 
 def test_the_gate_asks_pytorch_beside_the_model_where_the_device_has_no_room_for_it(

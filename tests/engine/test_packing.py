@@ -218,7 +218,7 @@ def test_a_row_that_fails_is_replaced_by_padded_texts_and_a_log_line(
     engine = load_engine(
         "torch", tiny("roberta"), n_prompt_tokens=5, precision="fp32", device="cpu", include=["packing"]
     )
-    assert "texts in a row fail on cpu: going on with padded ones (no kernel image is available)" in caplog.text
+    assert "texts in a row fail on cpu: continuing with padded ones (no kernel image is available)" in caplog.text
     assert rows_of(engine, draw_examples(engine, [4, 9])) == [None, None]
 
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, 
     plain = load("roberta", "torch", "add", "input")
     examples, prompts = draw_examples(plain, [4, 9, 2]), draw_prompts(plain, 4)
     torch.testing.assert_close(*(one.open(examples).evaluate(prompts) for one in (engine, plain)), atol=1e-5, rtol=0)
-    assert caplog.text.count("layers cannot be compiled here: going on without (no compiler)") == 1
+    assert caplog.text.count("layers cannot be compiled here: continuing without (no compiler)") == 1
 
 
 def flash_by_bounds(

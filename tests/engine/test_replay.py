@@ -217,7 +217,7 @@ def test_a_recording_that_fails_is_said_once_and_not_tried_again(
     first = session.evaluate(prompts)
     for _ in range(3):
         assert torch.equal(session.evaluate(prompts), first)
-    assert caplog.text.count("CUDA graphs fail on the CPU: going on without (operation not permitted") == 1
+    assert caplog.text.count("CUDA graphs fail on the CPU: continuing without (operation not permitted") == 1
     assert not engine.replay.on
 
 

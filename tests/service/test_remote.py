@@ -139,7 +139,7 @@ def test_a_network_that_breaks_connections_changes_nothing(
 def test_a_server_that_stays_away_is_an_error_that_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(DeviceError, match=r"could not be reached for 0.3 s .* goes on from the last generation"):
+    with pytest.raises(DeviceError, match=r"could not be reached for 0.3 s .* continues from the last generation"):
         load_remote(f"http://127.0.0.1:{port}", patience=0.3, pause=0.05)
 
 

@@ -128,7 +128,7 @@ def test_an_early_end_leaves_a_run_to_resume(small, monkeypatch):
             (self._folder.path / "stop").touch()
         return taken(self, generation, log, replayed)
 
-    going_on = r"after 12 evaluations.*Go on with: bbt-fast tune --resume r$"
+    going_on = r"after 12 evaluations.*Resume with: bbt-fast tune --resume r$"
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_take", stop)
         with pytest.raises(RunInterruptedError, match=going_on):
@@ -223,7 +223,7 @@ def test_a_projection_is_turned_towards_the_prompts_of_earlier_runs(algorithm, s
     again = tune(**options, projection_from=["earlier/seed-13", "earlier/seed-8"], output_dir="same")
     assert again.tuned == result.tuned
     save_prompt(Path("earlier/seed-8/prompt.safetensors"), read_prompt(Path("earlier/seed-13"))[0], {})
-    with pytest.raises(ArtifactError, match=r"journal\.jsonl cannot be gone on with: earlier was .* and is now"):
+    with pytest.raises(ArtifactError, match=r"journal\.jsonl cannot be resumed: earlier was .* and is now"):
         tune(resume="turned")
     deeper = {"bbt": "bbtv2", "bbtv2": "bbt"}[algorithm]
     with pytest.raises(DataError, match=r"seed-13 holds prompts \[.*\] .*, but this run needs \[.*\]: layers, prompt"):
@@ -310,7 +310,7 @@ def test_an_unfinished_run_is_not_taken_for_another(small):
     Path("r/result.json").unlink()
     with pytest.raises(ArtifactError, match=r"another run: budget was 8 and is now 40\. .*--resume r"):
         tune(**small(budget=40), output_dir="r")
-    with pytest.raises(UsageError, match="budget is 40, but the run in r was begun with 8; --resume cannot change it"):
+    with pytest.raises(UsageError, match="is 40, but the run in r was started with 8; --resume cannot change it"):
         tune(resume="r", budget=40)
     assert tune(resume="r", max_time=500, batch_size=3).evaluations == 8
 

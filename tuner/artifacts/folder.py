@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, who may write it, and whether it may be gone on with.
+"""The folder of a run: what it holds, who may write it, and whether a run may be resumed in it.
 
 | file | what it is |
 |---|---|
@@ -139,8 +139,8 @@ class RunFolder:
             f"{name} was {old[name]!r} and is now {new[name]!r}" for name in new if old[name] != new[name]
         ]:
             raise ArtifactError(
-                f"{self.path} already holds another run: {'; '.join(different)}. Choose another --output_dir, or go on "
-                f"with that run: bbt-fast tune --resume {self.path}"
+                f"{self.path} already holds another run: {'; '.join(different)}. Choose another --output_dir, or "
+                f"resume that run: bbt-fast tune --resume {self.path}"
             )
 
     def begin(self, options: Options) -> None:
@@ -215,8 +215,8 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
     for name, value in changes.items():
         if name not in FREE and getattr(old, name) != value:
             raise UsageError(
-                f"{name} is {value!r}, but the run in {folder} was begun with {getattr(old, name)!r}; --resume cannot "
-                f"change it. Leave it out, or start again in another --output_dir."
+                f"{name} is {value!r}, but the run in {folder} was started with {getattr(old, name)!r}; --resume "
+                f"cannot change it. Leave it out, or start again in another --output_dir."
             )
     return old.changed(**{name: value for name, value in changes.items() if name in FREE}, output_dir=str(folder))
 
@@ -228,7 +228,7 @@ def latest_run() -> Path | None:
 
 
 def recorded_engine(folder: Path) -> dict[str, str]:
-    """Return the engine, precision and device that the run in a folder, or one of its seeds', was begun with."""
+    """Return the engine, precision and device that the run in a folder, or one of its seeds', was started with."""
     for path in sorted([folder / JOURNAL, *folder.glob(f"*/{JOURNAL}")]):
         header = first_record(path) or {}
         if all(isinstance(header.get(name), str) for name in ("engine", "precision", "device")):

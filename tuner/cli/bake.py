@@ -25,7 +25,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32", metavar="{fp32,fp16}", help="number format (default: fp32)")
     parser.add_argument("--triton", action="store_true", help="also write a Triton model repository, in DIR/triton")
     parser.add_argument(
-        *spellings("model_name"), metavar="TEXT", help="where the base model is, if not where the run found it"
+        *spellings("model_name"),
+        metavar="TEXT",
+        help="hub id or folder of the base model, if it has moved since the run",
     )
     return parser
 

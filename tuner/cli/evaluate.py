@@ -10,7 +10,9 @@ from .arguments import add_options
 from .predict import add_run_options, loaded
 
 DATA = ("data_dir", "column_mapping", "max_test_examples")
-MEANINGS = {"data_dir": "Folder with a test file (jsonl, csv, tsv or parquet); without it what the run was tested on."}
+MEANINGS = {
+    "data_dir": "Folder with a test file (jsonl, csv, tsv or parquet); by default the data that the run was tested on."
+}
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

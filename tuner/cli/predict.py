@@ -16,8 +16,8 @@ from .quiet import hide_progress_bars
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device", "batch_size")
 """The options of a run that the use of its prompt may change."""
 MEANINGS = {
-    "model_name": "Where the base model is, if not where the run found it.",
-    "batch_size": "Texts that are answered at once.",
+    "model_name": "Hub id or folder of the base model, if it has moved since the run.",
+    "batch_size": "Texts per batch.",
 }
 
 

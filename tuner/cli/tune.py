@@ -70,7 +70,7 @@ def _parallel(options: Options) -> str:
 def _offer(folder: Path | None) -> str:
     if folder is None:
         return "There is none below ./runs."
-    return f"The last one below ./runs goes on with: bbt-fast tune --resume {folder}"
+    return f"Resume the last one in ./runs with: bbt-fast tune --resume {folder}"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

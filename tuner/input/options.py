@@ -90,133 +90,135 @@ class Options:
     """
 
     preset: Literal["original"] | None = None
-    """original: do as the original implementation does, by setting the options that docs/original.md names; one that
-    is given beside it has its own way."""
+    """original: set the options that make a run behave like the original implementation (docs/original.md); options
+    that you give override it."""
 
     task_name: str = "demo"
     """A task's name (`bbt-fast tasks` lists them) or the path of your own task.yaml."""
     data_dir: str | None = None
-    """Folder with the task's data (train.jsonl and test.jsonl, or csv, tsv, parquet); without it the hub is asked."""
+    """Folder with the task's data (train.jsonl and test.jsonl, or csv, tsv, parquet); without it
+    the data come from the hub."""
     column_mapping: str | None = None
-    """Columns of your files that go by other names: text=sentence,label=class."""
+    """Names of the columns in your files: text=sentence,label=class."""
     max_test_examples: int | None = None
-    """Test on this many examples at most; all of them without it."""
+    """Test on at most this many examples; by default on all."""
     k_shot: int = 16
-    """Examples per class for training, and as many others for development."""
+    """Examples per class for training, and the same number for development."""
     wording: Literal["own", "original"] = "own"
-    """original: the original's templates and label words, where they differ."""
+    """original: use the original implementation's templates and label words."""
     long_texts: Literal["cut", "drop"] = "cut"
-    """What is done with texts that do not fit: cut their ends off, or leave them out, of the test set too."""
+    """cut: truncate texts that are too long; drop: leave them out, also of the test set."""
     templates: int = 1
-    """Write each training text in so many of the task's templates; a candidate's loss is the mean over all of them."""
+    """Write each training text in this many of the task's templates; a candidate's loss is the mean over them."""
 
     label_words: Literal["first", "all", "auto"] | None = None
-    """Which of a class's label words stand for it: the first that is one token, all together, or auto, all and those
-    that the model's answers to the training examples suggest; first unless the task says otherwise."""
+    """Which label words stand for a class: the first that is one token; all of them; or auto, all of them and words
+    that the model predicts for the training examples. The task sets the default, usually first."""
 
     model_name: str | None = None
-    """Hub id or folder of the frozen model; the demo's own for the demo, else roberta-large."""
+    """Hub id or folder of the frozen model; by default roberta-large, and the demo's own model for the demo."""
     allow_pickle: bool = False
-    """Also load weights from pickle files (pytorch_model.bin) where a model has no safetensors."""
+    """Load weights from a pickle file (pytorch_model.bin) if the model has no safetensors."""
     cat_or_add: Literal["add", "cat"] = "add"
-    """add: the prompt is added to n placeholder tokens; cat: it is concatenated before the text."""
+    """add: add the prompt to n placeholder tokens; cat: concatenate it before the text."""
     n_prompt_tokens: int = 50
     """Length of the soft prompt, n."""
     init_text: str | None = None
-    """Start from the embeddings of this text (cat only), repeated or cut to n tokens."""
+    """Start from the embeddings of this text (cat only), repeated or truncated to n tokens."""
     init_from: str | None = None
-    """Start from the prompt of an earlier run's folder, of a safetensors file, or of the original's .pt file."""
+    """Start from the prompt in an earlier run's folder, a safetensors file, or the original's .pt file."""
 
     algorithm: Literal["bbt", "bbtv2"] = "bbt"
     """bbt: one prompt at the input; bbtv2: one at every layer."""
     alg: Literal["CMA"] = "CMA"
-    """The original's flag, and its only value; --optimizer has others."""
+    """The original's flag, with its only value; see --optimizer."""
     optimizer: Literal["cma", "sep-cma", "snes", "pycma", "cma-local"] = "cma"
-    """What searches: CMA-ES as published; sep-cma, with a variance per coordinate instead of a covariance; snes, a
-    separable natural evolution strategy with mirrored candidates; pycma, the package that the original calls, which
-    also ends a search of bbt by its own stop criteria; cma-local, CMA-ES for three quarters of the budget, then a local
-    search around its best candidate."""
+    """cma: CMA-ES as published; sep-cma: CMA-ES with a diagonal covariance; snes: a separable natural evolution
+    strategy with mirrored candidates; pycma: the package that the original uses, with its own stop criteria for bbt;
+    cma-local: CMA-ES for three quarters of the budget, then a local search around the best candidate."""
     streams: Literal["own", "original"] = "own"
-    """Random numbers: own, a stream for each layer's matrix A and search; original, PyTorch's and NumPy's generators in
-    the order of the original, which scales BBTv2's matrices by the padded batch with its first candidate in it."""
+    """own: a random stream for each layer's matrix A and search; original: PyTorch's and NumPy's generators, used in
+    the order of the original, with BBTv2's matrices scaled by the padded batch that contains the first candidate."""
     intrinsic_dim: int = 500
     """Length of the searched vector z, d."""
     random_proj: Literal["normal", "uniform", "none"] = "normal"
-    """How the fixed random matrix A is drawn that maps z to a prompt; none searches the prompt itself, all n x H
-    numbers, with an optimizer other than cma."""
+    """Distribution of the fixed random matrix A that maps z to a prompt; none: search all n x H numbers of the prompt
+    itself, with --optimizer sep-cma or snes."""
     projection_from: tuple[str, ...] | None = None
-    """Turn the random matrix A towards the prompts of earlier runs on this model: their folders, with commas between
-    them; a folder of several seeds stands for all of them."""
+    """Turn the random matrix A towards the prompts of earlier runs on this model: their folders, separated by commas; a
+    folder of --seeds stands for all its seeds."""
     embeddings: int = 1
-    """Search with so many random matrices A, one after the other, each from the best prompt so far."""
+    """Search with this many random matrices A in turn, each from the best prompt so far."""
     budget: int | None = None
-    """Candidate evaluations ("API calls") in all; 8000 unless the task says otherwise."""
+    """Total candidate evaluations ("API calls"); the task sets the default, usually 8000."""
     popsize: int = 20
     """Candidates per generation; 0 for CMA-ES' own rule, 4 + 3 ln d."""
     sigma: float | None = None
-    """CMA-ES' first step size; 1 for bbt, 0.2 for bbtv2."""
+    """Initial step size of CMA-ES; by default 1 for bbt, 0.2 for bbtv2."""
     alpha: float | None = None
-    """Scale of the projection, in standard deviations of the embeddings; 1 for bbt, 0.2 for bbtv2."""
+    """Scale of the projection, in standard deviations of the embeddings; by default 1 for bbt, 0.2 for bbtv2."""
     bound: float = 0.0
     """Keep each coordinate of z in [-bound, bound]; 0 for no bounds."""
     loss_type: LossType | None = None
-    """What is minimised: cross entropy, hinge (margin 2), or minus the metric; ce unless the task says otherwise.
-    Against overfitting: ce-smooth, to labels smoothed by 0.1; ce-entropy, less 0.3 of the answers' entropy."""
+    """Loss to minimise: ce (cross entropy), hinge (margin 2), perf (minus the metric); against overfitting ce-smooth
+    (labels smoothed by 0.1) and ce-entropy (minus 0.3 times the answers' entropy). The task sets the default, usually
+    ce."""
     keep: Literal["best", "mean"] = "best"
-    """Which prompt a search hands on: the best candidate so far, or the mean that candidates are drawn around."""
+    """Which prompt a search returns: the best candidate so far, or the mean of the optimizer's distribution."""
     select: Literal["best", "due"] = "best"
-    """Which prompt the development set scores at eval_every, and keeps: the best so far on the training examples, and
-    of equal metrics that of the lower loss; or the candidate whose turn it is, and of equal metrics the first."""
+    """Which prompt is scored on the development set every eval_every evaluations. best: the best so far on the training
+    examples; ties go to the lower loss. due: the candidate at that evaluation; ties go to the first."""
     seed: int = 42
     """Fixes the few-shot examples, the projection and the search."""
     seeds: tuple[int, ...] | None = None
-    """Several runs in one: 8,13,42,50,60 are the papers'; ends with a table of mean and standard deviation, and with
-    the test metric of all prompts together."""
+    """Run several seeds (the papers use 8,13,42,50,60) and report mean, standard deviation and the test metric of the
+    ensemble of all prompts."""
 
     engine: str = "auto"
-    """Who answers: torch, ort (ONNX Runtime), others that `bbt-fast doctor` lists, auto; or remote: --url."""
+    """Runtime for the model: torch, ort (ONNX Runtime), another one listed by `bbt-fast doctor`, or auto; remote uses
+    --url."""
     url: str | None = None
-    """Where `bbt-fast serve` answers, for the engine remote: https://host:8000."""
+    """Address of `bbt-fast serve`, for --engine remote: https://host:8000."""
     api_key: str | None = None
-    """File that holds the key for --url; without it the environment variable BBT_FAST_API_KEY is read."""
+    """File with the key for --url; the default is the environment variable BBT_FAST_API_KEY."""
     inference_framework: Literal["pt", "ort"] | None = None
     """The original's name for --engine: pt is torch."""
     onnx_model_path: str | None = None
-    """A graph that scripts/export_and_optimize.py wrote, to be used instead of a fresh export."""
+    """A graph written by scripts/export_and_optimize.py, to use instead of a fresh export."""
     precision: str = "auto"
-    """fp32, bf16, fp16, or auto: the first of the engine's that this device computes fast."""
+    """fp32, bf16, fp16, or auto: the engine's first precision that is fast on this device."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
     workers: int | None = None
-    """Share each generation out to this many processes of a Ray cluster, one GPU or part of the CPU each; with --seeds
-    each runs whole seeds."""
+    """Share each generation among this many processes of a Ray cluster, each with a GPU or a part of the CPU; with
+    --seeds each process runs whole seeds."""
     ray_address: str | None = None
-    """The Ray cluster of the workers: auto, or host:port of its head; without it one of this machine is started."""
+    """Ray cluster for --workers: auto, or host:port of its head; by default a new cluster on this machine."""
     batch_size: int = 512
-    """Texts of the test set that are answered at once."""
+    """Test texts per batch."""
     parallel: bool = True
-    """Evaluate a population in one batch; always on, and does not change what the budget counts."""
+    """Evaluate a population in one batch; always on. The budget counts evaluations, not generations."""
 
     eval_every: int = 100
-    """Score the best prompt so far on the development set every so many evaluations."""
+    """Evaluations between two scores on the development set."""
     print_every: int = 50
-    """Refresh the progress line every so many evaluations."""
+    """Evaluations between two updates of the progress line."""
     max_time: float | None = None
-    """Stop the search (of each seed) after this many seconds, and test what there is."""
+    """Stop the search (of each seed) after this many seconds, and test the best prompt."""
     target_metric: float | None = None
-    """Stop the search once the development metric reaches this, between 0 and 1."""
+    """Stop the search when the development metric reaches this value, between 0 and 1."""
     patience: int | None = None
-    """Stop the search once so many evaluations have brought no better prompt on the development set."""
+    """Stop the search after this many evaluations without a better prompt on the development set."""
     plots: bool = True
     """Draw the plots of a finished run into its folder."""
     report_to: str | None = None
-    """Also send the curves to tensorboard (event files in the run's folder), wandb, or both: tensorboard,wandb."""
+    """Report the curves to tensorboard (event files in the run's folder), wandb, or tensorboard,wandb."""
     output_dir: str | None = None
-    """The run's folder; an unfinished run in it is continued. Without it a new one below ./runs."""
+    """Folder of the run; an unfinished run in it continues. By default a new folder in ./runs."""
     resume: str | None = None
     """Continue the unfinished run in this folder with its own options."""
     push_to_hub: str | None = None
-    """Put the finished prompt on the Hugging Face hub under this id (user/name)."""
+    """Upload the finished prompt to the Hugging Face hub under this id (user/name)."""
 
     def __post_init__(self) -> None:
         """Turn values from files and flags into their types and refuse what cannot be meant."""

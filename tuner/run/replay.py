@@ -1,7 +1,7 @@
 """An oracle that answers from the journal for as long as it lasts, and from the engine after that.
 
 CMA-ES is deterministic given its seed and the fitnesses, so a search that is driven through this oracle comes back to
-where the journal ends, in seconds, and goes on from there as if it had never stopped.
+where the journal ends, in seconds, and continues from there as if it had never stopped.
 """
 
 from __future__ import annotations

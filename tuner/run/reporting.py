@@ -169,7 +169,7 @@ class Reports:
         try:
             yield
         except Exception as error:
-            logger.warning("--report_to %s failed (%s) and is given up; the run goes on.", name, error)
+            logger.warning("--report_to %s failed (%s); the run continues without it.", name, error)
             logger.debug("reporting failed", exc_info=True)
             del self._reporters[name]
 

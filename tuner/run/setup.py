@@ -162,7 +162,7 @@ class Setup:
         """Load the engine.
 
         Args:
-            pinned: the engine, precision and device that an interrupted run was begun with; they stand in for "auto".
+            pinned: the engine, precision and device that an interrupted run was started with; they stand in for "auto".
 
         Raises:
             BbtFastError: if it is not installed, cannot do the precision, or its graphs are not faithful.

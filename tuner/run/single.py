@@ -195,15 +195,15 @@ class Run:
         written = old.get("format")
         if written != JOURNAL_FORMAT:
             raise ArtifactError(
-                f"{journal.path} cannot be gone on with: format was {written!r} and is now {JOURNAL_FORMAT!r}; "
-                "CMA-ES draws other candidates since. Go on with the version of bbt-fast that began it, or start "
+                f"{journal.path} cannot be resumed: format was {written!r} and is now {JOURNAL_FORMAT!r}; "
+                "CMA-ES draws other candidates since. Resume it with the version of bbt-fast that started it, or start "
                 "again in another --output_dir."
             )
         different = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in header.items() if old.get(k) != v]
         if different:
             raise ArtifactError(
-                f"{journal.path} cannot be gone on with: {'; '.join(different)}. Use the model, data and engine it was "
-                "begun with, or start again in another --output_dir."
+                f"{journal.path} cannot be resumed: {'; '.join(different)}. Use the model, data and engine it was "
+                "started with, or start again in another --output_dir."
             )
 
     def _about(self) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def test_cuda_graphs_that_cannot_be_captured_are_given_up(
     first = session.evaluate(prompts(4))
     for _ in range(2):
         assert torch.equal(session.evaluate(prompts(4)), first)
-    assert caplog.text.count("CUDA graphs fail on Fake_GPU-sm86: going on without (operation not permitted") == 1
+    assert caplog.text.count("CUDA graphs fail on Fake_GPU-sm86: continuing without (operation not permitted") == 1
 
 
 def test_tensors_at_addresses_that_tensorrt_does_not_take_are_copied(

@@ -1,4 +1,4 @@
-"""An engine that fails in the middle of a run leaves the journal whole, and the run goes on from there."""
+"""An engine that fails in the middle of a run leaves the journal whole, and the run continues from there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def whole(
     ("fault", "error", "message"),
     [
         (nan, NumericsError, "returned NaN or infinite logits. Try --precision"),
-        (broken, DeviceError, r"illegal memory access.*the same command, started again, goes on from there"),
+        (broken, DeviceError, r"illegal memory access.*the same command, started again, continues from there"),
     ],
 )
 @pytest.mark.parametrize("times", [1, 2])

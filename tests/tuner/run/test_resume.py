@@ -193,7 +193,7 @@ def test_a_run_is_not_gone_on_with_on_something_else(
     start(tmp_path / "r", options)
     (tmp_path / "r" / "result.json").unlink()
     engine, parts = change(toy_engine(), toy_parts())
-    with pytest.raises(ArtifactError, match=rf"journal\.jsonl cannot be gone on with: {name} was .* and is now"):
+    with pytest.raises(ArtifactError, match=rf"journal\.jsonl cannot be resumed: {name} was .* and is now"):
         start(tmp_path / "r", options, engine, parts=parts)
 
 
