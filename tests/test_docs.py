@@ -147,7 +147,8 @@ def test_python_block_that_tunes_gives_options_that_exist(block: Block) -> None:
     tunes = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "tune"]
     assert tunes
     for call in tunes:
-        Options.of(**{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
+        names = {k.arg: k.value for k in call.keywords if k.arg}
+        Options.of(**{k: "a variable" if isinstance(v, ast.Name) else ast.literal_eval(v) for k, v in names.items()})
 
 
 def check_bbt_fast(words: list[str]) -> None:

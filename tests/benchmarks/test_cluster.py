@@ -16,6 +16,7 @@ def test_a_generation_is_the_largest_share_a_round_of_calls_and_the_optimiser() 
     assert cluster.simulate(shares, calls, 4.0, 10, 2) == 4 + 3 + 30
     assert cluster.simulate(shares, calls, 4.0, 10, 4) == 4 + 5 + 20  # shares of 3 and 2
     assert cluster.simulate(shares, calls, 0.0, 20, 1) == 2 + 120
+    assert cluster.simulate(shares, calls, 4.0, 10, 2, busy=1.1) == pytest.approx(4 + 3 + 33)
 
 
 def test_workers_stop_to_pay_where_twice_as_many_are_hardly_faster() -> None:
