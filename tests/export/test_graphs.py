@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -124,17 +120,3 @@ def test_fp16_graphs_are_built_and_run_without_a_gpu(
     assert half.dtype is torch.float32
     torch.testing.assert_close(half, full, atol=0.05, rtol=0)
     assert not torch.equal(half, full)
-
-
-@pytest.mark.slow
-def test_an_export_says_nothing_of_packages_that_no_model_needs() -> None:
-    code = (
-        "from bbt_fast.engine import load_engine\n"
-        "from transformers import RobertaConfig, RobertaForMaskedLM\n"
-        "tiny = RobertaConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=60)\n"
-        "load_engine('ort', RobertaForMaskedLM(tiny), n_prompt_tokens=3, precision='fp32', device='cpu')\n"
-    )
-    with TemporaryDirectory() as cache:
-        environment = os.environ | {"BBT_FAST_CACHE": cache}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "Skipping" not in done.stderr
