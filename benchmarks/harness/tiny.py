@@ -14,14 +14,14 @@ from bbt_fast.export.loading import AUTO_CLASSES
 VOCABULARY = 200
 TINY = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
+    "head_dim": 16,
+    "intermediate_size": 128,
     "layer_norm_eps": 1e-5,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 130,
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": 3,
@@ -35,9 +35,10 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
     "bart": {
         f"{side}_{field}": value
         for side in ("encoder", "decoder")
-        for field, value in (("layers", 2), ("ffn_dim", 64), ("attention_heads", 4))
+        for field, value in (("layers", 2), ("ffn_dim", 128), ("attention_heads", 4))
     }
-    | {"init_std": 0.2},
+    | {"decoder_layers": 3, "init_std": 0.2},
+    "bert": {"layer_norm_eps": 1e-12},
     "deberta-v2": {
         "relative_attention": True,
         "position_buckets": 8,
@@ -45,11 +46,11 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
         "norm_rel_ebd": "layer_norm",
         "legacy": False,
     },
-    "distilbert": {"hidden_dim": 64},
-    "electra": {"embedding_size": 24},
-    "gpt2": {"n_inner": 64},
+    "distilbert": {"hidden_dim": 128},
+    "electra": {"embedding_size": 48, "layer_norm_eps": 1e-12},
+    "gpt2": {"n_inner": 128},
     "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
-    "t5": {"d_kv": 8, "d_ff": 64},
+    "t5": {"d_kv": 16, "d_ff": 128, "num_decoder_layers": 3},
 }
 """By ``model_type``: what its configuration calls otherwise, or has to itself."""
 

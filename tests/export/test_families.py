@@ -28,7 +28,7 @@ from bbt_fast.tuner.search.metrics import accuracy
 from bbt_fast.tuner.search.objective import Objective, Yardstick
 from bbt_fast.tuner.search.projection import draw_projections, normal_scale
 
-N_PROMPT_TOKENS = 5
+N_PROMPT_TOKENS = 7  # as in test_golden.py: with the sizes of the models, so that they share traces
 FIRST_TEXT_TOKEN = 5
 tiny = cache(tiny_model)
 
@@ -186,6 +186,7 @@ def test_torch_answers_as_the_stock_model_does(family: Family, model_type: str, 
         for mode, cuts in (("add", "layers"), ("cat", "input"))
         for row in FIRST_OF_ROWS
         for case in [(row.id, mode, cuts)]
+        if case != ("qwen2", "cat", "input")  # as Llama's, but for biases
     ],
 )
 def test_ort_answers_and_searches_as_torch_does(family: Family, model_type: str, mode: str, cuts: str) -> None:
@@ -335,5 +336,5 @@ def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
 def test_a_text_longer_than_the_position_embeddings_is_refused() -> None:
     for model_type in ("bert", "roberta", "gpt2", "bart"):
         engine = load_tiny("torch", row_of(model_type), model_type, "cat", "input")
-        with pytest.raises(ShapeError, match=r"a text of 70 tokens is longer than this .* has positions for"):
-            engine.open(texts(row_of(model_type), "cat", (70,)))
+        with pytest.raises(ShapeError, match=r"a text of 140 tokens is longer than this .* has positions for"):
+            engine.open(texts(row_of(model_type), "cat", (140,)))
