@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from bbt_fast.benchmarks import gpu
-from bbt_fast.benchmarks.harness import contenders
 from bbt_fast.benchmarks.harness.contenders import contender, known, torch_best
 from bbt_fast.benchmarks.harness.pool import Pool
 from bbt_fast.benchmarks.harness.variants import group_of, table, variants, winners
@@ -76,31 +75,17 @@ def test_the_table_says_how_fast_each_variant_is_and_the_last_line_which_is_fast
 
 
 @pytest.mark.slow
-def test_the_lab_writes_a_record_of_all_variants_and_stops_at_none(
-    tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu, "Pool", lambda _: local)
-    path = tmp_path / "lab.json"
-    names = ["original", "bbt-fast-torch-fp32", "bbt-fast-torch-fp32-with-packing+fusion", "bbt-fast-torch-fp7"]
-    monkeypatch.setattr(gpu, "variants", lambda _: names)
-    assert gpu.main(["--lab", "--dry_run", "--repeats", "1", "--output", str(path)]) == 0
-    record = json.loads(path.read_text(encoding="utf-8"))
-    assert record["benchmark"] == "lab"
-    assert record["speed"]["bbtv2"]["contenders"]["bbt-fast-torch-fp7"]["status"] == "unavailable"
-    for part in record["speed"].values():
-        kinds = part["contenders"]["bbt-fast-torch-fp32"]["breakdown"]["kinds"]
-        assert min(kinds["products"], kinds["attention"], kinds["gelu"], kinds["norms"]) > 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
-
-
-@pytest.mark.slow
 def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) -> None:
-    start = Pool(lambda name: name.partition("-without")[0])
-    one, other = (start(name, toy) for name in ("bbt-fast-torch-fp32", "bbt-fast-torch-fp32-without-buckets"))
-    assert one._shared is other._shared
-    for guest in (one, other):
+    start = Pool(lambda _: "all")
+    names = ("bbt-fast-torch-fp32", "bbt-fast-torch-fp32-without-buckets", "bbt-fast-trt-fp16")
+    one, other, missing = (start(name, toy) for name in names)
+    assert one._shared is other._shared is missing._shared
+    for guest in (one, other, missing):
         guest.send("load")
+    with pytest.raises(WorkerError) as error:
+        missing.receive(120)
+    assert error.value.status == "unavailable"
+    missing.close()
     assert other.receive(120)["savings"]["buckets"] is False  # asked for before the other's answer
     assert one.receive(120)["savings"]["buckets"] is True
     first, second = one("check", 120), other("check", 120)
@@ -116,31 +101,25 @@ def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) 
 
 
 @pytest.mark.slow
-def test_an_unavailable_contender_ends_only_itself_in_a_shared_process(toy: Workload) -> None:
-    start = Pool(lambda _: "all")
-    names = ("bbt-fast-trt-fp16", "original")
-    missing, there = (start(name, toy) for name in names)
-    assert set(names) <= {*contenders.BASELINES, *contenders.ENGINES}
-    with pytest.raises(WorkerError) as error:
-        missing("load", 120)
-    assert error.value.status == "unavailable"
-    missing.close()
-    assert there("load", 120)["precision"] == "fp32"
-    there.close()
-
-
-@pytest.mark.slow
-def test_the_labs_dry_run_is_green(
+def test_the_labs_dry_run_writes_a_record_of_all_variants_and_stops_at_none(
     tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "Pool", lambda _: local)
-    monkeypatch.setitem(torch_best.MODES, "cpu", ())  # the script's own dry run compiles
+    monkeypatch.delitem(gpu.SHARES, "bbtv2")
+    monkeypatch.setitem(torch_best.MODES, "cpu", ())  # the test of the other dry run compiles
+    names = [*variants("cpu"), "bbt-fast-torch-fp7"]
+    monkeypatch.setattr(gpu, "variants", lambda _: names)
     path = tmp_path / "lab.json"
     gpu.main(["--lab", "--dry_run", "--minutes", "30", "--repeats", "1", "--output", str(path)])
     assert capsys.readouterr().out.splitlines()[-1].startswith("Fastest: bbt torch: bbt-fast-torch-fp32")
-    for part in json.loads(path.read_text(encoding="utf-8"))["speed"].values():
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["benchmark"] == "lab"
+    for part in record["speed"].values():
         statuses = {name: found["status"] for name, found in part["contenders"].items()}
-        assert set(statuses) == set(variants("cpu"))
+        assert list(statuses) == names
+        assert statuses["bbt-fast-torch-fp7"] == "unavailable"
         # What the gate says of fp8 on a toy's random weights is no fault of the lab's.
         sure = {status for name, status in statuses.items() if "fp8" not in name}
         assert sure <= {"ok", "unavailable"}, statuses
+        kinds = part["contenders"]["bbt-fast-torch-fp32"]["breakdown"]["kinds"]
+        assert min(kinds["products"], kinds["attention"], kinds["gelu"], kinds["norms"]) > 0
