@@ -28,8 +28,12 @@ GOLDEN = ("roberta", "bert", "electra", "bart", "t5", "gpt2")
 FAST = {("roberta", "add", "input"), ("roberta", "cat", "layers")}
 CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in FAST else pytest.mark.slow)
-    for case in product(GOLDEN, ("add", "cat"), ("input", "layers"))
+    for case in (
+        *product(("roberta",), ("add", "cat"), ("input", "layers")),
+        *((family, *how) for family in GOLDEN[1:] for how in (("add", "input"), ("cat", "layers"))),
+    )
 ]
+"""Every combination for one family; for the others each mode and each cut once."""
 
 
 @needs_builder

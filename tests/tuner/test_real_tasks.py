@@ -11,9 +11,9 @@ from bbt_fast.tuner.tasks.task import load_task
 from bbt_fast.tuner.tune import tune
 
 NAMES = ["sst2", "yelp_polarity", "ag_news", "dbpedia_14", "mrpc", "rte", "snli", "trec", "subj"]
-EVALUATIONS = 60
+EVALUATIONS, POPSIZE = 10, 5
 K_SHOT = 1
-N_TEST = 32
+N_TEST = 16
 
 
 @pytest.mark.slow
@@ -28,6 +28,7 @@ def test_a_short_run_on_real_data_is_whole(name: str, tmp_path: Path, shared_fil
         precision="fp32",
         k_shot=K_SHOT,
         n_prompt_tokens=20,
+        popsize=POPSIZE,
         budget=EVALUATIONS,
         max_test_examples=N_TEST,
         output_dir=str(tmp_path / name),

@@ -40,11 +40,21 @@ MEASURE = """<script>addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def browser():
+    """The path of a browser; skips if there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(browser, tmp_path_factory):
     """The page about three runs of the demo, every run opened."""
     folder = tmp_path_factory.mktemp("report")
     for name, options in {"a": {"seed": 8}, "b": {"seed": 13}, "c": {"algorithm": "bbtv2"}}.items():
-        tune(task_name="demo", engine="ort", budget=240, plots=False, output_dir=str(folder / name), **options)
+        small = {"engine": "torch", "device": "cpu", "budget": 240, "max_test_examples": 40, "plots": False}
+        tune(task_name="demo", output_dir=str(folder / name), **small, **options)
     assert main(["report", str(folder), "--out", str(folder / "report.html")]) == 0
     text = (folder / "report.html").read_text(encoding="utf-8").replace("<details>", "<details open>")
     (folder / "report.html").write_text(text, encoding="utf-8")
@@ -52,11 +62,8 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture
-def browse(tmp_path):
+def browse(browser, tmp_path):
     """A function(page, *flags) -> what headless Chromium prints; fails if the page's console says anything."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
 
     def run(page, *flags):
         command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]
