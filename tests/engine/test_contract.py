@@ -127,6 +127,7 @@ def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
         for family, mode in [("roberta", "add"), ("roberta", "cat"), ("bert", "add")]
         for cuts in ("input", "layers")
         for engine in (*CPU_ENGINES, "remote", "torch packed", "ort packed")
+        if (family, cuts) != ("bert", "input") or engine in ("torch", "ort")  # whose layers are RoBERTa's
     ],
 )
 def test_a_prompt_at_the_input_answers_as_the_original_does(

@@ -54,12 +54,12 @@ PADDED = ("t5", "deberta-v2", "modernbert")
 SAVINGS = ("packing", "fusion", "packing+fusion")
 COMBINATIONS = [
     *product(PACKED, ("add", "cat"), ("input", "layers"), ("torch",), SAVINGS),
-    *((family, "add", "layers", "ort", "packing+fusion") for family in PACKED),
+    *((family, "add", "layers", "ort", "packing+fusion") for family in PACKED if family != "electra"),
     *(("roberta", "cat", cuts, "ort", "packing+fusion") for cuts in ("input", "layers")),
     *(("roberta", "add", "input", "ort", savings) for savings in ("packing", "fusion")),
     ("bart", "cat", "input", "ort", "packing+fusion"),
 ]
-"""All of PyTorch's, and as many exports as meet each family and each option once."""
+"""All of PyTorch's, and as many exports as meet each kind of layer (ELECTRA's is RoBERTa's) and each option once."""
 FAST = {
     *(("roberta", mode, "layers", engine, "packing+fusion") for mode in ("add", "cat") for engine in ("torch", "ort")),
     ("llama", "add", "layers", "torch", "packing+fusion"),

@@ -150,7 +150,9 @@ def test_a_damaged_run_is_repaired_or_refused_by_the_command_that_goes_on_with_i
     shutil.copytree(whole, interrupted)
     (interrupted / RESULT).unlink()
     # Where in a file the damage is, and the algorithm, the tests above vary.
-    for copy, name, _ in cases(interrupted, tmp_path / "copies", damages(1)):
+    for copy, name, damage in cases(interrupted, tmp_path / "copies", damages(1)):
+        if name != CONFIG and damage in ("emptied", "removed"):  # as those tests do it
+            continue
         check(whole, copy, name, lambda copy: tune(resume=str(copy)), figures, caplog)
 
 

@@ -38,7 +38,7 @@ TEXTS = [str(row["text"]) for row in rows("test")[:180]] + [text.strip() for tex
 TEXTS = TEXTS[-200:]
 FEW = TEXTS[-40:]
 FP32, FP16 = 1e-4, 2e-2
-CASES = [("bbt", "roberta", "cat"), ("bbtv2", "bert", "add"), ("bbt", "bert", "add"), ("bbtv2", "roberta", "cat")]
+CASES = [("bbt", "roberta", "cat"), ("bbtv2", "bert", "add"), ("bbtv2", "roberta", "cat")]
 
 
 @pytest.fixture(scope="module")
