@@ -29,7 +29,7 @@ TINY = {
     # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
     "initializer_range": 0.2,
 }
-"""What most configurations understand; they keep or ignore the rest. Sizes are tests/goldens', whose traces they share."""
+"""What most configurations understand; they keep or ignore the rest. Sizes are as in tests/goldens, to share traces."""
 OWN_NAMES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2},
     "bart": {
