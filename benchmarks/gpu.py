@@ -1,21 +1,22 @@
-"""Everything about a CUDA machine in one command and one record, in under eight minutes.
+"""Run all speed comparisons on a CUDA machine in one command, in under eight minutes, and write one record.
 
     python benchmarks/gpu.py                  RoBERTa-large's shape, all contenders, BBT and BBTv2
-    python benchmarks/gpu.py --dry_run        the same on a CPU with a toy model: shows that the script works
-    python benchmarks/gpu.py --lab            each engine with and without what pays on CUDA only, in under six minutes
+    python benchmarks/gpu.py --dry_run        the same on a CPU with a toy model, to test the script
+    python benchmarks/gpu.py --lab            each engine with and without its CUDA-only savings, in under six minutes
 
-For each algorithm: every contender passes its parity gate, is checked against PyTorch fp32, is timed in turn with the
-others, and its generation is taken apart. All contenders are loaded at once, so that load times are too long here and
-the GPU must hold all of them: one with less than 48 GiB is given fewer, and --contenders chooses. What is not ready in
-time is left out and said; TensorRT's plans may take longer, and this command builds them beforehand:
+For each algorithm the script loads all contenders, compares their answers with PyTorch fp32, times them in turns, and
+profiles a generation. All contenders load at the same time, so load times are longer than usual and the GPU must hold
+all of them. A GPU with less than 48 GiB gets fewer contenders; --contenders selects others. A contender that is
+not ready in time is skipped, and the table reports it. TensorRT's plans may need more time; this command builds them
+beforehand:
 
     python benchmarks/gpu.py --contenders bbt-fast-trt-fp16 --cache DIR --minutes 60
 
-The lab has texts packed or in buckets, fused or not, as one CUDA graph or not, in fp16, fp8 and with fp16 accumulation,
-each with its parity and where its time goes, beside torch-best. Variants that can share a model run in one process.
-What this version or this machine does not have is unavailable, and no reason to stop.
+The lab compares torch-best with the variants of each engine: packed texts or buckets, with and without fusion and CUDA
+graphs, in fp16, fp8 and with fp16 accumulation. It reports the parity and the time breakdown of each. Variants that can
+share a model run in one process. The table marks variants that this version or this machine lacks as unavailable.
 
-The record is written after each algorithm, so that what was measured is kept whatever comes next.
+The script writes the record after each algorithm, so a later failure loses nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ import torch
 
 from bbt_fast.benchmarks import report
 from bbt_fast.benchmarks.harness.contenders import known, usual
-from bbt_fast.benchmarks.harness.pool import Pool
+from bbt_fast.benchmarks.harness.pool import Pool, own_process
 from bbt_fast.benchmarks.harness.record import RESULTS, ROOT, device_name, save, say
 from bbt_fast.benchmarks.harness.variants import group_of, variants
-from bbt_fast.benchmarks.harness.worker import Worker, WorkerError
+from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.benchmarks.speed import compare_speed, failed
 from bbt_fast.engine.ort import OrtEngine
@@ -63,13 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run both comparisons and write the record; return 1 if a contender was wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="roberta-large", help="a shape, folder or hub id")
-    parser.add_argument("--layers", type=int, nargs="+", help="a round's in BBTv2; all, or RoBERTa-large's middle")
-    parser.add_argument("--lab", action="store_true", help="compare the variants of our engines")
-    parser.add_argument("--minutes", type=float, help=f"how long it may take: {MINUTES}, in the lab {LAB_MINUTES}")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
-        "--contenders", nargs="+", type=known, help="names; without it all that make sense on the device"
+        "--layers",
+        type=int,
+        nargs="+",
+        help="of a BBTv2 round (default: all; RoBERTa-large: 4)",
     )
+    parser.add_argument("--lab", action="store_true", help="compare the variants of bbt-fast's engines")
+    parser.add_argument("--minutes", type=float, help=f"time limit (default: {MINUTES}; with --lab {LAB_MINUTES})")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
     parser.add_argument("--cache", help="keep built graphs and plans in this folder")
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -132,7 +136,7 @@ def _compare(
     for name in missing:
         say(f"{name}: unavailable: {MISSING}")
     there = [name for name in names if name not in missing]
-    start = Pool(group_of) if lab else Worker
+    start = Pool(group_of) if lab else own_process
     record = compare_speed(workload, there, repeats, cache, seconds=seconds, take_apart=True, start=start)
     found = record["contenders"] | {name: {"status": "unavailable", "reason": MISSING} for name in missing}
     return record | {"contenders": {name: found[name] for name in names}}

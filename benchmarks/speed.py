@@ -6,8 +6,8 @@
     python benchmarks/speed.py --ablate reuse buckets answer_only label_head
     python benchmarks/speed.py --model gpt2 --contenders bbt-fast-ort-fp32 bbt-fast-ort-fp32-without-prefix
 
-Every contender runs in a process of its own and takes its turn in alternating order, after it has given the right
-answers and warmed up. The exit status is 1 if one gave wrong answers or failed.
+Every contender runs in its own process. The script checks its answers, warms it up, and then times the contenders in
+turns, in alternating order. The exit status is 1 if a contender failed or gave wrong answers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import torch
 
 from bbt_fast.benchmarks.harness.contenders import known, usual
 from bbt_fast.benchmarks.harness.lengths import CLASSES
+from bbt_fast.benchmarks.harness.pool import own_process
 from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
-from bbt_fast.benchmarks.harness.worker import REFERENCE, Worker, WorkerError
+from bbt_fast.benchmarks.harness.worker import REFERENCE, WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.benchmarks.report import BUDGET, table
 from bbt_fast.engine import Savings
@@ -105,7 +106,7 @@ def compare_speed(
     *,
     seconds: float | None = None,
     take_apart: bool = False,
-    start: Callable[[str, Workload, str | None], Any] = Worker,
+    start: Callable[[str, Workload, str | None], Any] = own_process,
 ) -> dict[str, Any]:
     """Run a comparison and return its record.
 
@@ -310,23 +311,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 per class")
-    parser.add_argument(
-        "--contenders", nargs="+", type=known, help="names; without it all that make sense on the device"
-    )
+    parser.add_argument("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
     parser.add_argument(
         "--ablate",
         nargs="+",
         default=[],
         choices=[saving.name for saving in fields(Savings)],
-        help="savings to switch off, each in a contender of its own",
+        help="savings to switch off, one per additional contender",
     )
-    parser.add_argument("--ablated", default="ort-fp32", help="the engine and precision that they are switched off in")
+    parser.add_argument("--ablated", default="ort-fp32", help="engine and precision of these contenders")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", help="tune only these layers in a round of BBTv2")
-    parser.add_argument("--sample", type=int, default=0, help="time one-by-one contenders on so many candidates only")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        help="candidates that one-by-one contenders run; 0 for all",
+    )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cache", help="keep built graphs in this folder; export times are then those of the cache")
+    parser.add_argument("--cache", help="folder that keeps built graphs; export times are then those of the cache")
     parser.add_argument("--output", type=Path, help="the record's file")
 
 

@@ -1,10 +1,16 @@
-"""A process for several contenders that can share a model: a big one takes longer to make than to run."""
+"""Processes for contenders: one for each, or one for several that share a model.
+
+A process of its own keeps a contender's memory and threads apart from those of the others. A big model takes longer to
+make than to run, so contenders that can share a model also share a process.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache as once
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,6 +35,11 @@ class Pool:
         if group not in self._shared:
             self._shared[group] = Shared(workload, cache)
         return Guest(name, self._shared[group])
+
+
+def own_process(name: str, workload: Workload, cache: str | None = None) -> Guest:
+    """Start a contender in a process that no other shares."""
+    return Guest(name, Shared(workload, cache))
 
 
 class Shared:
@@ -82,7 +93,7 @@ class Shared:
 
 
 class Guest:
-    """One contender in a shared process; as a ``Worker``."""
+    """The parent's end of one contender: sends commands to its process and waits for answers."""
 
     def __init__(self, name: str, shared: Shared) -> None:
         """Take the process."""
@@ -120,7 +131,7 @@ class Guest:
 def serve_many(connection: Connection, workload: Workload, cache: str | None) -> None:
     """Answer commands to several contenders until the parent hangs up."""
     with prepared(workload, cache):
-        model = None
+        model = once(partial(make_model, workload.model))
         served: dict[str, Served] = {}
         while True:
             try:
@@ -131,6 +142,5 @@ def serve_many(connection: Connection, workload: Workload, cache: str | None) ->
                 served.pop(name, None)
                 continue
             if name not in served:
-                model = model or make_model(workload.model)
                 served[name] = Served(name, workload, model)
             connection.send((name, obey(served[name], command)))

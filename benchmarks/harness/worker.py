@@ -1,18 +1,17 @@
-"""A process of its own for each contender: its memory and its threads are nobody else's, and it loads from nothing."""
+"""What runs in a contender's process: the commands, and the answers to them."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,60 +42,6 @@ STATUS = {
 }
 
 
-class Worker:
-    """The parent's end: starts the process, sends commands, waits for answers."""
-
-    def __init__(self, name: str, workload: Workload, cache: str | None = None) -> None:
-        """Start the process; it loads when told to."""
-        context = multiprocessing.get_context("spawn")
-        self.name = name
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, name, workload, cache), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __call__(self, command: str, seconds: float | None = None) -> Any:
-        """Run a method of Served and return its answer.
-
-        Raises:
-            WorkerError: if it failed there, or took longer than these seconds.
-        """
-        self.send(command)
-        return self.receive(seconds)
-
-    def send(self, command: str) -> None:
-        """Start a command whose answer receive() will return."""
-        with suppress(ConnectionError):  # receive() will say so
-            self._connection.send(command)
-
-    def receive(self, seconds: float | None = None) -> Any:
-        """Return the answer to the command that was sent last.
-
-        Raises:
-            WorkerError: if it failed there, or is not there in time.
-        """
-        try:
-            if seconds is not None and not self._connection.poll(max(0.0, seconds)):
-                raise WorkerError("skipped", "the time was up before it was ready")
-            ok, answer = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
-            raise WorkerError("failed", f"its process died with exit code {self._exit_code()}") from error
-        if not ok:
-            raise WorkerError(*answer)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(timeout=1)
-        if self._process.is_alive():
-            self._process.terminate()
-
-    def _exit_code(self) -> int | None:
-        self._process.join(timeout=10)
-        return self._process.exitcode
-
-
 class WorkerError(BbtFastError):
     """A contender could not be run: its status ("wrong", "unavailable", "skipped" or "failed") and why."""
 
@@ -109,15 +54,16 @@ class WorkerError(BbtFastError):
 class Served:
     """The child's end: the commands."""
 
-    def __init__(self, name: str, workload: Workload, model: PreTrainedModel | None = None) -> None:
-        """Take the name of what to load, and the model if it is there."""
-        self.name, self.workload, self.model = name, workload, model
+    def __init__(self, name: str, workload: Workload, model: Callable[[], PreTrainedModel] | None = None) -> None:
+        """Take the contender's name, and what returns its model; by default each contender has a model of its own."""
+        self.name, self.workload = name, workload
+        self.model = model or partial(make_model, workload.model)
         self.memory = PeakMemory(torch.device(workload.device))
 
     def load(self) -> dict[str, Any]:
         """Load the contender and say what it is."""
         make = Reference if self.name == REFERENCE else contender(self.name)
-        model = self.model or make_model(self.workload.model)
+        model = self.model()
         began = time.perf_counter()
         self.contender: Contender = make(self.workload, model)
         loaded = time.perf_counter() - began
@@ -210,18 +156,6 @@ def prepared(workload: Workload, cache: str | None) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="bbt-fast-benchmark-") as scratch:
         os.environ["BBT_FAST_CACHE"] = cache or scratch
         yield
-
-
-def serve(connection: Connection, name: str, workload: Workload, cache: str | None) -> None:
-    """Answer commands until the parent hangs up."""
-    with prepared(workload, cache):
-        served = Served(name, workload)
-        while True:
-            try:
-                command = connection.recv()
-            except (EOFError, ConnectionError):
-                return
-            connection.send(obey(served, command))
 
 
 def obey(served: Served, command: str) -> tuple[bool, Any]:

@@ -1,6 +1,6 @@
 """Fixtures of the benchmarks' tests.
 
-local    runs a contender in this process, in the place of ``harness.worker.Worker``: seconds instead of minutes.
+local    runs a contender in this process, in the place of ``harness.pool.own_process``: seconds instead of minutes.
 toy      a workload of a few prompts and texts.
 """
 

@@ -178,7 +178,7 @@ def test_the_gpu_scripts_dry_run_is_green(
         return compiling(module, **how) if len(compiled) == 1 else module
 
     monkeypatch.setattr(torch, "compile", compile_once)
-    monkeypatch.setattr(gpu, "Worker", local)
+    monkeypatch.setattr(gpu, "own_process", local)
     path = tmp_path / "gpu.json"
     minutes = "30"  # more than a slow machine needs
     assert gpu.main(["--dry_run", "--minutes", minutes, "--repeats", "1", "--output", str(path)]) == 0
