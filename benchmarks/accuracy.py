@@ -1,19 +1,18 @@
-"""Tune and test with several seeds: what each algorithm, engine and precision makes of a task, beside zero-shot.
+"""Measure the accuracy of each algorithm, engine and precision on a task over several seeds, next to zero-shot.
 
     python benchmarks/accuracy.py                                             the demo
     python benchmarks/accuracy.py --model_name MODEL --task_name sst2 --data_dir DIR --budget 2000
-    python benchmarks/accuracy.py ... --engines openvino-fp32 openvino-bf16   and what a precision changes
+    python benchmarks/accuracy.py ... --engines openvino-fp32 openvino-bf16   compare two precisions
 
-The record is written after every run, and what it holds is not measured again: an interrupted measurement goes on where
-it was, on another machine too, and one of more seeds, algorithms or engines adds to it. With --runs the runs' folders
-are kept, and a run that was itself interrupted goes on.
+The script writes the record after every run and skips the runs that the record holds. So an interrupted measurement
+resumes, also on another machine, and new seeds, algorithms or engines extend the record. --runs keeps the runs'
+folders; then an interrupted run resumes too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,8 @@ from typing import Any
 import torch
 
 import bbt_fast
-from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, say, versions
+from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, measured_by, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, provenance, say
 from bbt_fast.benchmarks.harness.runs import run_folder, runs_of
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.input.options import Options
@@ -35,6 +35,9 @@ SEEDS = (8, 13, 42, 50, 60)
 COLUMNS = ("zero-shot test", "dev", "test")
 ROW = ("algorithm", "engine", "budget")
 """What a row of the table is of."""
+HEADINGS = (
+    "algorithm", "engine", "evaluations", "zero-shot, test", "tuned, dev", "tuned, test", "tuned, test, by seed",
+)  # fmt: skip
 
 
 def measure(record: dict[str, Any], runs: Sequence[tuple[dict[str, Any], Options]]) -> Iterator[dict[str, Any]]:
@@ -67,13 +70,8 @@ def tuned(options: Options) -> Result:
 
 def figures(result: Result, device: str) -> dict[str, Any]:
     """Return what the record keeps of a run."""
-    return {
-        **{name: FIGURES[name](result) for name in COLUMNS},
-        "tune_seconds": result.seconds.tune,
-        "device": device_name(device),
-        "versions": versions(),
-        "commit": commit(),
-    }
+    columns = {name: FIGURES[name](result) for name in COLUMNS}
+    return columns | {"tune_seconds": result.seconds.tune} | provenance(device)
 
 
 def table(record: dict[str, Any]) -> str:
@@ -81,27 +79,21 @@ def table(record: dict[str, Any]) -> str:
     rows = [row for row in record["rows"] if row["seeds"]]
     counts = rows[0]["examples"]
     made = [run for row in rows for run in row["seeds"].values()]
-    about = [", ".join(dict.fromkeys(run[key] for run in made)) for key in ("device", "commit")]
-    packages = ", ".join(f"{name} {version}" for name, version in made[-1]["versions"].items())
     lines = [
         f"**accuracy**: `{record['model']}` on {record['task']}, {counts['train']} training and {counts['dev']} "
         f"development examples, tested on {counts['test']}; {rows[0]['metric']} in percent, mean over the seeds "
-        f"(standard deviation). {about[0]}, {packages}; commit {about[1]}.",
+        f"(standard deviation). {measured_by(made)}",
         "",
-        "| algorithm | engine | evaluations | zero-shot, test | tuned, dev | tuned, test | tuned, test, by seed |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        *markdown(HEADINGS, "llrrrrl", map(_cells, rows)),
     ]
-    for row in rows:
-        seeds = row["seeds"]
-        spreads = [_spread([run[key] for run in seeds.values()]) for key in COLUMNS]
-        by_seed = ", ".join(f"{seed}: {100 * run['test']:.1f}" for seed, run in seeds.items())
-        lines.append("| " + " | ".join([*(str(row[key]) for key in ROW), *spreads, by_seed]) + " |")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{deviation}"
+def _cells(row: dict[str, Any]) -> list[str]:
+    seeds = row["seeds"]
+    spreads = [mean_and_deviation([100 * run[key] for run in seeds.values()]) for key in COLUMNS]
+    by_seed = ", ".join(f"{seed}: {100 * run['test']:.1f}" for seed, run in seeds.items())
+    return [*(row[key] for key in ROW), *spreads, by_seed]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     place = run_folder(runs_of(Path(folder), model, task), algorithm, engine, str(kind["budget"]), seed)
                     runs.append((kind, options.changed(**changes, seed=seed, output_dir=str(place))))
         for measured in measure(record, runs):
-            save(measured | {"made": time.strftime("%Y-%m-%d")}, path)
-            path.with_suffix(".md").write_text(table(measured) + "\n", encoding="utf-8")
+            publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
     print(table(record))
 
 

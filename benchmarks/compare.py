@@ -1,4 +1,4 @@
-"""Compare black-box tuning with what a user would take instead: accuracy, time, memory and bytes, by one command.
+"""Compare black-box tuning with its alternatives in one command: accuracy, time, memory and bytes.
 
     python benchmarks/compare.py                                                        the demo, every method
     python benchmarks/compare.py --model_name MODEL --task_name sst2,ag_news --data_dir DATA/{task} --seeds 8,13,42
@@ -6,11 +6,11 @@
     python benchmarks/compare.py ... --jobs 4                                           four steps at once
     python benchmarks/compare.py ... --sweep intrinsic_dim=50,100,200,500,1000          BBT and BBTv2 with each of these
 
-All methods have the same splits, template and label words. Where a method has several settings, the development set of
-the first seed chooses one, and all seeds take it. The test set is looked at once, at the end of each run. The record is
-written after every step, and what it holds is not measured again: a comparison that was stopped goes on where it was,
-and one of more seeds or methods adds to it. Runs of BBT and BBTv2 that were stopped go on too. A step that fails is
-named, the others go on, and the next start tries it again; the exit status is then 1.
+All methods use the same splits, template and label words. If a method has several settings, the development set of the
+first seed selects one, and all seeds use it. Each run reads the test set once, at its end. The script writes the record
+after every step and skips the steps that the record holds. So an interrupted comparison resumes, and new seeds or
+methods extend the record. Interrupted runs of BBT and BBTv2 resume too. If a step fails, the script names it, continues
+with the others, and exits with status 1; the next start repeats the failed step.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 
 from bbt_fast.benchmarks.harness import sweeps
 from bbt_fast.benchmarks.harness.comparison import failures, plot, table
+from bbt_fast.benchmarks.harness.output import publish
 from bbt_fast.benchmarks.harness.record import RESULTS
 from bbt_fast.benchmarks.methods.schedule import compare
 from bbt_fast.benchmarks.methods.table import METHODS
 from bbt_fast.export.errors import BbtFastError, PartlyFailedError, UsageError
-from bbt_fast.tuner.artifacts.files import write_whole
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve
@@ -171,11 +171,8 @@ def _compared(
     path = Path(args.output) / f"{comparison.name}.json"
     record = opened(path, comparison.about)
     runs = Path(args.runs).absolute() / comparison.name
-    path.parent.mkdir(parents=True, exist_ok=True)
     for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
-        kept = measured | {"made": time.strftime("%Y-%m-%d")}
-        write_whole(path, json.dumps(kept, indent=1).encode() + b"\n")
-        write_whole(path.with_suffix(".md"), table(record).encode() + b"\n")
+        publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
     plot(record, path.with_suffix(".png"))
     return record
 

@@ -1,14 +1,13 @@
-"""What tuning costs both sides when the model is behind an API: Table 3 of Sun et al. 2022, measured.
+"""Measure what tuning costs the user and the server if the model is behind an API, as in Table 3 of Sun et al. 2022.
 
     python benchmarks/efficiency.py                                           the demo
     python benchmarks/efficiency.py --model_name MODEL --task_name sst2 --data_dir DIR --budget 400
 
-Each run is made at home, and against `bbt-fast serve` in a process of its own; both must end with the same prompt. The
-demo is always in the table. A query is one candidate on all training examples. Bytes are those on the wire, HTTP
-headers included; those of a client that sends z and is sent losses are taken from one request of a population. Memory
-is the peak that the system counted for each process, libraries included, and beside it what the search itself holds.
-Beside the training time stands the processor time of whole processes, start and test included, which other programs on
-the machine disturb less.
+The script runs each search twice, at home (in one process) and against `bbt-fast serve` in another process. Both must
+find the same prompt. The table always contains the demo. A query is one candidate on all training examples. Bytes are
+counted on the wire and include HTTP headers. For a client that sends z and receives losses, they come from one request
+of a population. Memory is the peak of each process, libraries included, next to what the search itself holds. CPU time
+is that of whole processes, start and test included; other programs disturb it less than the training time.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ import torch
 
 from bbt_fast.benchmarks.harness.memory import KIB, MIB
 from bbt_fast.benchmarks.harness.network import efficiency_table
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.output import publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
 from bbt_fast.benchmarks.harness.server import Server, server_apart
 from bbt_fast.engine import Examples
 from bbt_fast.engine.calls import Traffic
@@ -150,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
     }
     path = given.output or RESULTS / f"efficiency-{rows[-1]['model']}.json"
-    save(record, path)
-    path.with_suffix(".md").write_text(efficiency_table(record) + "\n", encoding="utf-8")
-    print(efficiency_table(record))
+    print(publish(record, path, efficiency_table))
 
 
 if __name__ == "__main__":

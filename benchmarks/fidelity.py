@@ -4,10 +4,10 @@
     python benchmarks/fidelity.py --model_name MODEL --task_name sst2 --data_dir DIR
     python benchmarks/fidelity.py ... --runs DIR                              the searches of accuracy.py --runs DIR
 
-Populations are those of BBT and BBTv2 searches in fp32: first generations ("random") and later ones ("cma"). Each is
-answered by PyTorch in fp32 and by every engine; the figures are about the candidates' losses. With --runs the searches
-are not made again: their journals tell which candidates came. ``ort-int8`` and ``ort-int8blocks`` are no engines of
-bbt-fast: they are here to show why. What a precision does to whole runs is measured by accuracy.py.
+The populations come from BBT and BBTv2 searches in fp32: first generations ("random") and later ones ("cma"). PyTorch
+in fp32 and every engine evaluate each population; the figures compare the candidates' losses. --runs reads the
+candidates from the journals of finished searches and does not repeat them. bbt-fast does not offer ``ort-int8`` and
+``ort-int8blocks`` as engines; this benchmark shows why. accuracy.py measures the effect of a precision on whole runs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from unittest.mock import patch
 import torch
 
 from bbt_fast.benchmarks.harness.fidelity import figures, generations, populations, summary
+from bbt_fast.benchmarks.harness.output import cells, markdown, measured_on, publish
 from bbt_fast.benchmarks.harness.quantized import WAYS, QuantizedOrtEngine
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
 from bbt_fast.benchmarks.harness.runs import runs_of, search_in_fp32
 from bbt_fast.engine import Engine, load_engine
 from bbt_fast.export.errors import BbtFastError
@@ -49,6 +50,20 @@ ENGINES = {
         "ort-fp16-fast",
         "trt-fp16",
     ),
+}
+
+COLUMNS = {
+    "algorithm": "{algorithm}",
+    "engine": "{engine}",
+    "populations": "{populations} {kind}",
+    "Spearman (least)": "{spearman:.3f} ({spearman_min:.3f})",
+    "Kendall": "{kendall_tau:.3f}",
+    "mean loss error": "{mean_loss_error:.1e}",
+    "/ spread": "{share_of_spread:.3f}",
+    "largest logit difference": "{max_logit_difference:.1e}",
+    "best kept": "{best_kept:.0%}",
+    "seconds": "{seconds:.1f}",
+    "gate: Spearman, loss error / spread": "{gate}",
 }
 
 
@@ -110,30 +125,25 @@ def measure(
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
-    about = record["environment"]
-    lines = [
-        f"**fidelity** to PyTorch in fp32: `{record['model']}` on {record['task']}, populations of searches with seeds "
-        f"{', '.join(map(str, record['seeds']))}. {about['device']}, {about['threads']} threads; commit "
-        f"{about['commit']}. Seconds are those of the fastest population, all its texts.",
-        "",
-        "| algorithm | engine | populations | Spearman (least) | Kendall | mean loss error | / spread | largest logit "
-        "difference | best kept | seconds | gate: Spearman, loss error / spread |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows: list[list[str]] = []
     for algorithm, engines in record["fidelity"].items():
         for name, found in engines.items():
             if "refused" in found:
-                lines.append(f"| {algorithm} | {name} | refused: {found['refused'].splitlines()[0]} |" + " |" * 8)
+                rows.append([algorithm, name, f"refused: {found['refused'].splitlines()[0]}"])
                 continue
             gate = found["gate"]
             passed = f"{gate['spearman']:.3f}, {gate['mean_loss_error'] / gate['loss_spread']:.3f}" if gate else ""
             for kind, row in found["summary"].items():
-                lines.append(
-                    f"| {algorithm} | {name} | {row['populations']} {kind} | {row['spearman']:.3f} "
-                    f"({row['spearman_min']:.3f}) | {row['kendall_tau']:.3f} | {row['mean_loss_error']:.1e} | "
-                    f"{row['mean_loss_error'] / row['loss_spread']:.3f} | {row['max_logit_difference']:.1e} | "
-                    f"{row['best_kept']:.0%} | {row['seconds']:.1f} | {passed} |"
-                )
+                about = {"algorithm": algorithm, "engine": name, "kind": kind, "gate": passed}
+                share = {"share_of_spread": row["mean_loss_error"] / row["loss_spread"]}
+                rows.append(cells(COLUMNS, row | about | share))
+    lines = [
+        f"**fidelity** to PyTorch in fp32: `{record['model']}` on {record['task']}, populations of searches with seeds "
+        f"{', '.join(map(str, record['seeds']))}. {measured_on(record['environment'], ())} Seconds are those of the "
+        "fastest population, all its texts.",
+        "",
+        *markdown(COLUMNS, "lllr", rows),
+    ]
     return "\n".join(lines)
 
 
@@ -164,9 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setup = Setup(options, task)
         record["fidelity"][algorithm] = measure(setup, algorithm, engines, given.seeds, given.device, runs)
     path = given.output or RESULTS / f"fidelity-{model}-{task.name}.json"
-    save(record, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
-    print(table(record))
+    print(publish(record, path, table))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Measure CMA-ES: what the device waits for in a generation, and whole runs on an engine that answers at once.
+"""Measure CMA-ES: how long the device waits for it in a generation, and whole runs on an engine that takes no time.
 
     python benchmarks/optimiser.py                              d from 100 to 2000, populations 20 to 100, whole runs
     python benchmarks/optimiser.py --dim 500 --popsize 20
 
-**Beside a device.** A device is a sleep: it leaves the CPU to the optimiser as a GPU would. The critical path is what
-the device waits for, from one generation's losses to the next one's candidates. Agreement is checked first: on pycma's
-schedule both contenders draw the same candidates.
+**Beside a device.** A sleep stands for the device: like a GPU, it leaves the CPU to the optimiser. The critical path is
+the time that the device waits, from the losses of one generation to the candidates of the next. Before that the script
+checks that both contenders draw the same candidates on pycma's schedule.
 
-**Whole runs.** `tune` on the demo, with its journal, metrics, development set and progress, where all that a device
-does, projection, model and loss, takes no time. What is left is what a run costs beside it.
+**Whole runs.** The script tunes on the demo, with journal, metrics, development set and progress bar. It replaces
+projection, model and loss by functions that take no time. The rest is the overhead of a run.
 
-Writes a JSON record and two tables.
+The script writes a JSON record and two tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from unittest.mock import patch
 import numpy as np
 from tqdm import tqdm
 
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.output import cells, markdown, packages, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, spread
 from bbt_fast.benchmarks.harness.workload import Algorithm
 from bbt_fast.tuner.run import driver
 from bbt_fast.tuner.run.driver import Search
@@ -43,7 +44,10 @@ from bbt_fast.tuner.tune import tune
 DIMS, POPSIZES, DEVICE_MS, ROUNDS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0, 3
 ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
 WARM_UP, AGREE = 3, 3
-
+COLUMNS = {
+    "d": "{dim}", "population": "{popsize}", "contender": "{contender}", "critical path": "{critical_ms:.2f}",
+    "longest": "{longest_ms:.1f}", "CPU in all": "{cpu_ms:.2f}",
+}  # fmt: skip
 
 Pycma = partial(Evolution, optimizer="pycma")
 """pycma as a run with `--optimizer pycma` drives it: in the caller's thread."""
@@ -151,31 +155,23 @@ def whole_runs(algorithm: Algorithm, dim: int, popsize: int, generations: int, r
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
     about = record["environment"]
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("cma", "numpy"))
+    versions = packages({name: about["versions"][name] for name in ("cma", "numpy")})
+    runs = []
+    for row in record["runs"]:
+        rates = [row["per_second"][name] for name in CONTENDERS]
+        shown = [f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})" for rate in rates]
+        speed_up = f"{rates[1]['median'] / rates[0]['median']:.1f}"
+        runs.append([row["algorithm"], row["dim"], row["popsize"], *shown, speed_up])
     lines = [
         f"**optimiser**: milliseconds per generation beside a device that takes {record['device_ms']:g} ms; "
         f"{record['generations']} generations. {about['device']}, {versions}; commit {about['commit']}.",
         "",
-        "| d | population | contender | critical path | longest | CPU in all |",
-        "| ---: | ---: | --- | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['dim']} | {row['popsize']} | {row['contender']} | {row['critical_ms']:.2f} | {row['longest_ms']:.1f} "
-        f"| {row['cpu_ms']:.2f} |"
-        for row in record["rows"]
-    ]
-    lines += [
+        *markdown(COLUMNS, "rrlr", [cells(COLUMNS, row) for row in record["rows"]]),
         "",
         "Generations per second of whole runs on an engine that answers at once, median (min to max):",
         "",
-        "| algorithm | d | population | " + " | ".join(CONTENDERS) + " | times |",
-        "| --- | ---: | ---: |" + " ---: |" * (len(CONTENDERS) + 1),
+        *markdown(("algorithm", "d", "population", *CONTENDERS, "times"), "lr", runs),
     ]
-    for row in record["runs"]:
-        rates = [row["per_second"][name] for name in CONTENDERS]
-        said = [f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})" for rate in rates]
-        times = f"{rates[1]['median'] / rates[0]['median']:.1f}"
-        lines.append(f"| {row['algorithm']} | {row['dim']} | {row['popsize']} | {' | '.join(said)} | {times} |")
     return "\n".join(lines)
 
 
@@ -185,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, nargs="+", default=DIMS, help="lengths of the searched vector")
     parser.add_argument("--popsize", type=int, nargs="+", default=POPSIZES, help="candidates per generation")
     parser.add_argument("--generations", type=int, default=60, help="timed for each size")
-    parser.add_argument("--device_ms", type=float, default=DEVICE_MS, help="what the device takes for a generation")
+    parser.add_argument("--device_ms", type=float, default=DEVICE_MS, help="milliseconds of the device per generation")
     parser.add_argument("--run_dim", type=int, default=500, help="d of the whole runs, whose population is 20")
     parser.add_argument("--run_generations", type=int, default=240, help="generations of a whole run")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="whole runs of each contender")
@@ -197,9 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "optimiser", "environment": environment("cpu", 1), "device_ms": args.device_ms,
         "generations": args.generations, "rows": rows, "runs": runs,
     }  # fmt: skip
-    print(table(record))
-    save(record, args.output)
-    args.output.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    print(publish(record, args.output, table))
 
 
 if __name__ == "__main__":

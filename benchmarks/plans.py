@@ -1,12 +1,13 @@
-"""Have TensorRT for RTX build plans of every family's graphs, for a card that is not here.
+"""Build TensorRT for RTX plans of every family's graphs, for a GPU that need not be in this machine.
 
     python benchmarks/plans.py                                     all families, precisions, modes and cuts, RTX 3090
     python benchmarks/plans.py --families bert t5 --precisions fp16 --gpu "RTX 4090"
 
-The models are small and random, with attention heads of 64 numbers as in most real ones: the builder has no fused
-kernel for some other sizes. "fused": attention reaches TensorRT as its own attention layer in every layer that attends,
-and the builder makes a fused kernel of each. "in parts": it builds only with the leave to fall apart into products and
-a softmax. "products": the model itself computes attention so. Writes a JSON record and the table.
+The models are small and have random weights. Their attention heads have size 64, as in most real models: the builder
+has no fused kernel for some other sizes. The table has three results. "fused": every attention layer of the model
+reaches TensorRT as an attention layer, and the builder fuses each. "in parts": the builder succeeds only if it may
+split attention into products and a softmax. "products": the model itself computes attention as products. The script
+writes a JSON record and the table.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from unittest.mock import patch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save
+from bbt_fast.benchmarks.harness.output import markdown, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment
 from bbt_fast.benchmarks.harness.tiny import tiny_model
 from bbt_fast.engine import tensorrt as driver
 from bbt_fast.engine.ahead import AheadEngine, load_ahead
@@ -142,25 +144,23 @@ def row(model: PreTrainedModel, gpu: Gpu, mode: Mode, cuts: Cuts, precision: str
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown: a row per model type, a column per precision."""
-    about, cells = record["environment"], defaultdict(set)
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     by: dict[str, set[str]] = defaultdict(set)
-    cases: dict[tuple[str, str], int] = defaultdict(int)
     for row in record["rows"]:
-        cells[row["model_type"], row["precision"]].add(row["status"])
-        cases[row["model_type"], row["precision"]] += 1
+        found[row["model_type"]][row["precision"]].append(row["status"])
         by[row["model_type"]] |= set(row.get("by", ()))
     precisions = list(dict.fromkeys(row["precision"] for row in record["rows"]))
-    most = max(cases.values())
+    most = max(len(cases) for columns in found.values() for cases in columns.values())
+    rows = [
+        [f"`{kind}`", *(", ".join(sorted(set(some))) for some in (*map(columns.__getitem__, precisions), by[kind]))]
+        for kind, columns in found.items()
+    ]
     lines = [
         f"Plans for {record['gpu']}, {most} of each (modes and cuts), built by TensorRT for RTX {record['tensorrt']} "
-        f"without a GPU; commit {about['commit']}.",
+        f"without a GPU; commit {record['environment']['commit']}.",
         "",
-        f"| `model_type` | {' | '.join(precisions)} | attention is told |",
-        f"| --- |{' --- |' * (len(precisions) + 1)}",
+        *markdown(("`model_type`", *precisions, "attention is told"), "l", rows),
     ]
-    for kind in by:
-        said = [", ".join(sorted(cells[kind, precision])) for precision in precisions]
-        lines.append(f"| `{kind}` | {' | '.join(said)} | {', '.join(sorted(by[kind]))} |")
     return "\n".join(lines)
 
 
@@ -187,9 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "plans", "environment": environment("cpu", 1), "gpu": str(gpu),
         "tensorrt": tensorrt.tensorrt_version().removeprefix("rtx-"), "rows": rows,
     }  # fmt: skip
-    print(table(record))
-    save(record, args.output)
-    args.output.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    print(publish(record, args.output, table))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Make a Markdown table and two plots from a record of speed: speed-up bars, and where a generation's time goes.
+"""Write a Markdown table and two plots of a speed record: the speed-ups, and the parts of a generation's time.
 
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 
-Records of other kinds come with their tables and plots; --into puts the tables into a page too.
+Other benchmarks write their tables and plots themselves; --into inserts their tables into a page too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from bbt_fast.benchmarks import accuracy, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
+from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
@@ -24,32 +25,32 @@ BUDGET = 8000
 """Evaluations of a full run."""
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 PARTS = {"evaluate": "evaluate", "project": "A z", "optimizer": "ask, tell", "loss": "loss", "commit": "commit"}
-HEADINGS = (
-    "contender",
-    "evals_per_s",
-    "generation_ms (min to max)",
-    "speed-up",
-    "matmul share",
-    "optimizer share",
-    "peak MiB",
-    "load s (export)",
-    "8000 evaluations, min",
-)
+COLUMNS = {
+    "contender": "{name}",
+    "evals_per_s": "{evals_per_s:.3g}",
+    "generation_ms (min to max)": "{generation_ms:.0f} ({low:.0f} to {high:.0f})",
+    "speed-up": "{speed_up}",
+    "matmul share": "{matmul_share:.0%}",
+    "optimizer share": "{optimizer_share:.1%}",
+    "peak MiB": "{peak}",
+    "load s (export)": "{load_seconds:.1f} ({export_seconds:.1f})",
+    "8000 evaluations, min": "{minutes:.1f}",
+}
 
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown: what was run on what, and a row per contender."""
-    rows = [HEADINGS, ["---"] + ["---:"] * (len(HEADINGS) - 1)]
     base = record["contenders"].get(BASELINE, {}).get("evals_per_s")
-    for name, figures in record["contenders"].items():
-        rows.append(_row(name, figures, base) if figures["status"] == "ok" else _fault(name, figures))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([describe(record), "", *lines])
+    rows = [
+        _row(name, figures, base) if figures["status"] == "ok" else _fault(name, figures)
+        for name, figures in record["contenders"].items()
+    ]
+    return "\n".join([describe(record), "", *markdown(COLUMNS, "lr", rows)])
 
 
 def describe(record: dict[str, Any]) -> str:
     """Say in one paragraph what a record is of."""
-    work, about = record["workload"], record["environment"]
+    work = record["workload"]
     ok = [figures for figures in record["contenders"].values() if "model" in figures]
     model = ok[0]["model"] if ok else {}
     lengths = work["lengths"]
@@ -58,42 +59,34 @@ def describe(record: dict[str, Any]) -> str:
     timed = {len(row["round_seconds"]["samples"]) for row in record["contenders"].values() if row["status"] == "ok"}
     repeats = f", {' to '.join(str(n) for n in sorted({min(timed), max(timed)}))} repeats" if timed else ""
     weights = ", random weights" if work["model"] in SHAPES else ""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"**{work['algorithm']}**, `{work['model']}` ({model.get('layers')} layers, hidden {model.get('hidden')}"
         f"{weights}), population {work['population']} on {work['n_examples']} texts of {work['task']}'s lengths: "
         f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all, prompt of {work['n_prompt_tokens']} included"
-        f"{layers}{sample}{repeats}. {about['device']}, {about['threads']} threads, {versions}; commit "
-        f"{about['commit']}."
+        f"{layers}{sample}{repeats}. {measured_on(record['environment'])}"
     )
 
 
 def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
     scale = figures["generation_ms"] / figures["round_seconds"]["median"]
-    low, high = (figures["round_seconds"][end] * scale for end in ("min", "max"))
-    return [
-        name,
-        f"{figures['evals_per_s']:.3g}",
-        f"{figures['generation_ms']:.0f} ({low:.0f} to {high:.0f})",
-        f"{figures['evals_per_s'] / base:.2f}x" if base else "",
-        f"{figures['matmul_share']:.0%}",
-        f"{figures['optimizer_share']:.1%}",
-        "" if figures["peak_mib"] is None else f"{figures['peak_mib']:.0f}",
-        f"{figures['load_seconds']:.1f} ({figures['export_seconds']:.1f})",
-        f"{figures['full_run_s'] / 60:.1f}",
-    ]
+    more = {
+        "name": name,
+        "low": figures["round_seconds"]["min"] * scale,
+        "high": figures["round_seconds"]["max"] * scale,
+        "speed_up": f"{figures['evals_per_s'] / base:.2f}x" if base else "",
+        "peak": "" if figures["peak_mib"] is None else f"{figures['peak_mib']:.0f}",
+        "minutes": figures["full_run_s"] / 60,
+    }
+    return cells(COLUMNS, figures | more)
 
 
 def _fault(name: str, figures: dict[str, Any]) -> list[str]:
     reason = shorten(figures["reason"].splitlines()[0], 100)
-    return [name, f"**{figures['status']}**: {reason}", *[""] * (len(HEADINGS) - 2)]
+    return [name, f"**{figures['status']}**: {reason}"]
 
 
 def plots(record: dict[str, Any], stem: Path) -> list[Path]:
     """Draw a record's two plots as ``<stem>-speedup.png`` and ``<stem>-breakdown.png``, if anything was timed."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     figures = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
     if not figures:
         return []
@@ -104,41 +97,33 @@ def plots(record: dict[str, Any], stem: Path) -> list[Path]:
 
 
 def _draw_speed(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    from matplotlib import pyplot as plt
-
     base = figures.get(BASELINE, next(iter(figures.values())))["round_seconds"]
     speed = [base["median"] / row["round_seconds"]["median"] for row in figures.values()]
     errors = [
         [s - base["median"] / row["round_seconds"]["max"] for s, row in zip(speed, figures.values(), strict=True)],
         [base["median"] / row["round_seconds"]["min"] - s for s, row in zip(speed, figures.values(), strict=True)],
     ]
-    figure, axes = plt.subplots(figsize=(9, 0.4 * len(figures) + 1.4), layout="constrained")
     colours = ["tab:blue" if name.startswith("bbt-fast") else "tab:gray" for name in figures]
-    bars = axes.barh(list(figures), speed, xerr=errors, color=colours, ecolor="black", capsize=2)
-    axes.bar_label(bars, [f" {s:.2f}x" for s in speed], padding=6)
-    axes.margins(x=0.12)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"evaluations per second, times {BASELINE}; bars end at the median, whiskers at the extremes")
-    axes.set_title(_title(record), fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with drawing(path, 9, 0.4 * len(figures) + 1.4) as (axes,):
+        bars = axes.barh(list(figures), speed, xerr=errors, color=colours, ecolor="black", capsize=2)
+        axes.bar_label(bars, [f" {s:.2f}x" for s in speed], padding=6)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"evaluations per second, times {BASELINE}; bars end at the median, whiskers at the extremes")
+        axes.set_title(_title(record), fontsize=10)
 
 
 def _draw_parts(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 0.4 * len(figures) + 1.6), layout="constrained")
     left = [0.0] * len(figures)
-    for part, label in PARTS.items():
-        widths = [row["parts_ms"].get(part, 0.0) for row in figures.values()]
-        axes.barh(list(figures), widths, left=left, label=label)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds per generation")
-    axes.legend(ncols=len(PARTS), loc="lower right", fontsize=8)
-    axes.set_title(_title(record), fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with drawing(path, 9, 0.4 * len(figures) + 1.6) as (axes,):
+        for part, label in PARTS.items():
+            widths = [row["parts_ms"].get(part, 0.0) for row in figures.values()]
+            axes.barh(list(figures), widths, left=left, label=label)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds per generation")
+        axes.legend(ncols=len(PARTS), loc="lower right", fontsize=8)
+        axes.set_title(_title(record), fontsize=10)
 
 
 def _title(record: dict[str, Any]) -> str:
@@ -182,17 +167,12 @@ def brief(record: dict[str, Any]) -> str:
         return table(record)
     against = BASELINE if BASELINE in rows else min(rows, key=lambda name: float(rows[name]["evals_per_s"]))
     base = rows[against]["evals_per_s"]
-    lines = [
-        describe(record),
-        "",
-        f"| contender | evaluations per second | times {against} | {BUDGET} evaluations |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    shown = []
     for name, row in rows.items():
-        rate = row["evals_per_s"]
-        minutes = row["full_run_s"] / 60
-        lines.append(f"| {name} | {rate:.3g} | {rate / base:.2f} | {minutes:.{0 if minutes >= 10 else 1}f} min |")
-    return "\n".join(lines)
+        rate, minutes = row["evals_per_s"], row["full_run_s"] / 60
+        shown.append([name, f"{rate:.3g}", f"{rate / base:.2f}", f"{minutes:.{0 if minutes >= 10 else 1}f} min"])
+    headings = ("contender", "evaluations per second", f"times {against}", f"{BUDGET} evaluations")
+    return "\n".join([describe(record), "", *markdown(headings, "lr", shown)])
 
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                                      minilm's shape, BBT
     python benchmarks/scaling.py --contender bbt-fast-ort-fp32 --only population layers
 
-One dimension is varied at a time, the others stay at the usual values. Writes a JSON record, a table, and a plot with a
-panel per dimension: what lies on the dotted line grows in proportion.
+The script varies one dimension at a time and keeps the others at their usual values. It writes a JSON record, a table,
+and a plot with a panel per dimension; points on the dotted line grow in proportion to the dimension.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from typing import Any
 
 import torch
 
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.output import drawing, markdown, measured_on, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, say, spread
 from bbt_fast.benchmarks.harness.worker import Served
 from bbt_fast.benchmarks.harness.workload import Workload
 
@@ -66,57 +66,49 @@ def exponents(points: Sequence[dict[str, Any]]) -> list[float]:
 
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
-    work, about = record["workload"], record["environment"]
+    work = record["workload"]
+    rows = []
+    for dimension, points in record["dimensions"].items():
+        cells = [f"{one['value']}: {one['generation_ms']['median']:.0f} ({_own_ms(one):.0f})" for one in points]
+        rows.append([dimension, ", ".join(cells), ", ".join(f"{slope:.2f}" for slope in exponents(points))])
     lines = [
         f"**scaling** of {record['contender']}: {work['algorithm']}, `{work['model']}`, population "
         f"{work['population']} on {work['n_examples']} texts of {work['task']}'s lengths, {work['n_prompt_tokens']} "
         f"prompt tokens, d = {work['intrinsic_dim']}, one of them varied at a time; a dimension's exponents are the "
-        f"slopes between its neighbouring values, 1 for growth in proportion. {about['device']}, {about['threads']} "
-        f"threads; commit {about['commit']}.",
+        f"slopes between its neighbouring values, 1 for growth in proportion. "
+        f"{measured_on(record['environment'], ())}",
         "",
+        *markdown(("dimension", "value: generation_ms (of it ask, tell, A z)", "exponents"), "l", rows),
     ]
-    lines += ["| dimension | value: generation_ms (of it ask, tell, A z) | exponents |", "| --- | --- | --- |"]
-    for dimension, points in record["dimensions"].items():
-        cells = []
-        for point in points:
-            parts = point["parts_ms"]
-            own = parts["optimizer"] + parts["project"]
-            cells.append(f"{point['value']}: {point['generation_ms']['median']:.0f} ({own:.0f})")
-        slopes = ", ".join(f"{slope:.2f}" for slope in exponents(points))
-        lines.append(f"| {dimension} | {', '.join(cells)} | {slopes} |")
     return "\n".join(lines)
+
+
+def _own_ms(point: dict[str, Any]) -> float:
+    """Return the milliseconds of ask, tell and A z."""
+    return float(point["parts_ms"]["optimizer"] + point["parts_ms"]["project"])
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
     """Draw a panel per dimension, both axes logarithmic, with a dotted line for proportional growth."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    dimensions = record["dimensions"]
+    dimensions, work = record["dimensions"], record["workload"]
     columns = min(3, len(dimensions))
     rows = -(-len(dimensions) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
-    for panel in panels.flat[len(dimensions) :]:
-        panel.remove()
-    for panel, (dimension, points) in zip(panels.flat, dimensions.items(), strict=False):
-        values = [point["value"] for point in points]
-        times = [point["generation_ms"]["median"] for point in points]
-        own = [point["parts_ms"]["optimizer"] + point["parts_ms"]["project"] for point in points]
-        panel.plot(values, times, "o-", label="generation")
-        panel.plot(values, own, "s-", color="tab:gray", label="ask, tell, A z")
-        panel.plot(
-            values, [times[-1] * value / values[-1] for value in values], ":", color="black", label="in proportion"
-        )
-        panel.set(xscale="log", yscale="log", xlabel=dimension, ylabel="milliseconds", xticks=values)
-        panel.set_xticklabels(values)
-        panel.minorticks_off()
-    panels.flat[0].legend(fontsize=7)
-    work = record["workload"]
-    figure.suptitle(f"{record['contender']}, {work['algorithm']}, {work['model']}, {record['environment']['device']}")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    title = f"{record['contender']}, {work['algorithm']}, {work['model']}, {record['environment']['device']}"
+    with drawing(path, 4 * columns, 3 * rows, rows, columns) as panels:
+        panels[0].figure.suptitle(title)
+        for panel in panels[len(dimensions) :]:
+            panel.remove()
+        for panel, (dimension, points) in zip(panels, dimensions.items(), strict=False):
+            values = [point["value"] for point in points]
+            times = [point["generation_ms"]["median"] for point in points]
+            in_proportion = [times[-1] * value / values[-1] for value in values]
+            panel.plot(values, times, "o-", label="generation")
+            panel.plot(values, list(map(_own_ms, points)), "s-", color="tab:gray", label="ask, tell, A z")
+            panel.plot(values, in_proportion, ":", color="black", label="in proportion")
+            panel.set(xscale="log", yscale="log", xlabel=dimension, ylabel="milliseconds", xticks=values)
+            panel.set_xticklabels(values)
+            panel.minorticks_off()
+        panels[0].legend(fontsize=7)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for value in given.values or VARIED[dimension]:
                 point = measure(varied(base, dimension, value), given.contender, given.repeats)
                 dimensions[dimension].append({"value": value, **point})
-                print(f"{dimension} {value}: {point['generation_ms']['median']:.0f} ms", file=sys.stderr, flush=True)
+                say(f"{dimension} {value}: {point['generation_ms']['median']:.0f} ms")
     record = {
         "benchmark": "scaling",
         "made": time.strftime("%Y-%m-%d"),
@@ -151,10 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "dimensions": dimensions,
     }
     path = given.output or RESULTS / f"scaling-{given.model}-{given.device}.json"
-    save(record, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+    print(publish(record, path, table))
     plot(record, path.with_suffix(".png"))
-    print(table(record))
 
 
 if __name__ == "__main__":

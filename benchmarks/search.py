@@ -1,16 +1,16 @@
-"""What the options of a search change: test metrics over tasks and seeds at one budget, beside the published BBT.
+"""Measure the effect of a search's options on the test metric, over tasks and seeds at one budget, next to BBT.
 
     python benchmarks/search.py                                          the demo, all variants
     python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
 
-A variant is an algorithm and what PARTS holds, joined by +; with transfer, projections are turned towards the prompts
-that the plain algorithm, which is one of the variants then, has found on all other tasks. Each run has a folder below
---runs: a measurement that was interrupted goes on in the midst of a run, and one of more variants, tasks or seeds takes
-over the runs that are there. The same command may be given several times at once: the processes share the runs out, and
-each ends with the table. --report tables what is finished, and runs nothing. DATA holds a folder for each task, by its
-name. The table says on how many pairs of task and seed a variant is compared with the first one; p is of a paired sign-
-flip test, two-sided.
+A variant is an algorithm and names of PARTS, joined by +. "transfer" turns the projections towards the prompts that the
+plain algorithm found on all other tasks; the plain algorithm must then be one of the variants. Each run has a folder
+below --runs. So an interrupted measurement resumes within a run, and new variants, tasks or seeds reuse the finished
+runs. Several processes may execute the same command: they share the runs, and each prints the table. --report runs
+nothing and prints the table of the finished runs. DATA holds a folder for each task, by its name. The table compares
+each variant with the first one and gives the number of pairs of task and seed. p belongs to a two-sided paired
+sign-flip test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ import torch
 from tqdm import tqdm
 
 import bbt_fast
-from bbt_fast.benchmarks.harness.record import RESULTS, commit, device_name, save, versions
+from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, provenance
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.cli.quiet import hide_progress_bars
@@ -62,23 +62,6 @@ EXACT = 16
 FLIPS = 100_000
 PAUSE = 2.0
 """Seconds before another look at runs that other processes make."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A variant on a task."""
-
-    variant: str
-    task: str
-    results: tuple[Result, ...]
-    """Those that are finished, by seed."""
-    ensemble: float | None
-    """Test metric of their prompts together."""
-
-    @property
-    def tests(self) -> dict[int, float]:
-        """The test metric by seed."""
-        return {result.seed: result.tuned.test for result in self.results}
 
 
 def changes_of(variant: str) -> dict[str, Any]:
@@ -142,14 +125,28 @@ def make(runs: Sequence[Options]) -> None:
             left = busy
 
 
-def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[Cell]:
-    """Return what is finished, by variant and task."""
+def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[dict[str, Any]]:
+    """Return what a record keeps of the finished runs, by variant and task."""
     cells = []
     for (variant, task), asked in runs.items():
-        results = tuple(read_result(folder_of(run)) for run in asked if finished(run))
+        results = [read_result(folder_of(run)) for run in asked if finished(run)]
         if results:
-            cells.append(Cell(variant, task, results, ensemble_of(results)))
+            about: dict[str, Any] = {
+                "variant": variant,
+                "task": task,
+                "metric": results[0].metric,
+                "ensemble": ensemble_of(results),
+            }
+            about["test_examples"] = results[0].examples["test"]
+            cells.append(about | {"seeds": {str(result.seed): figures(result) for result in results}})
     return cells
+
+
+def figures(result: Result) -> dict[str, Any]:
+    """Return what a record keeps of a run."""
+    tuned = {name: getattr(result.tuned, name) for name in ("dev", "train", "test")}
+    cost = {"evaluations": result.evaluations, "seconds": result.seconds.tune}
+    return tuned | {"zero_shot": result.zero_shot.test} | cost
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -164,49 +161,25 @@ def paired_p(differences: Sequence[float]) -> float:
     return float(found)
 
 
-def record_of(cells: Sequence[Cell], model: str, budget: int, device: str) -> dict[str, Any]:
-    """Return what is kept of the runs."""
-    return {
-        "benchmark": "search", "made": time.strftime("%Y-%m-%d"), "model": model, "budget": budget,
-        "device": device_name(device), "versions": versions(), "commit": commit(),
-        "cells": [
-            {
-                "variant": cell.variant, "task": cell.task, "metric": cell.results[0].metric,
-                "ensemble": cell.ensemble, "test_examples": cell.results[0].examples["test"],
-                "seeds": {
-                    str(one.seed): {
-                        "dev": one.tuned.dev, "train": one.tuned.train, "test": one.tuned.test,
-                        "zero_shot": one.zero_shot.test, "evaluations": one.evaluations, "seconds": one.seconds.tune,
-                    }
-                    for one in cell.results
-                },
-            }
-            for cell in cells
-        ],
-    }  # fmt: skip
-
-
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown, in percent."""
     cells = {(cell["variant"], cell["task"]): cell for cell in record["cells"]}
     variants = list(dict.fromkeys(variant for variant, _ in cells))
     tasks = list(dict.fromkeys(task for _, task in cells))
     sizes = ", ".join(f"{task} {cells[variants[0], task]['test_examples']}" for task in tasks)
+    rows = []
+    for variant in variants:
+        own = [cells.get((variant, task)) for task in tasks]
+        means = [statistics.fmean(_tests(cell)) for cell in own if cell]
+        whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
+        rows.append([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)])
     lines = [
         f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: mean "
         f"over the seeds (standard deviation), and after / the seeds' ensemble. {record['device']}; commit "
         f"{record['commit']}.",
         "",
-        "| variant | " + " | ".join(tasks) + f" | all | more than {variants[0]} | pairs | p |",
-        "| --- |" + " ---: |" * (len(tasks) + 4),
+        *markdown(("variant", *tasks, "all", f"more than {variants[0]}", "pairs", "p"), "lr", rows),
     ]
-    for variant in variants:
-        own = [cells.get((variant, task)) for task in tasks]
-        means = [statistics.fmean(_tests(cell)) for cell in own if cell]
-        whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
-        lines.append(
-            "| " + " | ".join([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)]) + " |"
-        )
     return "\n".join(lines)
 
 
@@ -219,9 +192,8 @@ def _shown(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
     values = _tests(cell)
-    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
     together = f" / {100 * cell['ensemble']:.1f}" if cell["ensemble"] is not None and len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{deviation}{together}"
+    return f"{mean_and_deviation([100 * value for value in values])}{together}"
 
 
 def _compared(cells: dict[tuple[str, str], dict[str, Any]], baseline: str, variant: str) -> list[str]:
@@ -245,14 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=Path, help="holds a folder for each task")
     parser.add_argument("--budget", type=int, default=2000)
     parser.add_argument("--max_test_examples", type=int)
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the first is what others are compared with")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the script compares the others with the first")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--report", action="store_true", help="table what is finished")
+    parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and run nothing")
     given = parser.parse_args(arguments)
     names = ("model_name", "budget", "max_test_examples", "engine", "precision", "device")
     options = Options.of(plots=False, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
@@ -284,10 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = cells_of(runs)
     if not cells:
         raise UsageError(f"no run below {given.runs} is finished: leave --report out.")
-    record = record_of(cells, model, given.budget, given.device)
-    save(record, path)
-    path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
-    print(table(record))
+    record: dict[str, Any] = {
+        "benchmark": "search",
+        "made": time.strftime("%Y-%m-%d"),
+        "model": model,
+        "budget": given.budget,
+    }
+    record |= provenance(given.device) | {"cells": cells}
+    print(publish(record, path, table))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What the network costs a generation, and how a server bears many requests; on loopback.
+"""Measure the network's share of a generation, and a server under load; both on loopback.
 
     python benchmarks/service.py                                              the demo
     python benchmarks/service.py --model_name MODEL --requests 10000
 
-**The network's share.** One engine answers at home and behind a server, in turns. The answers are compared before
-anything is timed. Of each remote generation also counts what passes outside the model: the time until the logits are
-here, less the time that the server's session computed. Both hold for BBT and for a round of BBTv2 over the layers, with
-its commits.
+**The network's share.** The same engine evaluates at home (in this process) and behind a server, in turns. The script
+compares the answers before it measures times. For remote generations it also reports the time outside the model: the
+time until the logits arrive, minus the time of the server's session. It measures BBT, and a round of BBTv2 over the
+layers with its commits.
 
-**The load.** Several clients ask a server in a process of its own for one prompt at a time on a few short texts of the
-demo. Now and then they commit, register other texts, or send what is no request. The server's memory is sampled ten
-times; the line that is fitted to the last half says whether it still grows.
+**The load.** Several clients send requests to a server in another process: one prompt each, on a few short texts of the
+demo. Sometimes they commit, register other texts, or send an invalid request. The script samples the server's memory
+ten times; a line fitted to the last half shows whether the memory still grows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bbt_fast.benchmarks.harness.network import share_table
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, spread
+from bbt_fast.benchmarks.harness.output import publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, spread
 from bbt_fast.benchmarks.harness.server import Server, server_apart
 from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.engine import Examples, Session, load_engine
@@ -215,9 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "load": bearing,
     }
     path = given.output or RESULTS / f"service-{name}.json"
-    save(record, path)
-    path.with_suffix(".md").write_text(share_table(record) + "\n", encoding="utf-8")
-    print(share_table(record))
+    print(publish(record, path, share_table))
 
 
 if __name__ == "__main__":

@@ -42,12 +42,19 @@ def attention_calls(run: Callable[[], Any]) -> str:
 def attention_kernels(run: Callable[[], Any]) -> str:
     """Run something and list the attention kernels that it ran on CUDA, or say that there were none."""
     run()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        run()
-        torch.cuda.synchronize()
-    names = [event.name for event in seen.events() or [] if event.device_type.name == "CUDA"]
+    names = [event.name for event in profiled(run, on_cuda=True) if event.device_type.name == "CUDA"]
     found = Counter(short_name(name) for name in names if re.search(ATTENTION, name, re.IGNORECASE))
     return listed(found) or "no fused attention"
+
+
+def profiled(run: Callable[[], Any], on_cuda: bool, calls: int = 1) -> list[Any]:
+    """Return the events that PyTorch's profiler sees in some calls."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as seen:
+        for _ in range(calls):
+            run()
+        if on_cuda:
+            torch.cuda.synchronize()
+    return list(seen.events() or [])
 
 
 def short_name(kernel: str) -> str:

@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from .attention_calls import ATTENTION
+from .attention_calls import ATTENTION, profiled
 from .contenders.base import synchronise
+from .output import markdown
 
 PATTERNS: dict[str, str] = {
     "attention": ATTENTION,
@@ -63,12 +63,7 @@ def breakdown(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
         synchronise(device)
         walls.append(time.perf_counter() - began)
     on_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with profile(activities=activities) as seen:
-        for _ in range(CALLS):
-            run()
-        synchronise(device)
-    spent, launches = _spent(seen.events() or [], on_cuda)
+    spent, launches = _spent(profiled(run, on_cuda, CALLS), on_cuda)
     return _by_kind(spent, launches, 1e3 * median(walls))
 
 
@@ -105,11 +100,8 @@ def table(contenders: dict[str, Any]) -> str:
     rows = {name: found for name, row in contenders.items() if (found := shares(row))}
     if not rows:
         return ""
-    lines = ["| share of a generation | " + " | ".join(KINDS) + " |", "| --- |" + " ---: |" * len(KINDS)]
-    lines += [
-        f"| {name} | " + " | ".join(f"{found[kind]:.0%}" for kind in KINDS) + " |" for name, found in rows.items()
-    ]
-    return "\n".join(lines)
+    cells = [[name, *(f"{found[kind]:.0%}" for kind in KINDS)] for name, found in rows.items()]
+    return "\n".join(markdown(("share of a generation", *KINDS), "lr", cells))
 
 
 def shares(figures: dict[str, Any]) -> dict[str, float] | None:

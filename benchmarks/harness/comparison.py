@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .output import drawing, markdown, mean_and_deviation, measured_by
+
 HEADINGS = (
     "method", "{metric}, %", "dev, %", "seconds", "all steps, s", "user MiB", "server MiB", "queries",
     "bytes up per query", "bytes down per query", "setting",
@@ -24,19 +26,16 @@ def table(record: Mapping[str, Any]) -> str:
     runs = [run for row in rows.values() for run in row["seeds"].values()]
     about, first = record["about"], runs[0]
     counts = first["examples"]
-    made = [", ".join(dict.fromkeys(run[key] for run in runs)) for key in ("device", "commit")]
-    packages = ", ".join(f"{name} {version}" for name, version in runs[-1]["versions"].items())
+    headings = [heading.format(metric=first["metric"]) for heading in HEADINGS]
     seeds = sorted({int(seed) for row in rows.values() for seed in row["seeds"]})
     lines = [
         f"**compare**: `{about['model_name']}` on {about['task_name']}, {counts['train']} training and {counts['dev']} "
         f"development examples, tested on {counts['test']}; seeds {', '.join(map(str, seeds))}; mean (standard "
         f"deviation). Seconds are those of tuning with the chosen setting, without loading, test and choice; all steps "
-        f"are these too, of all seeds; memory is the largest peak of a seed. {made[0]}, {packages}; commit {made[1]}.",
+        f"are these too, of all seeds; memory is the largest peak of a seed. {measured_by(runs)}",
         "",
-        "| " + " | ".join(HEADINGS).format(metric=first["metric"]) + " |",
-        "| --- |" + " ---: |" * (len(HEADINGS) - 2) + " --- |",
+        *markdown(headings, f"l{'r' * (len(headings) - 2)}l", [_cells(*row) for row in record["methods"].items()]),
     ]
-    lines += ["| " + " | ".join(_cells(name, row)) + " |" for name, row in record["methods"].items()]
     return "\n\n".join(["\n".join(lines), *failures(record)])
 
 
@@ -58,21 +57,15 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     setting = [f"{key} {value:g}" for key, value in runs[0]["setting"].items() if key not in FIXED]
     return [
         name,
-        spread([100 * run["test"] for run in runs], 1),
-        spread([100 * run["dev"] for run in runs], 1),
-        spread([run["seconds"] for run in runs], 1),
+        mean_and_deviation([100 * run["test"] for run in runs]),
+        mean_and_deviation([100 * run["dev"] for run in runs]),
+        mean_and_deviation([run["seconds"] for run in runs]),
         f"{sum(step['step_seconds'] for step in [*row['grid'].values(), *runs]):.0f}",
         *(_largest([run[side] for run in runs]) for side in ("user_mib", "server_mib")),
         f"{traffic['queries']}" if traffic["queries"] else NONE,
         *(NONE if traffic[way] is None else f"{traffic[way]}" for way in ("up_bytes", "down_bytes")),
         ", ".join(setting) or NONE,
     ]
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Return the mean, and the sample standard deviation where there is one."""
-    deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def _largest(values: Sequence[float | None]) -> str:
@@ -82,28 +75,20 @@ def _largest(values: Sequence[float | None]) -> str:
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Draw the test metric against the time that tuning took, a point per method, with the standard deviations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
     rows = {name: list(row["seeds"].values()) for name, row in record["methods"].items() if row["seeds"]}
-    for number, (name, runs) in enumerate(rows.items()):
-        metric = [100 * run["test"] for run in runs]
-        error = statistics.stdev(metric) if len(metric) > 1 else 0.0
-        seconds = max(statistics.fmean(run["seconds"] for run in runs), 1e-3)
-        marker = "*" if name.startswith("bbt") else "o"
-        axes.errorbar(seconds, statistics.fmean(metric), error, fmt=marker, capsize=3, color=f"C{number % 10}")
-        axes.annotate(name, (seconds, statistics.fmean(metric)), (5, 4), textcoords="offset points", fontsize=8)
     about = record["about"]
-    axes.set(
-        xscale="log",
-        xlabel="tuning, seconds",
-        ylabel=f"{next(iter(rows.values()))[0]['metric'] if rows else 'metric'} on test, %",
-        title=f"{about['model_name']} on {about['task_name']}",
-    )
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with drawing(path, 8, 5) as (axes,):
+        for number, (name, runs) in enumerate(rows.items()):
+            metric = [100 * run["test"] for run in runs]
+            error = statistics.stdev(metric) if len(metric) > 1 else 0.0
+            seconds = max(statistics.fmean(run["seconds"] for run in runs), 1e-3)
+            marker = "*" if name.startswith("bbt") else "o"
+            axes.errorbar(seconds, statistics.fmean(metric), error, fmt=marker, capsize=3, color=f"C{number % 10}")
+            axes.annotate(name, (seconds, statistics.fmean(metric)), (5, 4), textcoords="offset points", fontsize=8)
+        axes.set(
+            xscale="log",
+            xlabel="tuning, seconds",
+            ylabel=f"{next(iter(rows.values()))[0]['metric'] if rows else 'metric'} on test, %",
+            title=f"{about['model_name']} on {about['task_name']}",
+        )
+        axes.grid(alpha=0.3)

@@ -5,29 +5,45 @@ from __future__ import annotations
 from typing import Any
 
 from .memory import KIB
+from .output import cells, markdown, measured_on
 
-TIMES = ("home_ms", "remote_ms", "outside_ms")
+SHARE = {
+    "algorithm": "{algorithm}",
+    "texts (tokens)": "{texts} ({tokens})",
+    "at home": "{home_ms[median]:.1f} ({home_ms[min]:.1f} to {home_ms[max]:.1f})",
+    "remote": "{remote_ms[median]:.1f} ({remote_ms[min]:.1f} to {remote_ms[max]:.1f})",
+    "remote, outside the model": "{outside_ms[median]:.1f} ({outside_ms[min]:.1f} to {outside_ms[max]:.1f})",
+    "its share": "{share_outside:.1%}",
+    "remote / home": "{remote_over_home:.3f}",
+}
+EFFICIENCY = {
+    "model, task, algorithm": "{model}, {task}, {algorithm}",
+    "queries": "{queries}",
+    "user: search": "{search_mib:.0f}",
+    "user: process": "{user_mib[process]:.0f}",
+    "server": "{server_mib:.0f}",
+    "texts up, once": "{kib[texts_up]:.0f} KiB",
+    "prompts up / logits down": "{kib[prompts_up]:.1f} KiB / {per_query_bytes[logits_down]:.0f} B",
+    "z up / losses down": "{kib[z_up]:.1f} KiB / {per_query_bytes[losses_down]:.0f} B",
+    "training, at home": "{tune_seconds[home]:.1f} s",
+    "over the network": "{tune_seconds[remote]:.1f} s",
+    "CPU, at home": "{cpu_seconds[home]:.0f} s",
+    "CPU, user + server": "{cpu_seconds[user]:.0f} + {cpu_seconds[server]:.0f} s",
+}
+"""Of each table: the columns and how their cells are written."""
 
 
 def share_table(record: dict[str, Any]) -> str:
     """Return a record of service.py as Markdown."""
-    load = record["load"]
+    load, memory = record["load"], record["load"]["server_mib"]
+    rows = [cells(SHARE, row | {"algorithm": name}) for name, row in record["generation"].items()]
     lines = [
         f"**service**: `{record['model']}` on {record['engine']} in {record['precision']}, at home and behind a server "
         f"on loopback, in turns, median (min to max) of {record['rounds']} rounds; milliseconds of a generation of "
-        f"{record['population']} candidates on texts of {record['task']}'s lengths. {_about(record)}",
+        f"{record['population']} candidates on texts of {record['task']}'s lengths. "
+        + measured_on(record["environment"]),
         "",
-        "| algorithm | texts (tokens) | at home | remote | remote, outside the model | its share | remote / home |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in record["generation"].items():
-        times = [f"{row[k]['median']:.1f} ({row[k]['min']:.1f} to {row[k]['max']:.1f})" for k in TIMES]
-        lines.append(
-            f"| {name} | {row['texts']} ({row['tokens']}) | {' | '.join(times)} | {row['share_outside']:.1%} | "
-            f"{row['remote_over_home']:.3f} |"
-        )
-    memory = load["server_mib"]
-    lines += [
+        *markdown(SHARE, "lr", rows),
         "",
         f"The server of the demo answered {load['requests']:,} requests of {load['clients']} clients of one process, "
         f"{load['requests_per_s']:.0f} a second: half within {load['p50_ms']:.1f} ms, 99 % within {load['p99_ms']:.1f} "
@@ -39,36 +55,16 @@ def share_table(record: dict[str, Any]) -> str:
 
 def efficiency_table(record: dict[str, Any]) -> str:
     """Return a record of efficiency.py as Markdown."""
+    rows = []
+    for row in record["rows"]:
+        user, sent = row["user_mib"], row["per_query_bytes"] | {"texts_up": row["texts_up_bytes"]}
+        kib = {name: number / KIB for name, number in sent.items()}
+        rows.append(cells(EFFICIENCY, row | {"search_mib": user["search"] + user["projection"], "kib": kib}))
     lines = [
         f"**efficiency**: {record['engine']} in {record['precision']} behind `bbt-fast serve` on loopback, the tuner "
         "in another process. Bytes as counted on the wire, per query; memory in MiB, of the search alone (CMA-ES and "
-        f"the projection) and the peak of each process. {_about(record)}",
+        f"the projection) and the peak of each process. {measured_on(record['environment'])}",
         "",
-        "| model, task, algorithm | queries | user: search | user: process | server | texts up, once | prompts up / "
-        "logits down | z up / losses down | training, at home | over the network | CPU, at home | CPU, user + server |",
-        "| --- |" + " ---: |" * 11,
+        *markdown(EFFICIENCY, "lr", rows),
     ]
-    for row in record["rows"]:
-        user, sent, took, cpu = (row[key] for key in ("user_mib", "per_query_bytes", "tune_seconds", "cpu_seconds"))
-        cells = [
-            f"{row['model']}, {row['task']}, {row['algorithm']}",
-            f"{row['queries']}",
-            f"{user['search'] + user['projection']:.0f}",
-            f"{user['process']:.0f}",
-            f"{row['server_mib']:.0f}",
-            f"{row['texts_up_bytes'] / KIB:.0f} KiB",
-            f"{sent['prompts_up'] / KIB:.1f} KiB / {sent['logits_down']:.0f} B",
-            f"{sent['z_up'] / KIB:.1f} KiB / {sent['losses_down']:.0f} B",
-            f"{took['home']:.1f} s",
-            f"{took['remote']:.1f} s",
-            f"{cpu['home']:.0f} s",
-            f"{cpu['user']:.0f} + {cpu['server']:.0f} s",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _about(record: dict[str, Any]) -> str:
-    about = record["environment"]
-    packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return f"{about['device']}, {about['threads']} threads, {packages}; commit {about['commit']}."

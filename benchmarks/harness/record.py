@@ -88,6 +88,11 @@ def commit() -> str:
     return f"{found}+" if found and changed else found or "unknown"
 
 
+def provenance(device: str) -> dict[str, Any]:
+    """Return a device's name, the versions and the commit: what a record keeps of each run."""
+    return {"device": device_name(device), "versions": versions(), "commit": commit()}
+
+
 def spread(samples: list[float]) -> dict[str, Any]:
     """Return the median, the extremes and the samples themselves."""
     return {"median": median(samples), "min": min(samples), "max": max(samples), "samples": samples}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bbt_fast.benchmarks.harness.comparison import NONE, spread
+from bbt_fast.benchmarks.harness.comparison import NONE
+from bbt_fast.benchmarks.harness.output import drawing, markdown, mean_and_deviation
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.artifacts.files import write_whole
 from bbt_fast.tuner.input.options import Options
@@ -50,40 +51,32 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
 
 def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return a sweep as Markdown: the test metric's mean and standard deviation, a row per method."""
-    names = [label(value) for value in values]
+    rows = [
+        [method, *(mean_and_deviation(its) if its else NONE for its in found)]
+        for method, found in _by_method(records).items()
+    ]
     lines = [
         f"**sweep** of {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
         "over the seeds.",
         "",
-        f"| {option} | " + " | ".join(names) + " |",
-        "| --- |" + " ---: |" * len(names),
+        *markdown((option, *map(label, values)), "lr", rows),
     ]
-    for method, found in _by_method(records).items():
-        lines.append(f"| {method} | " + " | ".join(spread(its, 1) if its else NONE for its in found) + " |")
     return "\n".join(lines)
 
 
 def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the test metric against the option's values, a line per method with the standard deviations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    places = range(len(values))  # evenly apart, as the papers have them
-    for method, found in _by_method(records).items():
-        at = [place for place in places if found[place]]
-        means = [statistics.fmean(found[place]) for place in at]
-        errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
-        axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
-    axes.set(xlabel=option, ylabel="test metric, %", title=" on ".join(_same(option, records)))
-    axes.set_xticks(list(places), [label(value) for value in values])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    places = range(len(values))  # at equal distances, as in the papers
+    with drawing(path, 6, 4) as (axes,):
+        for method, found in _by_method(records).items():
+            at = [place for place in places if found[place]]
+            means = [statistics.fmean(found[place]) for place in at]
+            errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
+            axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
+        axes.set(xlabel=option, ylabel="test metric, %", title=" on ".join(_same(option, records)))
+        axes.set_xticks(list(places), [label(value) for value in values])
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def _same(option: str, records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from bbt_fast.engine.savings import ON_CUDA
 
 from .breakdown import KINDS, shares
 from .contenders import WITH, WITHOUT
+from .output import markdown
 
 ENGINES = ("torch", "ort")
 APART = {"torch": ("fusion",), "ort": ("packing", "fusion")}
@@ -68,12 +69,11 @@ def _split(name: str) -> tuple[str, frozenset[str]]:
 def table(contenders: dict[str, Any]) -> str:
     """Return variants' figures, as a record has them, as a Markdown table."""
     base = next((row for name, row in contenders.items() if name.startswith(BASELINE) and row["status"] == "ok"), None)
-    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 2) + " --- |"]
-    for name, row in contenders.items():
-        cells = _cells(row, base) if row["status"] == "ok" else [f"**{row['status']}**: {_first_line(row)}"]
-        cells += [""] * (len(HEADINGS) - 1 - len(cells))
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
+    rows = [
+        [name, *(_cells(row, base) if row["status"] == "ok" else [f"**{row['status']}**: {_first_line(row)}"])]
+        for name, row in contenders.items()
+    ]
+    return "\n".join(markdown(HEADINGS, f"l{'r' * (len(HEADINGS) - 2)}l", rows))
 
 
 def _cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:

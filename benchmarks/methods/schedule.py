@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bbt_fast.benchmarks.harness.record import commit, device_name, say, versions
+from bbt_fast.benchmarks.harness.record import provenance, say
 from bbt_fast.benchmarks.methods.run import figures_apart
 from bbt_fast.benchmarks.methods.table import METHODS
 from bbt_fast.tuner.input.options import Options
@@ -140,8 +140,7 @@ def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device
         row["grid"][str(job.setting)] = {name: found[name] for name in kept}
         row["grid"] = dict(sorted(row["grid"].items(), key=lambda item: int(item[0])))
         return found | {"said": f"{100 * found['dev']:.1f} % on dev in {found['step_seconds']:.0f} s"}
-    about = {"device": device_name(_device(device)), "versions": versions(), "commit": commit()}
-    row["seeds"][str(job.seed)] = found | about
+    row["seeds"][str(job.seed)] = found | provenance(_device(device))
     row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
     return found | {"said": f"{100 * found['test']:.1f} % on test in {found['step_seconds']:.0f} s"}
 

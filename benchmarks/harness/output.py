@@ -1,0 +1,93 @@
+"""What all benchmarks write: records, Markdown tables and plots."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bbt_fast.tuner.artifacts.files import write_whole
+
+RULES = {"l": "---", "r": "---:"}
+
+
+def publish(record: dict[str, Any], path: Path, table: Callable[[dict[str, Any]], str]) -> str:
+    """Write a record as JSON, and its table beside it as Markdown; return the table.
+
+    Raises:
+        ArtifactError: if the disk is full or the folder cannot be written.
+    """
+    text = table(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=1).encode() + b"\n")
+    write_whole(path.with_suffix(".md"), text.encode() + b"\n")
+    return text
+
+
+def markdown(headings: Collection[str], align: str, rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        headings: of the columns.
+        align: a letter per column, ``l`` for left or ``r`` for right; a missing letter repeats the last.
+        rows: their cells; a missing cell is empty.
+    """
+    rules = [RULES[letter] for letter in align.ljust(len(headings), align[-1])]
+    filled = ([*map(str, row), *[""] * (len(headings) - len(row))] for row in rows)
+    return ["| " + " | ".join(cells) + " |" for cells in (headings, rules, *filled)]
+
+
+def cells(columns: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
+    """Return a row of a table, given each column's heading and its format in terms of the values' names."""
+    return [form.format_map(values) for form in columns.values()]
+
+
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    """Return the mean, and in parentheses the sample standard deviation where there are several values."""
+    deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def packages(versions: Mapping[str, str]) -> str:
+    """Return names and versions as text."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def measured_on(environment: Mapping[str, Any], names: Iterable[str] | None = None) -> str:
+    """Return a record's environment as text: device, threads, packages and commit.
+
+    Args:
+        environment: as ``record.environment`` makes it.
+        names: of the packages; None for all.
+    """
+    versions = environment["versions"]
+    shown = {name: versions[name] for name in (versions if names is None else names)}
+    parts = [environment["device"], f"{environment['threads']} threads", packages(shown)]
+    return f"{', '.join(filter(None, parts))}; commit {environment['commit']}."
+
+
+def measured_by(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the runs of a record were measured with: devices, the last run's packages, and commits."""
+    devices, commits = (", ".join(dict.fromkeys(run[key] for run in runs)) for key in ("device", "commit"))
+    return f"{devices}, {packages(runs[-1]['versions'])}; commit {commits}."
+
+
+@contextmanager
+def drawing(path: Path, width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[list[Any]]:
+    """Yield the panels of a new figure, row by row, and write the figure as PNG.
+
+    Args:
+        path: of the file.
+        width: in inches.
+        height: in inches.
+        rows: of panels.
+        columns: of panels.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure.savefig(path, dpi=110)
