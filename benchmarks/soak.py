@@ -1,10 +1,10 @@
-"""Runs the demo again and again in one process, and records what that leaves behind: memory and open files.
+"""Run the demo many times in one process, and record its memory, open files and threads after each run.
 
     python benchmarks/soak.py --runs 200 --budget 40
 
-Every run is a whole one: data, model, engine, search, test, files on the disk. Memory is the resident set (VmRSS) after
-a run, open files are the entries of /proc/self/fd, threads those of /proc/self/task; all are read from Linux. The line
-that is fitted to the memory of the last half of the runs says whether it still grows.
+Every run is complete: data, model, engine, search, test, files on the disk. Linux only: memory is the resident set
+(VmRSS), open files are the entries of /proc/self/fd, and threads those of /proc/self/task. A line fitted to the memory
+of the last half of the runs shows whether the memory still grows.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import onnxruntime
 import torch
 
 from bbt_fast import tune
-
-MIB = 1 << 20
+from bbt_fast.benchmarks.harness.memory import memory_of
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,8 @@ class Sample:
 def sample(run: int, began: float) -> Sample:
     """Measure this process."""
     gc.collect()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    resident = int(status["VmRSS"].split()[0]) * 1024 / MIB
     counts = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
-    return Sample(run, time.perf_counter() - began, resident, *counts)
+    return Sample(run, time.perf_counter() - began, memory_of("self", "VmRSS"), *counts)
 
 
 def main(argv: list[str] | None = None) -> int:

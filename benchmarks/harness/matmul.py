@@ -67,18 +67,14 @@ def _torch(arrays: list[Any], precision: str, device: torch.device) -> Run:
 def _graph(arrays: list[Any], dtype: type) -> bytes:
     """Return the product as an ONNX model."""
     x, up, down = (array.astype(dtype) for array in arrays)
-    kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("MatMul", ["x", "up"], ["wide"]),
-            onnx.helper.make_node("MatMul", ["wide", "down"], ["y"]),
-        ],
-        "product",
-        [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
-        [onnx.helper.make_tensor_value_info("y", kind, x.shape)],
-        [onnx.numpy_helper.from_array(up, "up"), onnx.numpy_helper.from_array(down, "down")],
+    kind, (tokens, hidden) = "float16" if dtype is np.float16 else "float", x.shape
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> product ({kind}[{tokens}, {hidden}] x) => '
+        f"({kind}[{tokens}, {hidden}] y) {{ wide = MatMul(x, up)\n y = MatMul(wide, down) }}"
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for array, name in ((up, "up"), (down, "down"))
+    )
     return bytes(model.SerializeToString())
 
 

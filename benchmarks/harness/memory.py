@@ -6,10 +6,23 @@ from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
-FORGET_PEAK = "5"
+from bbt_fast.tuner.artifacts.economics import forget_peak
+
 KIB, MIB = 2**10, 2**20
+
+
+def memory_of(process: int | str, which: str) -> float:
+    """Return what a process holds in MiB, as Linux counts it; 0 on other systems.
+
+    Args:
+        process: its id, or "self".
+        which: ``VmRSS`` for now, ``VmHWM`` for the peak.
+    """
+    status = Path(f"/proc/{process}/status")
+    if not status.exists():
+        return 0.0
+    line = next(line for line in status.read_text().splitlines() if line.startswith(which))
+    return float(line.split()[1]) * KIB / MIB
 
 
 class PeakMemory:
@@ -26,8 +39,8 @@ class PeakMemory:
 
     def start(self) -> None:
         """Forget the peak so far."""
-        if self._device.type == "cpu" and CLEAR.exists():
-            CLEAR.write_text(FORGET_PEAK)
+        if self._device.type == "cpu":
+            forget_peak()
 
     def sample(self) -> None:
         """Look, after a round: the runtimes keep what they took."""
@@ -43,7 +56,4 @@ class PeakMemory:
         if self._device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             return (total - free) / MIB
-        if not STATUS.exists():
-            return 0.0
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return float(line.split()[1]) * KIB / MIB
+        return memory_of("self", "VmHWM")

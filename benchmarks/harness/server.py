@@ -16,7 +16,7 @@ import httpx2 as httpx
 
 from bbt_fast.export.errors import DeviceError
 
-from .memory import KIB, MIB
+from .memory import memory_of
 
 START_SECONDS, STOP_SECONDS = 120, 60
 LOOPBACK = "127.0.0.1"
@@ -31,21 +31,16 @@ class Server:
 
     def resident_mib(self) -> float:
         """Return what it holds now."""
-        return self._status("VmRSS")
+        return memory_of(self.pid, "VmRSS")
 
     def peak_mib(self) -> float:
         """Return the most that it held so far."""
-        return self._status("VmHWM")
+        return memory_of(self.pid, "VmHWM")
 
     def cpu_seconds(self) -> float:
         """Return the processor time that it has taken so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def _status(self, which: str) -> float:
-        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith(which))
-        return float(line.split()[1]) * KIB / MIB
 
 
 @contextmanager

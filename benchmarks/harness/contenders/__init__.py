@@ -30,19 +30,13 @@ BASELINES: dict[str, Make] = {
 }
 ENGINES: dict[str, tuple[str, str]] = {
     f"bbt-fast-{engine}-{precision}": (engine, precision)
-    for engine, precision in (
-        ("torch", "fp32"),
-        ("torch", "bf16"),
-        ("torch", "fp16"),
-        ("torch", "fp16-fast"),
-        ("torch", "fp8"),
-        ("ort", "fp32"),
-        ("ort", "fp16"),
-        ("ort", "fp16-fast"),
-        ("openvino", "fp32"),
-        ("openvino", "bf16"),
-        ("trt", "fp16"),
-    )
+    for engine, precisions in {
+        "torch": ("fp32", "bf16", "fp16", "fp16-fast", "fp8"),
+        "ort": ("fp32", "fp16", "fp16-fast"),
+        "openvino": ("fp32", "bf16"),
+        "trt": ("fp16",),
+    }.items()
+    for precision in precisions
 }
 
 

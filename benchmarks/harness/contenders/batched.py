@@ -12,22 +12,17 @@ from torch import Tensor
 from bbt_fast.engine.faults import is_out_of_memory, release_memory
 from bbt_fast.engine.ort import ORT_ERRORS
 
-from .base import Contender, synchronise
+from .base import synchronise
+from .stock import Stock
 
 FAILURES: tuple[type[Exception], ...] = (MemoryError, *ORT_ERRORS)
 
 
-class Batched(Contender):
+class Batched(Stock):
     """A contender that runs several candidates at once, on all texts padded to the longest."""
 
-    committed: Tensor
-    """[L or 1, n, H]: the layers' prompts."""
     batch: int
     """How many candidates it runs at once."""
-
-    def commit(self, prompt: Tensor, layer: int) -> None:
-        """Keep a layer's prompt for all later forward passes."""
-        self.committed[layer] = prompt
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer the population in batches of one size; a last one that is smaller is filled up."""

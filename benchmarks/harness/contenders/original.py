@@ -12,11 +12,11 @@ from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.projection import Projection
 
 from ..workload import Workload
-from .base import Clock, Contender
-from .stock import FullHead, PromptedEncoder
+from .base import Clock
+from .stock import FullHead, PromptedEncoder, Stock
 
 
-class Original(Contender):
+class Original(Stock):
     """Eager fp32, one candidate per forward pass, all texts padded to the longest, every layer every time.
 
     The full-vocabulary head runs at the answer position, as in the original's RoBERTa code (its BERT code runs it at
@@ -30,20 +30,12 @@ class Original(Contender):
         super().__init__(workload, model)
         model.set_attn_implementation(self.attention)
         model.to(self.device)  # type: ignore[arg-type]
-        self.examples = workload.examples(model).to(self.device)
-        deep = workload.algorithm == "bbtv2"
-        self.encoder, self.head = PromptedEncoder(model, deep), FullHead(model, self.examples)
-        layers = model.config.num_hidden_layers if deep else 1
-        self.committed = torch.zeros(layers, workload.n_prompt_tokens, model.config.hidden_size, device=self.device)
+        self.encoder, self.head = PromptedEncoder(model, self.deep), FullHead(model, self.examples)
 
     @property
     def projection_device(self) -> torch.device:
         """A stays on the CPU."""
         return torch.device("cpu")
-
-    def commit(self, prompt: Tensor, layer: int) -> None:
-        """Keep a layer's prompt for all later forward passes."""
-        self.committed[layer] = prompt
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer one candidate after another."""
@@ -69,12 +61,10 @@ class Original(Contender):
         """Run K candidates [K, n, H] on all texts in one forward pass: [K, N, C]."""
         candidates, count = len(prompts), len(self.examples)
         with torch.inference_mode():
-            full = self.committed.repeat(candidates, 1, 1, 1)
-            full[:, layer] = prompts.to(self.device)
             hidden = self.encoder(
                 self.examples.input_ids.repeat(candidates, 1),
                 self.examples.attention_mask.repeat(candidates, 1),
-                full.repeat_interleave(count, dim=0),
+                self.all_prompts(prompts, layer).repeat_interleave(count, dim=0),
             )
             logits: Tensor = self.head(hidden)
             return logits.reshape(candidates, count, -1)

@@ -36,17 +36,12 @@ class OrtRecipe(Batched):
         self.precision = "fp16" if self.device.type == "cuda" else "fp32"
         dtype = torch.float16 if self.precision == "fp16" else torch.float32
         model.set_attn_implementation("sdpa")
-        self.deep = workload.algorithm == "bbtv2"
-        self.examples = workload.examples(model)
-        layers = model.config.num_hidden_layers if self.deep else 1
-        self.committed = torch.zeros(layers, workload.n_prompt_tokens, model.config.hidden_size)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             path = self._optimized(Path(folder))
             self._spent = time.perf_counter() - began
             self.session = ort_session(str(path), self.device)
-        self.examples = self.examples.to(self.device)
-        self.committed = self.committed.to(self.device, dtype)
+        self.committed = self.committed.to(dtype)
         model.to(self.device, dtype)  # type: ignore[arg-type]
         self.head = FullHead(model, self.examples)
         self.batch = self._best_batch()
@@ -64,14 +59,12 @@ class OrtRecipe(Batched):
     def _forward(self, prompts: Tensor, layer: int) -> Tensor:
         candidates, count = len(prompts), len(self.examples)
         with torch.inference_mode():
-            full = self.committed.repeat(candidates, 1, 1, 1)
-            full[:, layer] = prompts.to(full.dtype)
             inputs = {
                 "ids": self.examples.input_ids.repeat(candidates, 1),
                 "mask": self.examples.attention_mask.repeat(candidates, 1),
-                "prompts": full.repeat_interleave(count, dim=0),
+                "prompts": self.all_prompts(prompts, layer).repeat_interleave(count, dim=0),
             }
-            output = full.new_empty(*inputs["ids"].shape, full.shape[-1])
+            output = self.committed.new_empty(*inputs["ids"].shape, self.committed.shape[-1])
             binding = self.session.io_binding()
             for name, tensor in inputs.items():
                 binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
@@ -88,13 +81,13 @@ class OrtRecipe(Batched):
 
         logging.getLogger("onnxruntime").setLevel(logging.ERROR)
         encoder = PromptedEncoder(self.model, self.deep)
-        ids, mask = self.examples.input_ids[:2], self.examples.attention_mask[:2]
+        ids, mask = self.examples.input_ids[:2].cpu(), self.examples.attention_mask[:2].cpu()
         dims = {0: torch.export.Dim("batch", min=2, max=1 << 20)}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 encoder,
-                (ids, mask, self.committed.repeat(2, 1, 1, 1)),
+                (ids, mask, self.committed.cpu().repeat(2, 1, 1, 1)),
                 folder / "exported.onnx",
                 dynamo=True,
                 opset_version=OPSET,

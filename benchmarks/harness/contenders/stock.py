@@ -1,4 +1,4 @@
-"""The stock `transformers` model with prompts added to its layers' inputs, as the original's modelling code does it."""
+"""The stock `transformers` model with prompts added to its layers' inputs, as in the original's modelling code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,32 @@ from transformers import PreTrainedModel
 
 from bbt_fast.engine import Examples
 from bbt_fast.export.families import family_of
+
+from ..workload import Workload
+from .base import Contender
+
+
+class Stock(Contender):
+    """A contender on the stock model, which runs all layers on all texts under the prompts of all layers."""
+
+    def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
+        """Make the texts, and start with prompts of zeros."""
+        super().__init__(workload, model)
+        self.deep = workload.algorithm == "bbtv2"
+        self.examples = workload.examples(model).to(self.device)
+        shape = (model.config.num_hidden_layers if self.deep else 1, workload.n_prompt_tokens, model.config.hidden_size)
+        self.committed = torch.zeros(shape, device=self.device)
+        """[L or 1, n, H]: the layers' prompts."""
+
+    def commit(self, prompt: Tensor, layer: int) -> None:
+        """Keep a layer's prompt for all later forward passes."""
+        self.committed[layer] = prompt
+
+    def all_prompts(self, prompts: Tensor, layer: int) -> Tensor:
+        """Return the prompts of all layers, [K, L or 1, n, H]: K prompts of one layer, and those that are committed."""
+        full = self.committed.repeat(len(prompts), 1, 1, 1)
+        full[:, layer] = prompts.to(full)
+        return full
 
 
 class PromptedEncoder(nn.Module):

@@ -27,11 +27,8 @@ class TorchBest(Batched):
         super().__init__(workload, model)
         self.precision, dtype = precision, DTYPES[precision]
         model.to(self.device, dtype)  # type: ignore[arg-type]
-        deep = workload.algorithm == "bbtv2"
-        self.examples = workload.examples(model).to(self.device)
-        shape = (model.config.num_hidden_layers if deep else 1, workload.n_prompt_tokens, model.config.hidden_size)
-        self.committed = torch.zeros(shape, device=self.device, dtype=dtype)
-        self.layout = self._best_layout(layouts(model, deep, self.examples, workload.n_prompt_tokens))
+        self.committed = self.committed.to(dtype)
+        self.layout = self._best_layout(layouts(model, self.deep, self.examples, workload.n_prompt_tokens))
         self.compiled: dict[str, Any] = {}
         """The layout as it is and compiled, by mode, until it is known what is fastest: that wants a quiet machine."""
         self._compile()
@@ -88,8 +85,7 @@ class TorchBest(Batched):
 
     def _forward(self, prompts: Tensor, layer: int) -> Tensor:
         with torch.inference_mode():
-            full = self.committed.repeat(len(prompts), 1, 1, 1)
-            full[:, layer] = prompts.to(full.dtype)
+            full = self.all_prompts(prompts, layer)
             if self.device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             logits: Tensor = self.run(full)
