@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from bbt_fast.benchmarks.methods.method import Case, Fitted, Traffic, encoded_part
+from bbt_fast.benchmarks.methods.method import Case, Fitted, Traffic
 from bbt_fast.benchmarks.methods.prompting import in_batches, inputs_of
 from bbt_fast.benchmarks.methods.training import train
 from bbt_fast.export.errors import MissingExtraError
@@ -103,7 +103,7 @@ class BiLstm(nn.Module):
 
 def bilstm(case: Case) -> Fitted:
     """An LSTM over the tokens, in both directions."""
-    examples = {part: encoded_part(case.parts, part).examples for part in ("train", "dev")}
+    examples = {part: case.examples(part) for part in ("train", "dev")}
     # The test set's would not fit into memory: they are made and read a batch at a time.
     with torch.no_grad():
         states = {part: token_states(case.model, some.to(case.device)) for part, some in examples.items()}
@@ -119,7 +119,7 @@ def bilstm(case: Case) -> Fitted:
 
     def answer(part: str) -> Tensor:
         if part not in states:
-            return in_batches(encoded_part(case.parts, part).examples, fresh)
+            return in_batches(case.examples(part), fresh)
         with torch.no_grad():
             return logits(part, torch.arange(len(examples[part]))).cpu()
 
@@ -130,8 +130,7 @@ def bilstm(case: Case) -> Fitted:
 
 def _at_answer(case: Case, part: str) -> Tensor:
     """Return a part's features, [N, H], on the CPU."""
-    examples = encoded_part(case.parts, part).examples
-    return in_batches(examples, lambda some: answer_states(case.model, some.to(case.device)))
+    return in_batches(case.examples(part), lambda some: answer_states(case.model, some.to(case.device)))
 
 
 def _traffic(case: Case, values: int) -> Traffic:

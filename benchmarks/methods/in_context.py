@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bbt_fast.benchmarks.methods.method import Case, Fitted, encoded_part
+from bbt_fast.benchmarks.methods.method import Case, Fitted
 from bbt_fast.benchmarks.methods.prompting import in_batches, label_logits
 from bbt_fast.export.examples import Examples
 from bbt_fast.export.families import family_of
@@ -33,7 +33,7 @@ def fit(case: Case) -> Fitted:
     used: list[int] = []
 
     def answer(part: str) -> Tensor:
-        encoded = encoded_part(case.parts, part).examples
+        encoded = case.examples(part)
         rooms = [longest - int(length) for length in encoded.lengths]
         chosen = [max(n for n, ids in enumerate(contexts) if len(ids) <= max(0, room)) for room in rooms]
         used[:] = chosen

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import partial
 
-from bbt_fast.benchmarks.methods.method import Case, Fitted, encoded_part
-from bbt_fast.benchmarks.methods.prompting import in_batches, label_logits
+from bbt_fast.benchmarks.methods.method import Case, Fitted
+from bbt_fast.benchmarks.methods.prompting import answer_of
 
 
 def fit(case: Case) -> Fitted:
     """Return the model as it is."""
-
-    def answer(part: str) -> Tensor:
-        examples = encoded_part(case.parts, part).examples
-        return in_batches(examples, lambda some: label_logits(case.model, some.to(case.device)))
-
-    return Fitted(answer, "server")
+    return Fitted(partial(answer_of, case), "server")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.artifacts.economics import MIB, Memory, forget_peak, held_bytes
 from bbt_fast.tuner.data.encoding import Encoded, TextEncoder
 from bbt_fast.tuner.data.splits import Row, Splits
@@ -90,6 +91,10 @@ class Case:
     def labels(self, part: str) -> Tensor:
         """Return the classes of a part, [N]."""
         return torch.tensor([row.label for row in self.rows(part)])
+
+    def examples(self, part: str) -> Examples:
+        """Return the examples of ``train``, ``dev`` or ``test`` without placeholders."""
+        return encoded_part(self.parts, part).examples
 
     def rows(self, part: str) -> list[Row]:
         """Return the rows of ``train``, ``dev`` or ``test``."""

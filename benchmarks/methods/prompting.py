@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bbt_fast.benchmarks.methods.method import Case
 from bbt_fast.export.examples import Examples
 from bbt_fast.export.layers import take
 
@@ -39,6 +40,12 @@ def label_logits(model: Any, examples: Examples) -> Tensor:
     finally:
         hook.remove()
     return logits[:, 0, examples.label_token_ids]
+
+
+def answer_of(case: Case, part: str, model: Any = None) -> Tensor:
+    """Return the label words' logits for all texts of a part, [N, C], from the case's model or one that wraps it."""
+    answering = case.model if model is None else model
+    return in_batches(case.examples(part), lambda some: label_logits(answering, some.to(case.device)))
 
 
 def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], tokens: int = TOKENS) -> Tensor:

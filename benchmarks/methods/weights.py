@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bbt_fast.benchmarks.methods.method import Case, Fitted, encoded_part
-from bbt_fast.benchmarks.methods.prompting import in_batches, label_logits
+from bbt_fast.benchmarks.methods.method import Case, Fitted
+from bbt_fast.benchmarks.methods.prompting import answer_of, label_logits
 from bbt_fast.benchmarks.methods.training import train
 from bbt_fast.export.anatomy import Anatomy
 from bbt_fast.export.errors import MissingExtraError
@@ -93,7 +93,7 @@ def _fit(case: Case, learner: nn.Module) -> Fitted:
     examples = case.parts.train.examples.to(case.device)
 
     def answer(part: str) -> Tensor:
-        return in_batches(encoded_part(case.parts, part).examples, lambda s: label_logits(model, s.to(case.device)))
+        return answer_of(case, part, model)
 
     trained = train(case, learner, lambda rows: label_logits(model, examples.select(rows)), lambda: answer("dev"))
     return Fitted(answer, "user", notes=trained.as_notes())
