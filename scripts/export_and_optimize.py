@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Export a model's graph, let ONNX Runtime optimize it, and show what that is worth.
+"""Export a model's graph, optimize it with ONNX Runtime, and compare the two.
 
-Writes both to ./onnx_models/, then prints how well each agrees with PyTorch fp32, its nodes, its size and its speed.
-Run what it wrote with `bbt-fast --engine ort --onnx_model_path FILE` and the same model, mode and prompt length.
-Without options it takes the embedded demo model, so it works without internet access.
+The script writes both graphs to ./onnx_models/. It prints their agreement with PyTorch fp32, nodes, size and speed.
+`bbt-fast --engine ort --onnx_model_path FILE` runs such a graph; give it the same model, mode and prompt length.
+Without options the script uses the embedded demo model and needs no internet access.
 
-With --engine trt it builds TensorRT plans for the timed batch instead, and writes them with a manifest. With --gpu
-these are for another machine's card, and are built without running them.
+--engine trt builds TensorRT plans for the timed batch instead, and writes them with a manifest. --gpu builds them for
+the GPU of another machine and does not run them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Feeds broken files to everything that reads files of a user's or of an earlier run.
+"""Feed damaged files to every reader of user files and of files of earlier runs.
 
     python scripts/fuzz.py --inputs 10000
 
-Whatever the bytes, only ``BbtFastError`` may come out: a message, never a traceback. Inputs are valid files with parts
-cut, flipped, repeated, or replaced by what such files hold elsewhere, and bytes of no meaning. The first input that
-breaks a reader ends the script, shrunk to its smallest form. tests/tuner/test_fuzz.py runs a few of each target.
+A reader may raise only ``BbtFastError``, which the user sees as a message, not as a traceback. Inputs are random bytes,
+and valid files with parts cut, flipped, repeated, or replaced by pieces of such files. The script stops at the first
+input that breaks a reader, and shrinks it. tests/tuner/test_fuzz.py runs a few inputs per target.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -75,25 +76,11 @@ class Target:
 
 JSON = ("null", "[]", "{}", "-1", "1e999", "NaN", '"\\ud800"', "9" * 400, "[" * 3000, "true", '""', ",", "\n", "\0")
 YAML = (
-    "[",
-    "{",
-    "&a",
-    "*a",
-    "!!python/name:os.system ",
-    "- ",
-    ": ",
-    "\n",
-    "'",
-    "{mask}",
-    "\t",
-    "<<: ",
-    "|",
-    "0x1F",
-    "~",
-)
+    "[", "{", "&a", "*a", "!!python/name:os.system ", "- ", ": ", "\n", "'", "{mask}", "\t", "<<: ", "|", "0x1F", "~",
+)  # fmt: skip
 TABLE = ('"', ",", "\t", "\n", "\r", "\0", "\ufeff", "label", "text", "-1", "1e9", "é")
 ROWS = [{"text": f"a sentence about {i}", "label": i % 2} for i in range(6)]
-RECORD = {"kind": "start", "engine": "torch", "precision": "fp32", "device": "cpu"}
+RECORD: dict[str, object] = {"kind": "start", "engine": "torch", "precision": "fp32", "device": "cpu"}
 
 
 VALUES = st.recursive(
@@ -137,15 +124,13 @@ def write_rows(path: Path) -> None:
 def read_journal(folder: Path) -> None:
     """Read a journal and go on with it, as a resumed run does."""
     recorded_engine(folder)
-    with closing(Journal(folder / "journal.jsonl")) as journal:
-        journal.append(RECORD)
+    sign_journal(folder / "journal.jsonl", RECORD)
 
 
 def write_journal(path: Path) -> None:
     """Write a short journal."""
-    with closing(Journal(path)) as journal:
-        for record in (RECORD, {"kind": "generation", "layer": 0, "candidates": "0", "fitness": [0.5, 1e-310, -0.0]}):
-            journal.append(record)
+    for record in (RECORD, {"kind": "generation", "layer": 0, "candidates": "0", "fitness": [0.5, 1e-310, -0.0]}):
+        sign_journal(path, record)
 
 
 def read_metrics(folder: Path) -> None:
@@ -157,19 +142,18 @@ def read_metrics(folder: Path) -> None:
 
 def write_metrics(path: Path) -> None:
     """Write short curves."""
-    with closing(MetricsLog(path)) as log:
-        for generation in range(3):
-            log.append({"generation": generation, "loss": 0.5, "seconds": 0.1})
+    for generation in range(3):
+        sign_metrics(path, {"generation": generation, "loss": 0.5, "seconds": 0.1})
 
 
 def sign_journal(path: Path, values: dict[str, object]) -> None:
-    """Write a journal of one record."""
+    """Add a record to a journal."""
     with closing(Journal(path)) as journal:
         journal.append(values)
 
 
 def sign_metrics(path: Path, values: dict[str, object]) -> None:
-    """Write curves of one line."""
+    """Add a line to curves."""
     with closing(MetricsLog(path)) as log:
         log.append({"generation": 0, **values})
 
@@ -208,6 +192,11 @@ def write_prompt(path: Path) -> None:
     save_prompt(path, torch.arange(12.0).reshape(2, 3, 2), {"model": "m", "seed": 42})
 
 
+def json_target(name: str, read: Read, valid: Callable[[Path], None], kind: type[Any], *more: str) -> Target:
+    """Return the target of a JSON file that holds the fields of a dataclass, and more."""
+    return Target(name, read, valid, JSON, write_json, (*more, *(field.name for field in fields(kind))))
+
+
 TARGETS: Mapping[str, Target] = {
     "task": Target(
         "task.yaml",
@@ -225,29 +214,10 @@ TARGETS: Mapping[str, Target] = {
     "jsonl": Target("train.jsonl", read_data, write_rows, (*JSON, "text", "label", '"text": 3')),
     "journal": Target("journal.jsonl", read_journal, write_journal, JSON, sign_journal, tuple(RECORD)),
     "metrics": Target("metrics.jsonl", read_metrics, write_metrics, JSON, sign_metrics, ("loss", "seconds")),
-    "config": Target(
-        "config.json",
-        read_config,
-        lambda path: write_json(path, Options().as_dict()),
-        JSON,
-        write_json,
-        tuple(field.name for field in fields(Options)),
-    ),
-    "prompt_config": Target(
-        PROMPT_CONFIG,
-        read_prompt_config,
-        write_prompt_config,
-        JSON,
-        write_json,
-        ("format", *(field.name for field in fields(PromptConfig))),
-    ),
-    "result": Target(
-        "result.json",
-        read_result,
-        lambda path: write_json(path, {"model": "m", "seconds": {}}),
-        JSON,
-        write_json,
-        tuple(field.name for field in fields(Result)),
+    "config": json_target("config.json", read_config, lambda path: write_json(path, Options().as_dict()), Options),
+    "prompt_config": json_target(PROMPT_CONFIG, read_prompt_config, write_prompt_config, PromptConfig, "format"),
+    "result": json_target(
+        "result.json", read_result, lambda path: write_json(path, {"model": "m", "seconds": {}}), Result
     ),
     "prompt": Target(
         "prompt.safetensors",
@@ -343,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run all targets, and say how many inputs each read and refused."""
     parser = argparse.ArgumentParser(description="Feed broken files to everything that reads files.")
     parser.add_argument("--inputs", type=int, default=10_000, help="in all, shared between the targets")
-    parser.add_argument("--seed", type=int, default=0, help="other inputs with another one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     parser.add_argument("--only", choices=TARGETS, help="one target")
     options = parser.parse_args(argv)
     logging.disable()  # thousands of warnings that a file is damaged

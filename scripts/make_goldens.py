@@ -1,11 +1,11 @@
-"""Write tiny random models and what they answer to prompts, for the tests: tests/goldens/FAMILY/.
+"""Write tiny random models, prompts and the models' answers for the tests: tests/goldens/FAMILY/.
 
     python scripts/make_goldens.py                        write them
     python scripts/make_goldens.py --check FOLDER         compare this script's answers with those in a folder
 
-The answers are those of the stock `transformers` model in fp32 with eager attention, into which hooks put the prompts:
-nothing of bbt-fast computes them. ``--check`` holds the hooks to the answers that the original implementation gave
-(files of the same form), so that these goldens mean the same.
+The stock `transformers` model computes the answers in fp32 with eager attention; hooks insert the prompts. No code of
+bbt-fast takes part. ``--check`` compares the hooks' answers with those of the original implementation (files of the
+same form).
 """
 
 from __future__ import annotations

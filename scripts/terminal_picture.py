@@ -1,9 +1,9 @@
-"""Run a command for real in a terminal of its own, and draw what stands there at the end as an SVG.
+"""Run a command in a pseudo-terminal, and draw the final screen as an SVG.
 
     python scripts/terminal_picture.py docs/images/demo.svg bbt-fast --engine ort
 
-draws the README's picture. Graphs are built beforehand (`bbt-fast export --engine ort`), so that it shows a run as it
-is from the second time on. The command runs in an empty folder. Linux and macOS only: it needs a pseudo-terminal.
+draws the README's picture. Build the graphs first (`bbt-fast export --engine ort`): the picture then shows a run with a
+warm cache. The command runs in an empty folder. The script needs a pseudo-terminal, so it runs on Linux and macOS only.
 """
 
 from __future__ import annotations
