@@ -50,9 +50,13 @@ class Call:
             WireError: if it is not of the protocol.
         """
         headers = self.request.headers
-        too_large = RefusedError(413, "usage", f"a request may have {self._limits.max_body_mib} MiB.")
+        too_large = RefusedError(
+            413, "usage", f"the request is too large: it may have {self._limits.max_body_mib} MiB. Split it."
+        )
         if headers.get("content-encoding", "identity") != "identity":
-            raise RefusedError(415, "usage", "send the body without Content-Encoding.")
+            raise RefusedError(
+                415, "usage", "the body has a Content-Encoding, but must have none: send it uncompressed."
+            )
         announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._limits.body_bytes:
             raise too_large
@@ -65,7 +69,9 @@ class Call:
                         raise too_large
                     chunks.append(chunk)
         except TimeoutError:
-            raise RefusedError(408, "slow", f"the body did not come within {self._limits.read_timeout:g} s.") from None
+            raise RefusedError(
+                408, "slow", f"the body did not arrive within {self._limits.read_timeout:g} s: send it faster."
+            ) from None
         return decode("inputs", b"".join(chunks), headers.get(HEADER_LENGTH))
 
     @property

@@ -37,12 +37,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--run", metavar="DIR", help="a run's folder, or the hub id of a shared prompt, to classify with"
     )
     parser.add_argument(
-        "--host", default=LOOPBACK, help=f"address to listen at (default: {LOOPBACK}, this machine only)"
+        "--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine only)"
     )
-    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen at (default: {PORT}; 0 for a free one)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default: {PORT}; 0 for a free one)")
     parser.add_argument(
         *spellings("api_keys"), metavar="FILE",
-        help="a key on each line; read again when it changes. Without it everybody is let in, on loopback only",
+        help="one key per line; the server reads changes. Without keys every client has access, on loopback only",
     )  # fmt: skip
     parser.add_argument(*spellings("tls_certificate"), metavar="FILE", help="PEM file of the certificate: serve https")
     parser.add_argument(*spellings("tls_key"), metavar="FILE", help="PEM file of its private key")
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Serve until a signal ends it, and say so.
+    """Serve until a signal ends the server, and return a closing sentence.
 
     Raises:
         MissingExtraError: if the libraries are not installed.
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> str:
         raise MissingExtraError(f"`bbt-fast serve` needs {', '.join(missing)}: `pip install 'bbt-fast[serve]'`.")
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
     if args.host not in (LOOPBACK, "localhost", "::1") and not args.api_keys:
-        raise UsageError(f"--host {args.host} lets other machines in: give --api_keys, so that not everybody is.")
+        raise UsageError(f"--host {args.host} gives other machines access without a key: give --api_keys too.")
     if bool(args.tls_certificate) != bool(args.tls_key):
-        raise UsageError("--tls_certificate and --tls_key go together.")
+        raise UsageError("only one of --tls_certificate and --tls_key is given, but https needs both: add the other.")
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
     from .server import Models, build, configure, serve
 
@@ -83,4 +83,4 @@ def run(args: argparse.Namespace) -> str:
     scheme = "https" if args.tls_certificate else "http"
     logging.getLogger("bbt_fast").info("serving at %s://%s:%d; Ctrl-C ends it", scheme, args.host, args.port)
     serve(configure(service, args.host, args.port, args.tls_certificate, args.tls_key))
-    return "the server has stopped; what ran was finished."
+    return "the server stopped after it finished the running requests."

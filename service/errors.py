@@ -1,4 +1,4 @@
-"""What a server refuses: a status, a code for programs, and a sentence for people."""
+"""Why a server refuses a request: a status, a code for programs, and a sentence for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bbt_fast.export.errors import BbtFastError, DataError, NumericsError, Shape
 
 
 class RefusedError(BbtFastError):
-    """A request that is not answered."""
+    """A request that the server refuses."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
         """Take the HTTP status, the code, the sentence, and the seconds after which another try makes sense."""
@@ -25,7 +25,7 @@ REFUSALS: tuple[tuple[type[BbtFastError], int, str], ...] = (
 
 
 def refusal_of(error: BbtFastError) -> RefusedError:
-    """Return what a client is told."""
+    """Return the refusal that the client receives."""
     if isinstance(error, RefusedError):
         return error
     status, code = next((status, code) for kind, status, code in REFUSALS if isinstance(error, kind))
@@ -33,5 +33,5 @@ def refusal_of(error: BbtFastError) -> RefusedError:
 
 
 def unknown(what: str) -> RefusedError:
-    """Refuse a name that was not registered, or was forgotten."""
+    """Refuse a name that no request registered, or that the server has dropped."""
     return RefusedError(404, "unknown", f"unknown {what}: register it (again).")

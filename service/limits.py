@@ -1,4 +1,4 @@
-"""What one client may take of a server."""
+"""The limits on what one client may use of a server."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ class Limits:
     """
 
     max_body_mib: int = _limit(64, "largest request, in MiB")
-    max_waiting: int = _limit(8, "requests of one key that wait or run at a time; more get status 429")
+    max_waiting: int = _limit(8, "waiting and running requests of one key; more get status 429")
     max_connections: int = _limit(128, "open connections of all clients; more get status 503")
-    max_sets: int = _limit(64, "example sets, committed states and projections of a key; the oldest are forgotten")
-    max_memory_mib: int = _limit(1024, "memory that these may take, in MiB; the oldest are forgotten")
+    max_sets: int = _limit(64, "example sets, committed states and projections of a key; the server drops the oldest")
+    max_memory_mib: int = _limit(1024, "memory of these in MiB; the server drops the oldest")
     max_candidates: int = _limit(1024, "prompts in one request")
-    max_graphs: int = _limit(4, "graphs (mode, prompt tokens, cuts) that are loaded, for all keys together")
+    max_graphs: int = _limit(4, "loaded graphs (mode, prompt tokens, cuts), for all keys together")
     max_texts: int = _limit(1024, "texts in one request")
-    read_timeout: float = _limit(30.0, "seconds in which a request's body must be here")
-    turn_timeout: float = _limit(300.0, "seconds that a request may wait for its turn; then it gets status 503")
+    read_timeout: float = _limit(30.0, "seconds within which a request's body must arrive")
+    turn_timeout: float = _limit(300.0, "seconds that a request waits at most; then it gets status 503")
 
     def __post_init__(self) -> None:
         """Refuse what would let nothing through."""
         for one in fields(self):
             if not getattr(self, one.name) > 0:
-                raise UsageError(f"{one.name} is {getattr(self, one.name)}, but must be above 0.")
+                raise UsageError(
+                    f"{one.name} is {getattr(self, one.name)}, but must be above 0: give a positive number."
+                )
 
     @property
     def body_bytes(self) -> int:

@@ -88,7 +88,9 @@ class Scorer:
             )
         if len(self._engines) >= self._limits.max_graphs:
             raise RefusedError(
-                409, "graphs", f"{', '.join(self.graphs)} are loaded, and there may be {self._limits.max_graphs}."
+                409,
+                "graphs",
+                f"{', '.join(self.graphs)} are loaded, and {self._limits.max_graphs} are allowed: use one of these.",
             )
         mode, size, cuts = match.groups()
         name, precision, device = self._asked
@@ -147,7 +149,7 @@ class Scorer:
         tensors = {name: integers(message, name) for name in sorted(given)}
         mask = tensors["attention_mask"]
         if not np.isin(mask, (0, 1)).all():
-            raise ShapeError("attention_mask must hold ones and zeros.")
+            raise ShapeError("attention_mask must hold only ones and zeros.")
         examples = Examples(**{name: torch.from_numpy(tensors[name].copy()) for name in FIELDS if name in given})
         labels, classes = tensors.get("labels"), len(examples.words_of_classes)
         if labels is not None and (
@@ -260,7 +262,9 @@ class Scorer:
             prompts = projection(z)
         if len(prompts) > self._limits.max_candidates:
             raise RefusedError(
-                413, "usage", f"{len(prompts)} prompts; {self._limits.max_candidates} at a time are allowed."
+                413,
+                "usage",
+                f"{len(prompts)} prompts; {self._limits.max_candidates} at a time are allowed. Send fewer.",
             )
         return prompts
 

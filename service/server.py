@@ -90,7 +90,7 @@ def configure(
     """
     for file in filter(None, (certificate, private_key)):
         if not Path(file).is_file():
-            raise UsageError(f"there is no file {file}.")
+            raise UsageError(f"there is no file {file}: give the path of a PEM file.")
     return uvicorn.Server(
         uvicorn.Config(
             service.app(),

@@ -12,15 +12,15 @@ MOST_OWNERS = 256
 
 
 class Shelf:
-    """Keeps things for owners that see nothing of each other."""
+    """Keeps items for owners that see nothing of each other."""
 
     def __init__(self, limits: Limits) -> None:
         """Take what each owner may have here."""
         self._limits = limits
         self._owners: OrderedDict[str, OrderedDict[tuple[str, ...], tuple[Any, int]]] = OrderedDict()
 
-    def put(self, owner: str, key: tuple[str, ...], thing: Any, size: int) -> None:
-        """Keep a thing of so many bytes.
+    def put(self, owner: str, key: tuple[str, ...], item: Any, size: int) -> None:
+        """Keep an item of so many bytes.
 
         Raises:
             RefusedError: if it alone is more than the owner may have.
@@ -31,26 +31,26 @@ class Shelf:
                 "memory",
                 f"{key[0]} would take {size} bytes, but a client may have {self._limits.memory_bytes} here.",
             )
-        things = self._owners.setdefault(owner, OrderedDict())
+        items = self._owners.setdefault(owner, OrderedDict())
         self._owners.move_to_end(owner)
-        things.pop(key, None)
-        things[key] = (thing, size)
-        while len(things) > self._limits.max_sets or _total(things) > self._limits.memory_bytes:
-            things.popitem(last=False)
+        items.pop(key, None)
+        items[key] = (item, size)
+        while len(items) > self._limits.max_sets or _total(items) > self._limits.memory_bytes:
+            items.popitem(last=False)
         if len(self._owners) > MOST_OWNERS:
             self._owners.popitem(last=False)
 
     def get(self, owner: str, key: tuple[str, ...]) -> Any:
-        """Return a thing, which thereby becomes the youngest.
+        """Return an item, which thereby becomes the youngest.
 
         Raises:
             RefusedError: if there is none of that name.
         """
-        things = self._owners.get(owner, OrderedDict())
-        if key not in things:
+        items = self._owners.get(owner, OrderedDict())
+        if key not in items:
             raise unknown(f"{key[0]} {key[-1][:64]!r}")
-        things.move_to_end(key)
-        return things[key][0]
+        items.move_to_end(key)
+        return items[key][0]
 
     @property
     def held_bytes(self) -> int:
@@ -58,5 +58,5 @@ class Shelf:
         return sum(map(_total, self._owners.values()))
 
 
-def _total(things: OrderedDict[tuple[str, ...], tuple[Any, int]]) -> int:
-    return sum(size for _, size in things.values())
+def _total(items: OrderedDict[tuple[str, ...], tuple[Any, int]]) -> int:
+    return sum(size for _, size in items.values())
