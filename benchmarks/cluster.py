@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say
+from bbt_fast.benchmarks.harness.output import drawing, markdown, publish
+from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
 from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
 from bbt_fast.engine.pool import Job
 from bbt_fast.engine.workers import WorkersEngine, WorkersSession, load_workers
@@ -208,67 +209,62 @@ def run_seeds(population: int, budget: int, cache: str, *flags: str) -> tuple[fl
 def table(record: Mapping[str, Any]) -> str:
     """Return a record as Markdown."""
     about = record["environment"]
+    measured = [
+        (
+            name, f"{row['generation_ms_on_1']:.1f}", f"{row['generation_ms_on_2']:.1f}",
+            f"{row['generation_ms_on_1'] / row['generation_ms_on_2']:.2f}", f"{row['busy'] - 1:+.0%}",
+            f"{row['expected_ms_on_2']:.1f}", f"{row['expected_ms_on_2'] / row['generation_ms_on_2'] - 1:+.1%}",
+        )
+        for name, row in record["measured"].items()
+    ]  # fmt: skip
+    headings = ("algorithm", "on 1, ms a generation", "on 2", "speed-up", "both cores busy", "computed for 2", "off by")
     lines = [
         f"**Several workers**, the demo's model, population {record['population']}, ONNX Runtime in fp32, one thread "
         f"each. {about['device']}; commit {about['commit']}.",
         "",
-        "| algorithm | on 1, ms a generation | on 2 | speed-up | both cores busy | worked out for 2 | off by |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *markdown(headings, "lr", measured),
     ]
-    for name, row in record["measured"].items():
-        one, two, expected = row["generation_ms_on_1"], row["generation_ms_on_2"], row["expected_ms_on_2"]
-        lines.append(
-            f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} | {row['busy'] - 1:+.0%} | {expected:.1f} | "
-            f"{expected / two - 1:+.1%} |"
-        )
     if record["seeds"]:
         row = record["seeds"]
+        tests = [
+            (size, row["budget"] // int(size), f"{100 * test['mean']:.1f} % ({100 * test['std']:.1f})")
+            for size, test in row["populations"].items()
+        ]
         lines += [
             "",
             f"Five seeds of {row['budget']} evaluations: {row['one_after_another_s']:.0f} s one after another, "
             f"{row['two_workers_s']:.0f} s on two workers, {row['speed_up']:.2f} times faster, start included.",
             "",
-            "| population | generations | test metric of the five seeds, mean (standard deviation) |",
-            "| ---: | ---: | ---: |",
+            *markdown(
+                ("population", "generations", "test metric of the five seeds, mean (standard deviation)"), "r", tests
+            ),
         ]
-        for population, test in row["populations"].items():
-            found = f"{100 * test['mean']:.1f} % ({100 * test['std']:.1f})"
-            lines.append(f"| {population} | {row['budget'] // int(population)} | {found} |")
+    computed = []
+    for name, by_population in record["h100"].items():
+        for size, row in by_population.items():
+            ms = {int(count): its for count, its in row["ms"].items()}  # a record's keys are text
+            computed.append((name, size, *(f"{ms[count]:.1f}" for count in (1, 8, 64)), row["stops_to_pay"]))
+    headings = ("algorithm", "population", "on 1, ms", "on 8", "on 64", "more than this many do not pay")
     lines += [
         "",
-        "Worked out for an H100 each: RoBERTa-large, PyTorch in fp16, evaluation in proportion to candidates.",
+        "Computed for an H100 each: RoBERTa-large, PyTorch in fp16, evaluation in proportion to candidates.",
         "",
-        "| algorithm | population | on 1, ms | on 8 | on 64 | more than this many do not pay |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *markdown(headings, "lr", computed),
     ]
-    for name, by_population in record["h100"].items():
-        for population, row in by_population.items():
-            ms = {int(count): its for count, its in row["ms"].items()}  # a record's keys are text
-            lines.append(
-                f"| {name} | {population} | {ms[1]:.1f} | {ms[8]:.1f} | {ms[64]:.1f} | {row['stops_to_pay']} |"
-            )
     return "\n".join(lines)
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Draw the speed-up over the number of workers, a panel per algorithm and a line per population."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(record["h100"]), figsize=(9, 3.6), layout="constrained", squeeze=False)
-    for panel, (name, by_population) in zip(panels.flat, record["h100"].items(), strict=True):
-        for population, row in by_population.items():
-            panel.plot(
-                WORKERS, [row["ms"][1] / row["ms"][count] for count in WORKERS], label=f"population {population}"
-            )
-        panel.plot(WORKERS, WORKERS, ":", color="gray")
-        panel.set(xscale="log", yscale="log", xlabel="H100s (worked out)", ylabel="times faster than one", title=name)
-        panel.set_xticks(WORKERS, [str(count) for count in WORKERS])
-    panels.flat[0].legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with drawing(path, 9, 3.6, columns=len(record["h100"])) as panels:
+        for panel, (name, by_population) in zip(panels, record["h100"].items(), strict=True):
+            for population, row in by_population.items():
+                gains = [row["ms"][1] / row["ms"][count] for count in WORKERS]
+                panel.plot(WORKERS, gains, label=f"population {population}")
+            panel.plot(WORKERS, WORKERS, ":", color="gray")
+            panel.set(xscale="log", yscale="log", xlabel="H100s (computed)", ylabel="times faster than one", title=name)
+            panel.set_xticks(WORKERS, [str(count) for count in WORKERS])
+        panels[0].legend()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -312,8 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if given.output or not given.dry_run:
         path = given.output or RESULTS / "cluster-demo.json"
-        save(record, path)
-        path.with_suffix(".md").write_text(table(record) + "\n", encoding="utf-8")
+        publish(record, path, table)
         plot(record, path.with_suffix(".png"))
     print(table(record))
 

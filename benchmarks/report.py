@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bbt_fast.benchmarks import accuracy, fidelity, optimiser, plans, scaling, search
+from bbt_fast.benchmarks import accuracy, cluster, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
@@ -187,6 +187,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "optimiser": optimiser.table,
     "plans": plans.table,
     "search": search.table,
+    "cluster": cluster.table,
 }
 """What a page shows of each kind of record."""
 
