@@ -1,14 +1,15 @@
 """Draw the floors, the tuner's rooms and the imports between them, as they are in the code.
 
-    python scripts/architecture_picture.py docs/images/architecture.svg
+    python scripts/architecture_picture.py
 
-The number on an arrow counts import statements. Tests read the imports with this file's functions.
+replaces docs/images/architecture.svg. The number on an arrow counts import statements. Tests read the imports with this
+file's functions.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -142,4 +143,6 @@ def _text(x: float, y: float, text: str, size: float, colour: str, weight: str =
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(picture(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, default=ROOT / "docs" / "images" / "architecture.svg")
+    parser.parse_args().path.write_text(picture(), encoding="utf-8")
