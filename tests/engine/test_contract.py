@@ -48,6 +48,7 @@ pytestmark = pytest.mark.usefixtures("fake_tensorrt")
 def servers() -> Iterator[None]:
     with SERVERS:
         yield
+    forget_workers()
 
 
 @cache
@@ -66,11 +67,15 @@ def on_workers(model: Any, **options: Any) -> Any:
 
     key = (model, *sorted(options.items()))
     if key not in ON_WORKERS:
-        while ON_WORKERS:
-            ON_WORKERS.popitem()[1].close()
+        forget_workers()
         ON_WORKERS[key] = load_workers("torch", model, workers=2, precision="fp32", device="cpu", **options)
-        SERVERS.callback(ON_WORKERS[key].close)
     return ON_WORKERS[key]
+
+
+def forget_workers() -> None:
+    """End the engine of workers that was loaded last."""
+    while ON_WORKERS:
+        ON_WORKERS.popitem()[1].close()
 
 
 def load(engine: str, model: Any, **options: Any) -> Any:

@@ -38,14 +38,29 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_same(folder: Path, other: Path) -> None:
-    """The same candidates, losses and prompt."""
-    mine, theirs = journal(folder), journal(other)
+    """The same candidates, losses and prompt; or another search from where rounding has decided a rank."""
+    if check_same_generations(journal(folder), journal(other)):
+        assert len(journal(folder)) == len(journal(other))
+        assert np.array_equal(read_prompt(folder)[0], read_prompt(other)[0])
+
+
+def check_same_generations(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
+    """Compare journals line by line; say whether they are the same to the end of the shorter.
+
+    A matrix product's last bit depends on how many rows it has, so workers may rank two candidates the other way round
+    whose losses are equal but for that. From there on the searches differ, as the docs say.
+    """
     assert mine[0] == theirs[0]
-    assert [line.get("candidates") for line in mine] == [line.get("candidates") for line in theirs]
-    for line, its in zip(mine[1:], theirs[1:], strict=True):
+    tied = False
+    for line, its in zip(mine[1:], theirs[1:], strict=False):
+        if line.get("candidates") != its.get("candidates"):
+            assert tied, f"other candidates from {line} on, though no two losses were alike before"
+            return False
         for name in ("fitness", "score"):
             np.testing.assert_allclose(line.get(name, 0), its.get(name, 0), atol=ROUNDING, rtol=0)
-    assert np.array_equal(read_prompt(folder)[0], read_prompt(other)[0])
+        gaps = np.diff(np.sort(line.get("fitness", [0.0, 1.0])))
+        tied = tied or bool(gaps.min() < 2 * ROUNDING)
+    return True
 
 
 @contextmanager
@@ -121,10 +136,7 @@ def test_workers_killed_again_and_again_change_nothing(tiny: Tiny, tmp_path: Pat
     lines = journal(tmp_path / "two")
     generations = [line for line in lines if line["kind"] == "generation"]
     tuner.tune(**tiny(eval_every=800, budget=8 * len(generations)), output_dir=str(tmp_path / "one"))
-    for line, its in zip(lines, journal(tmp_path / "one"), strict=False):
-        assert line.get("candidates") == its.get("candidates")
-        for name in ("fitness", "score"):
-            np.testing.assert_allclose(line.get(name, 0), its.get(name, 0), atol=ROUNDING, rtol=0)
+    check_same_generations(lines, journal(tmp_path / "one"))
 
 
 @pytest.mark.slow
