@@ -66,6 +66,8 @@ FAST = {
     *((family, "add", "input", "torch", "packing+fusion") for family in PACKED),
 }
 """What the fast tests run of them."""
+CLOSE = {"atol": 1e-5, "rtol": 2e-5}
+"""How far fp32 may round otherwise where kernels sum in another order: these models' logits are around 2."""
 
 
 @cache
@@ -130,11 +132,11 @@ def test_savings_of_the_gpu_change_no_answer(model_type: str, mode: str, cuts: s
     for layer in range(plain.staged.n_stages):
         prompts = draw_prompts(plain, 4, seed=layer)
         answers = [session.evaluate(prompts, layer) for session in sessions]
-        torch.testing.assert_close(*answers, atol=1e-5, rtol=0)
+        torch.testing.assert_close(*answers, **CLOSE)
         for session in sessions:
             session.commit(prompts[1], layer)
         states = [session.hidden_states(layer) for session in sessions]
-        torch.testing.assert_close(states[0].std(), states[1].std(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(states[0].std(), states[1].std(), **CLOSE)
         assert states[0].shape == states[1].shape
     assert all(row is not None for row in rows_of(found, examples)) == ("packing" in include)
 
@@ -173,7 +175,7 @@ def test_rows_equal_buckets_whatever_the_lengths_and_whatever_is_committed_when(
                     session.commit(prompts[0], layer)
             else:
                 answers = [session.evaluate(prompts, layer) for session in sessions]
-                torch.testing.assert_close(*answers, atol=1e-5, rtol=0)
+                torch.testing.assert_close(*answers, **CLOSE)
     finally:
         engines[0].tokens_per_call = usual
 
@@ -185,10 +187,10 @@ def test_neighbours_in_the_row_change_nothing(engine: str) -> None:
     together = packed.open(examples).evaluate(prompts)
     for candidate in range(5):
         alone = packed.open(examples).evaluate(prompts[candidate][None])[0]
-        torch.testing.assert_close(together[candidate], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[candidate], alone, **CLOSE)
     for pair in ([0, 1], [2, 3]):
         some = packed.open(examples.select(torch.tensor(pair))).evaluate(prompts)
-        torch.testing.assert_close(together[:, pair], some, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[:, pair], some, **CLOSE)
 
 
 @pytest.mark.parametrize("model_type", PADDED)
@@ -201,7 +203,7 @@ def test_models_whose_attention_is_no_plain_one_stay_on_buckets(model_type: str)
     plain = load_engine("torch", model, **options)
     examples, prompts = draw_examples(plain, [4, 9, 2]), draw_prompts(plain, 3)
     assert rows_of(engine, examples) == [None, None, None]
-    torch.testing.assert_close(*(one.open(examples).evaluate(prompts) for one in (engine, plain)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(*(one.open(examples).evaluate(prompts) for one in (engine, plain)), **CLOSE)
 
 
 def test_a_row_that_fails_is_replaced_by_padded_texts_and_a_log_line(
@@ -256,7 +258,7 @@ def test_compiled_layers_answer_as_they_do_uncompiled(monkeypatch: pytest.Monkey
     examples, prompts = draw_examples(plain, [4, 9, 2]), draw_prompts(plain, 4)
     session = engine.open(examples)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    torch.testing.assert_close(session.evaluate(prompts), plain.open(examples).evaluate(prompts), atol=1e-5, rtol=0)
+    torch.testing.assert_close(session.evaluate(prompts), plain.open(examples).evaluate(prompts), **CLOSE)
     assert "cannot be compiled" not in caplog.text
     assert "recompile_limit" not in caplog.text
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
@@ -276,7 +278,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, 
     engine = load_engine("torch", tiny("roberta"), include=["fusion"], **options)
     plain = load("roberta", "torch", "add", "input")
     examples, prompts = draw_examples(plain, [4, 9, 2]), draw_prompts(plain, 4)
-    torch.testing.assert_close(*(one.open(examples).evaluate(prompts) for one in (engine, plain)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(*(one.open(examples).evaluate(prompts) for one in (engine, plain)), **CLOSE)
     assert caplog.text.count("layers cannot be compiled here: continuing without (no compiler)") == 1
 
 
@@ -333,7 +335,7 @@ def test_the_kernel_of_the_gpu_is_given_what_it_documents(
     examples, prompts = draw_examples(plain, [4, 9, 2, 6]), draw_prompts(plain, 4)
     sessions = engine.open(examples), plain.open(examples)
     for layer in (2, 0, 1):
-        torch.testing.assert_close(*(one.evaluate(prompts, layer) for one in sessions), atol=1e-5, rtol=0)
+        torch.testing.assert_close(*(one.evaluate(prompts, layer) for one in sessions), **CLOSE)
         for session in sessions:
             session.commit(prompts[layer], layer)
     assert engine.packs
