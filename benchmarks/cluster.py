@@ -244,12 +244,12 @@ def table(record: Mapping[str, Any]) -> str:
         for size, row in by_population.items():
             ms = {int(count): its for count, its in row["ms"].items()}  # a record's keys are text
             computed.append((name, size, *(f"{ms[count]:.1f}" for count in (1, 8, 64)), row["stops_to_pay"]))
-    headings = ("algorithm", "population", "on 1, ms", "on 8", "on 64", "more than this many do not pay")
+    columns = ("algorithm", "population", "on 1, ms", "on 8", "on 64", "more than this many do not pay")
     lines += [
         "",
         "Computed for an H100 each: RoBERTa-large, PyTorch in fp16, evaluation in proportion to candidates.",
         "",
-        *markdown(headings, "lr", computed),
+        *markdown(columns, "lr", computed),
     ]
     return "\n".join(lines)
 
