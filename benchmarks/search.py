@@ -52,6 +52,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "templates": {"templates": 4},
     "all-words": {"label_words": "all"},
     "auto-words": {"label_words": "auto"},
+    "calibrate": {"calibrate": True},
 }
 TRANSFER = "transfer"
 """The part that turns projections towards the prompts of the algorithm's plain runs on all other tasks."""
@@ -174,9 +175,9 @@ def table(record: dict[str, Any]) -> str:
         whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
         rows.append([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)])
     lines = [
-        f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: mean "
-        f"over the seeds (standard deviation), and after / the seeds' ensemble. {record['device']}; commit "
-        f"{record['commit']}.",
+        f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: before "
+        "-> after tuning, mean over the seeds (standard deviation), and after / the seeds' ensemble. "
+        f"{record['device']}; commit {record['commit']}.",
         "",
         *markdown(("variant", *tasks, "all", f"more than {variants[0]}", "pairs", "p"), "lr", rows),
     ]
@@ -188,12 +189,13 @@ def _tests(cell: dict[str, Any]) -> list[float]:
 
 
 def _shown(cell: dict[str, Any] | None) -> str:
-    """Return a cell's mean, standard deviation and ensemble."""
+    """Return a cell's mean before and after tuning, standard deviation and ensemble."""
     if cell is None:
         return ""
     values = _tests(cell)
+    before = statistics.fmean(run["zero_shot"] for run in cell["seeds"].values())
     together = f" / {100 * cell['ensemble']:.1f}" if cell["ensemble"] is not None and len(values) > 1 else ""
-    return f"{mean_and_deviation([100 * value for value in values])}{together}"
+    return f"{100 * before:.1f} -> {mean_and_deviation([100 * value for value in values])}{together}"
 
 
 def _compared(cells: dict[tuple[str, str], dict[str, Any]], baseline: str, variant: str) -> list[str]:
