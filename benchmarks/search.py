@@ -3,14 +3,15 @@
     python benchmarks/search.py                                          the demo, all variants
     python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
+    python benchmarks/search.py ... --variants bbt+openvino-fp32 bbt+openvino-bf16       compare two precisions
 
-A variant is an algorithm and names of PARTS, joined by +. "transfer" turns the projections towards the prompts that the
-plain algorithm found on all other tasks; the plain algorithm must then be one of the variants. Each run has a folder
-below --runs. So an interrupted measurement resumes within a run, and new variants, tasks or seeds reuse the finished
-runs. Several processes may execute the same command: they share the runs, and each prints the table. --report runs
-nothing and prints the table of the finished runs. DATA holds a folder for each task, by its name. The table compares
-each variant with the first one and gives the number of pairs of task and seed. p belongs to a two-sided paired
-sign-flip test.
+A variant is an algorithm and names of PARTS or ENGINE-PRECISION pairs, joined by +. "transfer" turns the projections
+towards the prompts that the plain algorithm found on all other tasks; the plain algorithm must then be one of the
+variants. Each run has a folder below --runs. So an interrupted measurement resumes within a run, and new variants,
+tasks or seeds reuse the finished runs. Several processes may execute the same command: they share the runs, and each
+prints the table. --report runs nothing and prints the table of the finished runs. DATA holds a folder for each task, by
+its name. The table compares each variant with the first one and gives the number of pairs of task and seed. p belongs
+to a two-sided paired sign-flip test. The record also holds the zero-shot and the development metric of each run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from tqdm import tqdm
 import bbt_fast
 from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, publish
 from bbt_fast.benchmarks.harness.record import RESULTS, provenance
+from bbt_fast.engine.loading import ENGINES
 from bbt_fast.export.errors import UsageError
+from bbt_fast.export.precision import PRECISIONS
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.coerce import one_of
@@ -56,6 +59,10 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 TRANSFER = "transfer"
 """The part that turns projections towards the prompts of the algorithm's plain runs on all other tasks."""
+PLACES: dict[str, dict[str, Any]] = {
+    f"{engine}-{name}": {"engine": engine, "precision": name} for engine in ENGINES for name in PRECISIONS
+}
+"""The parts that override --engine and --precision."""
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)
 EXACT = 16
@@ -72,12 +79,12 @@ def changes_of(variant: str) -> dict[str, Any]:
         UsageError: if it has an unknown word.
     """
     algorithm, *parts = variant.split("+")
-    for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER)) for part in parts)):
+    for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER, *PLACES)) for part in parts)):
         if word not in known:
             raise UsageError(f"variant {variant!r} has {word!r} where {one_of(known)} must be.")
     changes: dict[str, Any] = {"algorithm": algorithm}
     for part in parts:
-        changes |= PARTS.get(part, {})
+        changes |= (PARTS | PLACES).get(part, {})
     return changes
 
 

@@ -109,6 +109,11 @@ def test_a_variant_of_unknown_parts_is_refused_before_any_run() -> None:
         search.changes_of("bt")
 
 
+def test_a_variant_can_name_its_engine_and_precision() -> None:
+    changes = {"algorithm": "bbt", "keep": "mean", "engine": "torch", "precision": "fp16-fast"}
+    assert search.changes_of("bbt+mean+torch-fp16-fast") == changes
+
+
 def test_transfer_begins_with_the_plain_runs_of_all_other_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
