@@ -9,14 +9,16 @@ A variant is an algorithm and names of PARTS or ENGINE-PRECISION pairs, joined b
 towards the prompts that the plain algorithm found on all other tasks; the plain algorithm must then be one of the
 variants. Each run has a folder below --runs. So an interrupted measurement resumes within a run, and new variants,
 tasks or seeds reuse the finished runs. Several processes may execute the same command: they share the runs, and each
-prints the table. --report runs nothing and prints the table of the finished runs. DATA holds a folder for each task, by
-its name. The table compares each variant with the first one and gives the number of pairs of task and seed. p belongs
-to a two-sided paired sign-flip test. The record also holds the zero-shot and the development metric of each run.
+prints the table. --report runs nothing and prints the table of the finished runs; --beside takes what has no run here
+from earlier records. DATA holds a folder for each task, by its name. The table compares each variant with the first one
+and gives the number of pairs of task and seed. p belongs to a two-sided paired sign-flip test. The record also holds
+the zero-shot and the development metric of each run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -150,6 +152,31 @@ def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[dict[str
     return cells
 
 
+def cells_beside(
+    records: Sequence[Path], about: Mapping[str, Any], wanted: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the cells of earlier records, with their device and commit, for these variants and tasks.
+
+    A cell that names its engine and precision also stands for the variant without them.
+
+    Raises:
+        UsageError: if a record is of another benchmark, model or budget.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        other = [f"{name} {record.get(name)!r}" for name, value in about.items() if record.get(name) != value]
+        if other:
+            raise UsageError(f"{path} has {', '.join(other)}: give --beside records of {dict(about)}.")
+        source = {name: record[name] for name in ("device", "commit")}
+        for cell in record["cells"]:
+            plain = "+".join(part for part in cell["variant"].split("+") if part not in PLACES)
+            for variant in {cell["variant"], plain}:
+                if (key := (variant, cell["task"])) in wanted:
+                    found.setdefault(key, source | cell | {"variant": variant})
+    return list(found.values())
+
+
 def figures(result: Result) -> dict[str, Any]:
     """Return what a record keeps of a run."""
     tuned = {name: getattr(result.tuned, name) for name in ("dev", "train", "test")}
@@ -184,11 +211,16 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: before "
         "-> after tuning, mean over the seeds (standard deviation), and after / the seeds' ensemble. "
-        f"{record['device']}; commit {record['commit']}.",
+        f"{_together(record, 'device')}; commit {_together(record, 'commit')}.",
         "",
         *markdown(("variant", *tasks, "all", f"more than {variants[0]}", "pairs", "p"), "lr", rows),
     ]
     return "\n".join(lines)
+
+
+def _together(record: dict[str, Any], name: str) -> str:
+    """Return the different values that a record and its cells have of a field."""
+    return ", ".join(dict.fromkeys([record[name], *(cell[name] for cell in record["cells"] if name in cell)]))
 
 
 def _tests(cell: dict[str, Any]) -> list[float]:
@@ -234,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and run nothing")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="records of the same model and budget")
     given = parser.parse_args(arguments)
     names = ("model_name", "budget", "max_test_examples", "engine", "precision", "device")
     options = Options.of(plots=False, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
@@ -262,16 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.report:
         for part in (False, True):
             make([run for (variant, _), asked in runs.items() if transfers(variant) is part for run in asked])
+    about = {"benchmark": "search", "model": model, "budget": given.budget}
     cells = cells_of(runs)
+    here = {(cell["variant"], cell["task"]) for cell in cells}
+    cells += cells_beside(given.beside, about, [key for key in runs if key not in here])
+    cells.sort(key=lambda cell: list(runs).index((cell["variant"], cell["task"])))
     if not cells:
         raise UsageError(f"no run below {given.runs} is finished: leave --report out.")
-    record: dict[str, Any] = {
-        "benchmark": "search",
-        "made": time.strftime("%Y-%m-%d"),
-        "model": model,
-        "budget": given.budget,
-    }
-    record |= provenance(given.device) | {"cells": cells}
+    record = about | {"made": time.strftime("%Y-%m-%d")} | provenance(given.device) | {"cells": cells}
     print(publish(record, path, table))
 
 

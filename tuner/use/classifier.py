@@ -226,8 +226,8 @@ def load(
     for folder, own in zip(folders, words, strict=True):
         if own.bias and len(own.bias) != len(own.rows):
             raise ArtifactError(
-                f"{folder / PROMPT_CONFIG} is damaged: label_bias has {len(own.bias)} numbers for {len(own.rows)} label "
-                "words. Download the prompt again, or tune it again."
+                f"{folder / PROMPT_CONFIG} is damaged: label_bias has {len(own.bias)} numbers for {len(own.rows)} "
+                "label words. Download the prompt again, or tune it again."
             )
     stacked = torch.stack(prompts).to(loaded.device)
     return Classifier(config, encoder, loaded, stacked, words, folders[0], batch_size)
