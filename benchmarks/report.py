@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bbt_fast.benchmarks import accuracy, cluster, fidelity, optimiser, plans, scaling, search
+from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
@@ -181,7 +181,6 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "lab": lab,
     "scaling": scaling.table,
     "fidelity": fidelity.table,
-    "accuracy": accuracy.table,
     "service": network.share_table,
     "efficiency": network.efficiency_table,
     "optimiser": optimiser.table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
 from bbt_fast.engine.embeddings import clipped_spread, spread_of
+from bbt_fast.export.errors import UsageError
 from bbt_fast.export.parity import compare, compare_losses
 from bbt_fast.tuner.artifacts.files import digest
+from bbt_fast.tuner.artifacts.folder import JOURNAL, recorded_engine
 from bbt_fast.tuner.data.encoding import Encoded
+from bbt_fast.tuner.run.seeds import child_name
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution
@@ -89,10 +93,26 @@ class Watch:
         self.session.commit(self.committed[layer], layer)
 
 
-def generations(folder: Path) -> list[dict[str, Any]]:
-    """Return the generations in the journal of a run's folder."""
-    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record.get("kind") == "generation"]
+def journal_of(runs: Path, algorithm: str, seed: int) -> list[dict[str, Any]]:
+    """Return the generations in the journal of a plain fp32 run of search.py, whatever its engine and budget.
+
+    Args:
+        runs: the folder of the runs on one task with one model.
+        algorithm: bbt or bbtv2.
+        seed: of the run.
+
+    Raises:
+        UsageError: if there is no such run.
+    """
+    for folder in sorted(runs.glob(f"{algorithm}[-+]*/{child_name(seed)}")):
+        plain = re.fullmatch(rf"{algorithm}([-+]\w+-fp32)?-\w+", folder.parent.name)
+        if plain and recorded_engine(folder).get("precision") == "fp32":
+            lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+            return [record for record in map(json.loads, lines) if record.get("kind") == "generation"]
+    raise UsageError(
+        f"{runs} has no run of {algorithm} in fp32 with seed {seed}. Make one with search.py and the same --runs, or "
+        "leave --runs out."
+    )
 
 
 def populations(

@@ -82,7 +82,7 @@ def before_texts(examples: Examples, contexts: Sequence[Sequence[int]], start: i
 def _contexts(case: Case, drawn: Sequence[Row]) -> list[list[int]]:
     """Return the tokens of the first 0, 1, 2, ... demonstrations."""
     encoder, kind = case.encoder, case.encoder.kind
-    words = encoder.tokenizer.batch_decode([words[:1] for words in encoder.label_words])
+    words = encoder.tokenizer.batch_decode([[words[0]] for words in encoder.label_words.classes])
     text = ""
     found: list[list[int]] = [[]]
     for row in drawn:

@@ -292,7 +292,7 @@ def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
 
 @pytest.mark.parametrize("engine", EVERY)
 @pytest.mark.parametrize("ablated", [(), ("label_head",)])
-def test_a_class_of_several_words_is_as_likely_as_their_mean(
+def test_a_class_of_several_biased_words_is_as_likely_as_their_mean(
     engine: str,
     ablated: tuple[str, ...],
     roberta: PreTrainedModel,
@@ -302,8 +302,10 @@ def test_a_class_of_several_words_is_as_likely_as_their_mean(
     words = make_examples(roberta, "add", N_PROMPT_TOKENS, n_classes=5)
     loaded = load_tiny(engine, "add", "input", roberta, *ablated)
     prompts = make_prompts(roberta, 3, N_PROMPT_TOKENS)
-    each = loaded.open(words).evaluate(prompts).double().exp()
-    of_classes = loaded.open(replace(words, label_classes=torch.tensor([0, 1, 1, 2, 0]))).evaluate(prompts)
+    bias = torch.tensor([0.5, -1.25, 0.0, 2.0, -0.75])
+    each = (loaded.open(words).evaluate(prompts).double() + bias).exp()
+    biased = replace(words, label_classes=torch.tensor([0, 1, 1, 2, 0]), label_bias=bias)
+    of_classes = loaded.open(biased).evaluate(prompts)
     expected = torch.stack([each[..., [0, 4]].mean(2), each[..., [1, 2]].mean(2), each[..., 3]], dim=2).log()
     torch.testing.assert_close(of_classes, expected.float(), atol=1e-5, rtol=0)
 

@@ -17,7 +17,7 @@ from ..input.options import Options
 GROUPS = {
     "task and data": (
         "preset", "task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot", "wording", "long_texts",
-        "templates", "label_words",
+        "templates", "label_words", "calibrate",
     ),
     "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
     "search": (

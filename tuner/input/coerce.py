@@ -25,7 +25,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: the option's, for the message.
         value: from a flag (text), a YAML file or a Python caller.
-        kind: int, float, bool, str, ``Literal[...]``, a ``tuple`` of int or str, or one of them with ``None``.
+        kind: int, float, bool, str, ``Literal[...]``, a ``tuple`` of int, float or str, or one of them with ``None``.
 
     Raises:
         UsageError: if the value cannot be meant as this type.
@@ -56,9 +56,15 @@ def one_of(known: Iterable[str]) -> str:
 def _several(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts:
-        what = "whole numbers with commas between them, like 8,13,42" if kind is int else "texts with commas between"
-        raise UsageError(f"{name} is {value!r}, but must be {what}.")
+        raise UsageError(f"{name} is {value!r}, but must be {_SEVERAL[kind]}.")
     return tuple(_CASTS[kind](name, part) for part in parts)
+
+
+_SEVERAL = {
+    int: "whole numbers with commas between them, like 8,13,42",
+    float: "numbers with commas between them",
+    str: "texts with commas between",
+}
 
 
 def _integer(name: str, value: Any) -> int:
