@@ -19,6 +19,7 @@ from bbt_fast.tuner.cli.main import main
 
 
 def flags(options):
+    """Options as flags of the command line."""
     switches = [f"--{'' if value else 'no-'}{name}" for name, value in options.items() if isinstance(value, bool)]
     known = {name: value for name, value in options.items() if not isinstance(value, bool)}
     return switches + [part for name, value in known.items() for part in (f"--{name}", str(value))]
@@ -189,6 +190,7 @@ def start_process(arguments):
 
 
 def wait_for_generations(folder, n, process):
+    """Wait until a run's journal has n generations."""
     for _ in range(1200):
         if (folder / "journal.jsonl").exists() and (folder / "journal.jsonl").read_bytes().count(b"generation") >= n:
             return

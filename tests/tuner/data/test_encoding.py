@@ -57,6 +57,7 @@ def row_of(task: Task, *texts: str) -> Row:
 
 
 def ids_of(encoded: Encoded, i: int = 0) -> list[int]:
+    """The token ids of an encoded text, without padding."""
     examples = encoded.examples
     return examples.input_ids[i, : examples.lengths[i]].tolist()  # type: ignore[no-any-return]
 
@@ -163,6 +164,7 @@ def test_several_templates_are_all_rows_in_one_after_the_other(make_encoder, fam
 
 
 def with_words(*words: tuple[str, ...]) -> Task:
+    """SST-2 with other label words."""
     return replace(SST2, label_words=dict.fromkeys(SST2.templates, words))
 
 

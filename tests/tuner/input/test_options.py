@@ -36,6 +36,7 @@ TAKES = {
 
 
 def parse(*flags: str) -> argparse.Namespace:
+    """Parse flags as the command line does."""
     parser = Parser()
     add_options(parser)
     return parser.parse_args(flags)

@@ -77,6 +77,7 @@ def answers(folder: Path, texts: list[str], size: int = 64) -> np.ndarray[Any, A
 
 
 def expected_logits(classifier: bbt_fast.Classifier, texts: list[str]) -> np.ndarray[Any, Any]:
+    """The logits of the classifier that was baked."""
     logits: np.ndarray[Any, Any] = classifier.logits(
         classifier.encoder.encode([Row(t, None, 0) for t in texts])
     ).numpy()

@@ -30,6 +30,7 @@ TEXTS = [str(row["text"]) for row in rows("test")[:12]]
 
 
 def loaded(folder: Path | list[Path], **changes: Any) -> bbt_fast.Classifier:
+    """A classifier on PyTorch in fp32, unless changed."""
     return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
 
 
@@ -332,6 +333,8 @@ def test_the_card_says_what_the_prompt_is(tuned):
 
 @pytest.fixture
 def lines(capsys, monkeypatch):
+    """A function that runs a command and returns the lines of its output."""
+
     def run(*words: str) -> list[str]:
         assert main(list(words)) == 0
         return capsys.readouterr().out.splitlines()
