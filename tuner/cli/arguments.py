@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
@@ -12,6 +13,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ...export.errors import UsageError
+from ..input.coerce import suggest
 from ..input.options import Options
 
 GROUPS = {
@@ -40,7 +42,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message}. `{self.prog} --help` lists the flags.")
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        flags = [spelling for names in GROUPS.values() for name in names for spelling in spellings(name)]
+        hint = suggest(unknown[1], flags) if unknown and unknown[1] not in flags else ""
+        raise UsageError(f"{message}.{hint} `{self.prog} --help` lists the flags.")
 
 
 def spellings(name: str) -> list[str]:

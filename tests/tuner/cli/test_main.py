@@ -85,7 +85,7 @@ def test_several_seeds_end_in_one_table(small, capsys):
         (["--resume"], r"--resume needs the folder of an unfinished run\. There is none below \./runs\."),
         (["--model_name", "/nosuch", "--task_name", "sst2"], "no model '/nosuch'"),
         (["--n_prompt_tokens", "100000"], "100000 tokens leaves no room for a text: this model takes [0-9]+ tokens in"),
-        (["export", "--budget", "5"], "unrecognized arguments: --budget 5"),
+        (["export", "--budget", "5"], "unrecognized arguments: --budget 5. `bbt-fast"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, small, capsys):
