@@ -12,12 +12,11 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
-from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, measured_on
+from bbt_fast.benchmarks.harness.output import cells, drawing, fault, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
@@ -42,7 +41,7 @@ def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown: what was run on what, and a row per contender."""
     base = record["contenders"].get(BASELINE, {}).get("evals_per_s")
     rows = [
-        _row(name, figures, base) if figures["status"] == "ok" else _fault(name, figures)
+        _row(name, figures, base) if figures["status"] == "ok" else [name, fault(figures)]
         for name, figures in record["contenders"].items()
     ]
     return "\n".join([describe(record), "", *markdown(COLUMNS, "lr", rows)])
@@ -78,11 +77,6 @@ def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
         "minutes": figures["full_run_s"] / 60,
     }
     return cells(COLUMNS, figures | more)
-
-
-def _fault(name: str, figures: dict[str, Any]) -> list[str]:
-    reason = shorten(figures["reason"].splitlines()[0], 100)
-    return [name, f"**{figures['status']}**: {reason}"]
 
 
 def plots(record: dict[str, Any], stem: Path) -> list[Path]:

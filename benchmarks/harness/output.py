@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from bbt_fast.tuner.artifacts.files import write_whole
@@ -43,6 +44,12 @@ def markdown(headings: Collection[str], align: str, rows: Iterable[Sequence[obje
 def cells(columns: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
     """Return a row of a table, given each column's heading and its format in terms of the values' names."""
     return [form.format_map(values) for form in columns.values()]
+
+
+def fault(figures: Mapping[str, Any]) -> str:
+    """Return the cell of a contender that has no figures: its status, and the first line of the reason."""
+    reason = shorten(figures["reason"].splitlines()[0], 100).replace("|", "/")
+    return f"**{figures['status']}**: {reason}"
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
