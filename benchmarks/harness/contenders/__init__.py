@@ -51,8 +51,8 @@ def parts(name: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def contender(name: str) -> Make:
     """Return the function that loads a contender.
 
-    "bbt-fast-ort-fp32-without-buckets+reuse" switches savings off; "bbt-fast-ort-fp32-with-packing" switches on one that
-    does not pay on the device. "-with-..." comes before "-without-...".
+    "bbt-fast-ort-fp32-without-buckets+reuse" switches savings off. "bbt-fast-ort-fp32-with-packing" switches a saving
+    on that does not pay on the device. "-with-..." comes before "-without-...".
 
     Raises:
         UsageError: if there is no such contender or saving.
