@@ -36,19 +36,19 @@ import numpy as np
 import torch
 
 from bbt_fast.benchmarks.harness.output import drawing, markdown, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
-from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Algorithm, Workload
 from bbt_fast.engine.pool import Job
 from bbt_fast.engine.workers import WorkersEngine, WorkersSession, load_workers
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.export.model import Cuts, load_model
+from bbt_fast.export.model import load_model
 from bbt_fast.tuner.artifacts.result import RESULT
 from bbt_fast.tuner.demo import MODEL_DIR
+from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.projection import Projection
 from bbt_fast.tuner.search.threads import background
 
-ALGORITHMS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 POPULATIONS = (20, 40, 100, 200, 400)
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SEEDS = "8,13,42,50,60"
@@ -81,7 +81,7 @@ def pinned(engine: WorkersEngine) -> None:
 
 def measure(algorithm: Algorithm, sizes: Sequence[int], population: int, repeats: int) -> dict[str, Any]:
     """Measure generations on one worker and on two, and on one the pieces."""
-    cuts, model = ALGORITHMS[algorithm], str(MODEL_DIR)
+    cuts, model = CUTS[algorithm], str(MODEL_DIR)
     work = Workload("demo", algorithm, population=population)
     loaded = load_model(MODEL_DIR)
     examples, layers = work.examples(loaded), work.tuned_layers(loaded)
@@ -297,15 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ms = {count: simulate(share, rounds, of_cma[population], population, count) for count in WORKERS}
                 h100[algorithm][population] = {"ms": ms, "stops_to_pay": stops_to_pay(ms)}
         side_by_side = seeds(given.population, budget, os.environ["BBT_FAST_CACHE"]) if budget else {}
-    record = {
-        "benchmark": "cluster",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment("cpu", 1),
-        "population": given.population,
-        "measured": measured,
-        "seeds": side_by_side,
-        "h100": h100,
-    }
+    record = record_of(
+        "cluster", "cpu", 1, population=given.population, measured=measured, seeds=side_by_side, h100=h100
+    )
     if given.output or not given.dry_run:
         path = given.output or RESULTS / "cluster-demo.json"
         publish(record, path, table)

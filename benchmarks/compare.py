@@ -86,9 +86,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n_prompt_tokens", type=int, default=default.n_prompt_tokens)
     parser.add_argument("--budget", type=int, help="evaluations of BBT and BBTv2 (default: the task's preset)")
     parser.add_argument("--engine", default=default.engine, help="engine of BBT and BBTv2")
-    parser.add_argument(
-        "--precision", default=default.precision, help="precision of BBT and BBTv2; the others run in fp32"
-    )
+    parser.add_argument("--precision", default=default.precision, help="of BBT and BBTv2; the others run in fp32")
     parser.add_argument("--device", default=default.device)
     parser.add_argument("--jobs", type=int, default=1, help="parallel steps; they slow each other down")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs of BBT and BBTv2")

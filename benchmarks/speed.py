@@ -25,9 +25,9 @@ import torch
 from bbt_fast.benchmarks.harness.contenders import known, usual
 from bbt_fast.benchmarks.harness.lengths import CLASSES
 from bbt_fast.benchmarks.harness.pool import own_process
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, save, say, spread, usual_device
 from bbt_fast.benchmarks.harness.worker import REFERENCE, WorkerError
-from bbt_fast.benchmarks.harness.workload import Workload
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Workload
 from bbt_fast.benchmarks.report import BUDGET, table
 from bbt_fast.engine import Savings
 from bbt_fast.export.errors import BbtFastError
@@ -159,14 +159,14 @@ def compare_speed(
         entry.worker.close()
         if seconds is not None and workload.device != "cpu":
             entry.facts["peak_mib"] = None  # others loaded meanwhile, and it is the device's memory that is looked at
-    return {
-        "benchmark": "speed",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment(workload.device, workload.threads),
-        "workload": asdict(workload) | {"n_examples": workload.examples_count, "lengths": workload.lengths.tolist()},
-        "budget": BUDGET,
-        "contenders": {entry.name: _figures(entry, workload) for entry in entries},
-    }
+    return record_of(
+        "speed",
+        workload.device,
+        workload.threads,
+        workload=asdict(workload) | {"n_examples": workload.examples_count, "lengths": workload.lengths.tolist()},
+        budget=BUDGET,
+        contenders={entry.name: _figures(entry, workload) for entry in entries},
+    )
 
 
 def _loading(name: str, workload: Workload, cache: str | None, start: Callable[..., Any]) -> Entry:
@@ -305,7 +305,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="minilm",
         help="a shape (toy, minilm, roberta-base, ...), or a RoBERTa, BERT or GPT-2 by folder or hub id",
     )
-    parser.add_argument("--algorithm", default="bbt", choices=["bbt", "bbtv2"])
+    parser.add_argument("--algorithm", default="bbt", choices=ALGORITHMS)
     parser.add_argument(
         "--task", default="sst2", choices=list(CLASSES), help="whose text lengths and number of classes"
     )
@@ -329,7 +329,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="candidates that one-by-one contenders run; 0 for all",
     )
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--cache", help="folder that keeps built graphs; export times are then those of the cache")
     parser.add_argument("--output", type=Path, help="the record's file")
 

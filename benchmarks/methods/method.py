@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bbt_fast.benchmarks.harness.record import usual_device
 from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.artifacts.economics import MIB, Memory, forget_peak, held_bytes
 from bbt_fast.tuner.data.encoding import Encoded, TextEncoder
@@ -77,8 +78,7 @@ class Case:
     @cached_property
     def device(self) -> torch.device:
         """The device of the model."""
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(auto if self.options.device == "auto" else self.options.device)
+        return torch.device(usual_device() if self.options.device == "auto" else self.options.device)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bbt_fast.benchmarks.harness.record import provenance, say
+from bbt_fast.benchmarks.harness.record import provenance, say, usual_device
 from bbt_fast.benchmarks.methods.run import figures_apart
 from bbt_fast.benchmarks.methods.table import METHODS
 from bbt_fast.tuner.input.options import Options
@@ -140,11 +138,6 @@ def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device
         row["grid"][str(job.setting)] = {name: found[name] for name in kept}
         row["grid"] = dict(sorted(row["grid"].items(), key=lambda item: int(item[0])))
         return found | {"said": f"{100 * found['dev']:.1f} % on dev in {found['step_seconds']:.0f} s"}
-    row["seeds"][str(job.seed)] = found | provenance(_device(device))
+    row["seeds"][str(job.seed)] = found | provenance(usual_device() if device == "auto" else device)
     row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
     return found | {"said": f"{100 * found['test']:.1f} % on test in {found['step_seconds']:.0f} s"}
-
-
-def _device(name: str) -> str:
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return auto if name == "auto" else name

@@ -1,8 +1,8 @@
 """The methods and their settings.
 
-BBT and BBTv2 have the settings of their papers (Sun et al. 2022, 2022b; the task's preset). The papers' settings for the
-other methods are for RoBERTa-large. So each of these has a grid of one hyper-parameter, and the rest is fixed: batches
-of 16 texts, and early stopping after ``patience`` epochs without a better development score.
+BBT and BBTv2 have the settings of their papers (Sun et al. 2022, 2022b; the task's preset). These papers tune the other
+methods for RoBERTa-large. So each of those has a grid of one hyper-parameter here, and the rest is fixed: batches of 16
+texts, and early stopping after ``patience`` epochs without a better development score.
 """
 
 from __future__ import annotations

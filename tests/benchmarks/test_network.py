@@ -44,7 +44,7 @@ def test_nothing_is_timed_that_answers_otherwise(monkeypatch: pytest.MonkeyPatch
         return answered(self, prompts, layer) + 1e-4
 
     monkeypatch.setattr(RemoteSession, "evaluate", wrong)
-    with pytest.raises(BbtFastError, match="the remote engine answers otherwise than the one at home"):
+    with pytest.raises(BbtFastError, match="the remote engine and the one at home give different answers"):
         service.network_share(TORCH, Workload("demo", "bbt", "sst2", 4, 2, 5), 1)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Savings, load_engine
+from bbt_fast.tuner.run.setup import CUTS
 
 from ..kernels import KERNELS
 from ..workload import Workload
 from .base import Contender
 
-CUTS: dict[str, Any] = {"bbt": "input", "bbtv2": "layers"}
 LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}
 """Whose matrix product an engine is measured against, if not PyTorch's; TensorRT has none to call by itself."""
 
