@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bbt_fast.benchmarks.harness.memory import growth
 from bbt_fast.benchmarks.harness.network import share_table
 from bbt_fast.benchmarks.harness.output import publish
 from bbt_fast.benchmarks.harness.record import RESULTS, record_of, spread
@@ -155,15 +156,13 @@ def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
         list(pool.map(client, range(clients)))
     took = time.perf_counter() - began
     progress.close()
-    half = memory[len(memory) // 2 :]
-    slope = float(np.polyfit(range(len(half)), half, 1)[0]) if len(half) > 1 else 0.0
     return {
         "requests": len(seconds),
         "clients": clients,
         "requests_per_s": len(seconds) / took,
         **{f"p{part}_ms": 1000 * float(np.percentile(seconds, part)) for part in (50, 99)},
         "server_mib": memory,
-        "growth_kib_per_1000_requests": 1024 * slope * 1000 / (requests / TENTHS),
+        "growth_kib_per_1000_requests": 1024 * growth(memory) * 1000 / (requests / TENTHS),
     }
 
 
