@@ -1,4 +1,4 @@
-"""``bbt-fast bench``: the comparison of ``benchmarks/speed.py``, from anywhere."""
+"""``bbt-fast bench``: the comparison of ``benchmarks/speed.py`` as a sub-command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bbt_fast.export.errors import BbtFastError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
+    """Add the sub-command; ``text`` of its parsed arguments is the function that runs it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
         allow_abbrev=False,

@@ -27,12 +27,12 @@ from typing import Any
 
 import filelock
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import bbt_fast
 from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, provenance
+from bbt_fast.benchmarks.harness.record import RESULTS, provenance, usual_device
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS
 from bbt_fast.engine.loading import ENGINES
 from bbt_fast.export.errors import UsageError
 from bbt_fast.export.precision import PRECISIONS
@@ -43,7 +43,6 @@ from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.seeds import child_name, ensemble_of
 from bbt_fast.tuner.search.projection import NONE
 
-ALGORITHMS = ("bbt", "bbtv2")
 PARTS: dict[str, dict[str, Any]] = {
     "mean": {"keep": "mean"},
     "ce-smooth": {"loss_type": "ce-smooth"},
@@ -262,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and run nothing")

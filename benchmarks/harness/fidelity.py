@@ -1,4 +1,4 @@
-"""How faithfully an engine ranks a population: real populations, their losses, and the figures."""
+"""How faithfully an engine ranks a population: the populations of a search, their losses, and the figures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEARCHES = {"bbt": bbt, "bbtv2": bbtv2}
 
 @dataclass(frozen=True)
 class Population:
-    """A generation's prompts, and the prompts that were committed while it was evaluated."""
+    """A generation's prompts, and the prompts that were committed during its evaluation."""
 
     kind: str
     """"random" for a first generation, "cma" for a later one."""
@@ -58,7 +58,7 @@ class Population:
 
 @dataclass
 class Watch:
-    """An oracle that keeps the populations of some generations on the way."""
+    """An oracle that keeps the populations of some generations."""
 
     session: Session
     labels: Tensor
@@ -66,7 +66,7 @@ class Watch:
     seed: int
     wanted: set[int]
     journal: Sequence[dict[str, Any]] = ()
-    """The generations of a run that searched so; without it the session answers."""
+    """The generations of the same search in a run; if empty, the session answers."""
     kept: list[Population] = field(default_factory=list)
     committed: dict[int, Tensor] = field(default_factory=dict)
     generation: int = 0
@@ -125,7 +125,7 @@ def populations(
     dim: int = 500,
     popsize: int = 20,
 ) -> list[Population]:
-    """Search with an engine, or as a journal tells, and return the populations of the generations wanted (0 first)."""
+    """Search with an engine, or repeat the search of a journal; return the populations of the wanted generations."""
     session = engine.open(data.examples)
     sigma, alpha = SIGMA_ALPHA[algorithm]
     layers = range(engine.staged.n_stages)
@@ -160,7 +160,7 @@ def figures(population: Population, reference: Tensor, found: Tensor, labels: Te
 
 
 def kendall_tau(a: Tensor, b: Tensor) -> float:
-    """Return the rank correlation tau of two vectors: the share of pairs in one order, minus the others'."""
+    """Return the rank correlation tau of two vectors: the share of concordant pairs minus that of discordant ones."""
     first, second = ((x[:, None] - x[None]).sign() for x in (a, b))
     upper = torch.triu(torch.ones_like(first), diagonal=1).bool()
     return float((first * second)[upper].mean())
