@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -63,31 +61,19 @@ def test_a_run_of_other_options_or_in_another_precision_is_not_taken(runs: Path,
     assert len(journal_of(tmp_path, "bbt", 8)) == 3
 
 
-@pytest.fixture
-def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """A function that measures engines by the command, and returns what the record says of each."""
+@pytest.mark.slow
+def test_the_command_writes_a_record_and_a_table_and_fewer_bits_cost_more(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fidelity, "WANTED", {"bbt": {0, 2}, "bbtv2": {0}})
-
-    def run(*engines: str) -> dict[str, Any]:
-        small = ["--algorithms", "bbt", "--engines", *engines, "--seeds", "8", "--device", "cpu"]
-        fidelity.main([*small, "--runs", str(runs), "--output", str(tmp_path / "record.json")])
-        found: dict[str, Any] = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["fidelity"]["bbt"]
-        return found
-
-    return run
-
-
-@pytest.mark.slow
-def test_the_command_writes_a_record_and_a_table(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    found = measure("torch-bf16")["torch-bf16"]
-    assert set(found["summary"]) == {"random", "cma"}
-    assert 0.5 < found["summary"]["random"]["spearman"] <= 1
-    assert 0 < found["summary"]["cma"]["mean_loss_error"] < found["summary"]["cma"]["loss_spread"]
-    assert "| bbt | torch-bf16 | 1 cma |" in (tmp_path / "record.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_fewer_bits_cost_more(measure: Callable[..., dict[str, Any]]) -> None:
-    found = measure("torch-bf16", "ort-int8", "ort-int8blocks")
-    error = {name: rows["summary"]["cma"]["mean_loss_error"] for name, rows in found.items()}
+    engines = ("torch-bf16", "ort-int8", "ort-int8blocks")
+    small = ["--algorithms", "bbt", "--engines", *engines, "--seeds", "8", "--device", "cpu"]
+    fidelity.main([*small, "--runs", str(runs), "--output", str(tmp_path / "record.json")])
+    measured = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["fidelity"]["bbt"]
+    found = measured["torch-bf16"]["summary"]
+    assert set(found) == {"random", "cma"}
+    assert 0.5 < found["random"]["spearman"] <= 1
+    assert 0 < found["cma"]["mean_loss_error"] < found["cma"]["loss_spread"]
+    error = {name: rows["summary"]["cma"]["mean_loss_error"] for name, rows in measured.items()}
     assert error["ort-int8"] > error["ort-int8blocks"] > error["torch-bf16"] > 0
+    assert "| bbt | torch-bf16 | 1 cma |" in (tmp_path / "record.md").read_text(encoding="utf-8")

@@ -135,11 +135,9 @@ def test_what_is_wrong_is_refused_with_a_code(
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=12)
+BRANCHES = LEAVES | st.lists(LEAVES, max_size=3)
+JSON_VALUES = LEAVES | st.lists(BRANCHES, max_size=4) | st.dictionaries(st.text(max_size=8), BRANCHES, max_size=4)
 TENSORS = st.fixed_dictionaries(
     {},
     optional={

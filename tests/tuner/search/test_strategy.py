@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_bits():
     ("function", "dim", "generations", "seeds"),
     [
         *((function, 20, 150, 4) for function in FUNCTIONS),
-        *(pytest.param(function, 100, 200, 4, marks=pytest.mark.slow) for function in (ellipsoid, rosenbrock)),
+        *(pytest.param(function, 100, 200, 2, marks=pytest.mark.slow) for function in (ellipsoid, rosenbrock)),
         pytest.param(ellipsoid, 500, 250, 1, marks=pytest.mark.slow),
     ],
 )
