@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from bbt_fast.benchmarks.harness.memory import KIB, MIB
 from bbt_fast.benchmarks.harness.network import efficiency_table
 from bbt_fast.benchmarks.harness.output import publish
 from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
@@ -34,6 +33,7 @@ from bbt_fast.engine.calls import Traffic
 from bbt_fast.engine.remote import load_remote
 from bbt_fast.engine.wire import Array
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.tuner.artifacts.economics import KIB, MIB
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.input.options import Options

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bbt_fast.tuner.artifacts.economics import forget_peak
-
-KIB, MIB = 2**10, 2**20
+from bbt_fast.tuner.artifacts.economics import KIB, MIB, forget_peak
 
 
 def memory_of(process: int | str, which: str) -> float:
