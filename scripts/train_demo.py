@@ -1,4 +1,4 @@
-"""Train the embedded demo: a small RoBERTa that knows the sentiment of a review, but hardly shows it in the label words.
+"""Train the embedded demo: a small RoBERTa that knows the sentiment of a review, but its label words hardly show it.
 
 Data card
     Texts    Drawn from the grammar in ``tuner/demo/sentences.py``: reviews in English that praise or blame. Nothing was
