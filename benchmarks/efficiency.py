@@ -1,4 +1,4 @@
-"""Measure what tuning costs the user and the server if the model is behind an API, as in Table 3 of Sun et al. 2022.
+"""Measure the costs of tuning for the user and the server of an API, as in Table 3 of Sun et al. 2022.
 
     python benchmarks/efficiency.py                                           the demo
     python benchmarks/efficiency.py --model_name MODEL --task_name sst2 --data_dir DIR --budget 400
@@ -94,7 +94,7 @@ def _tuned(folder: Path, *flags: str) -> tuple[float, float]:
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise BbtFastError(f"a run failed: {' '.join(command)}")
+        raise BbtFastError(f"a run failed. Run it by hand to see why: {' '.join(command)}")
     return used.ru_maxrss * KIB / MIB, used.ru_utime + used.ru_stime
 
 

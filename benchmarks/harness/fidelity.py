@@ -81,7 +81,9 @@ class Watch:
         if self.journal:
             record = self.journal[index]
             if record["candidates"] != digest(candidates.tobytes()):
-                raise ValueError(f"generation {index} of the journal is of another search")
+                raise ValueError(
+                    f"generation {index} of the journal is of another search. Repeat the run, or leave --runs out."
+                )
             return Scores(np.array(record["fitness"]), float("nan"))
         logits = self.session.evaluate(prompts, layer)
         return Scores(cross_entropy_loss(logits, self.labels, METRICS["accuracy"]).double().cpu().numpy(), float("nan"))
