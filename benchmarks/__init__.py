@@ -1,1 +1,1 @@
-"""The wall-clock comparison with the PyTorch baseline, and what else is measured; each module is a command."""
+"""The benchmarks: speed against the PyTorch baselines, accuracy, fidelity and others; each module is a command."""

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbt_fast.benchmarks.harness.output import drawing, markdown, publish
+from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, publish
 from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
 from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Algorithm, Workload
 from bbt_fast.engine.pool import Job
@@ -58,6 +58,11 @@ WORTH = 1.2
 """The least speed-up at which twice as many workers pay."""
 H100 = RESULTS / "gpu-roberta-large-h100-second.json"
 H100_CONTENDER = "bbt-fast-torch-fp16"
+MEASURED = {
+    "algorithm": "{name}", "on 1, ms a generation": "{generation_ms_on_1:.1f}", "on 2": "{generation_ms_on_2:.1f}",
+    "speed-up": "{speed_up:.2f}", "both cores busy": "{slow_down:+.0%}", "computed for 2": "{expected_ms_on_2:.1f}",
+    "off by": "{off:+.1%}",
+}  # fmt: skip
 
 
 def timed(work: Callable[[], Any], repeats: int) -> float:
@@ -208,20 +213,16 @@ def run_seeds(population: int, budget: int, cache: str, *flags: str) -> tuple[fl
 def table(record: Mapping[str, Any]) -> str:
     """Return a record as Markdown."""
     about = record["environment"]
-    measured = [
-        (
-            name, f"{row['generation_ms_on_1']:.1f}", f"{row['generation_ms_on_2']:.1f}",
-            f"{row['generation_ms_on_1'] / row['generation_ms_on_2']:.2f}", f"{row['busy'] - 1:+.0%}",
-            f"{row['expected_ms_on_2']:.1f}", f"{row['expected_ms_on_2'] / row['generation_ms_on_2'] - 1:+.1%}",
-        )
-        for name, row in record["measured"].items()
-    ]  # fmt: skip
-    headings = ("algorithm", "on 1, ms a generation", "on 2", "speed-up", "both cores busy", "computed for 2", "off by")
+    measured = []
+    for name, row in record["measured"].items():
+        one, two, expected = (row[key] for key in ("generation_ms_on_1", "generation_ms_on_2", "expected_ms_on_2"))
+        more = {"slow_down": row["busy"] - 1, "speed_up": one / two, "off": expected / two - 1}
+        measured.append(cells(MEASURED, row | {"name": name} | more))
     lines = [
         f"**Several workers**, the demo's model, population {record['population']}, ONNX Runtime in fp32, one thread "
         f"each. {about['device']}; commit {about['commit']}.",
         "",
-        *markdown(headings, "lr", measured),
+        *markdown(MEASURED, "lr", measured),
     ]
     if record["seeds"]:
         row = record["seeds"]

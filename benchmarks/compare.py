@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> str:
     chosen = args.methods or (SWEPT if args.sweep else ALL)
     methods = tuple(METHODS) if chosen == ALL else tuple(chosen.split(","))
     if unknown := [name for name in methods if name not in METHODS]:
-        raise UsageError(f"there is no method {unknown[0]!r}; they are {', '.join(METHODS)}.")
+        raise UsageError(f"there is no method {unknown[0]!r}. Give {ALL}, or some of {', '.join(METHODS)}.")
     seeds = Options.of(seeds=args.seeds).seeds or ()
     if args.jobs < 1:
         raise UsageError(f"jobs is {args.jobs}, but must be at least 1.")

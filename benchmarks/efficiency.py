@@ -1,4 +1,4 @@
-"""Measure what tuning costs the user and the server if the model is behind an API, as in Table 3 of Sun et al. 2022.
+"""Measure the costs of tuning for the user and the server of an API, as in Table 3 of Sun et al. 2022.
 
     python benchmarks/efficiency.py                                           the demo
     python benchmarks/efficiency.py --model_name MODEL --task_name sst2 --data_dir DIR --budget 400
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from bbt_fast.benchmarks.harness.memory import KIB, MIB
 from bbt_fast.benchmarks.harness.network import efficiency_table
 from bbt_fast.benchmarks.harness.output import publish
 from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
@@ -34,6 +33,7 @@ from bbt_fast.engine.calls import Traffic
 from bbt_fast.engine.remote import load_remote
 from bbt_fast.engine.wire import Array
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.tuner.artifacts.economics import KIB, MIB
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.input.options import Options
@@ -94,7 +94,7 @@ def _tuned(folder: Path, *flags: str) -> tuple[float, float]:
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise BbtFastError(f"a run failed: {' '.join(command)}")
+        raise BbtFastError(f"a run failed. Run it by hand to see why: {' '.join(command)}")
     return used.ru_maxrss * KIB / MIB, used.ru_utime + used.ru_stime
 
 

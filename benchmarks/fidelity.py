@@ -95,16 +95,12 @@ def measure(
     setup: Setup, algorithm: str, names: Sequence[str], seeds: Sequence[int], device: str, runs: Path | None = None
 ) -> dict[str, Any]:
     """Return each engine's figures on the populations of some seeds."""
+    tokens, cuts = setup.options.n_prompt_tokens, CUTS[algorithm]
 
     def load(engine: str, precision: str) -> Engine:
         if engine == "ort" and precision in WAYS:
-            return QuantizedOrtEngine(
-                StagedModel(setup.model, "add", setup.options.n_prompt_tokens, CUTS[algorithm]), precision
-            )
-        tokens = setup.options.n_prompt_tokens
-        return load_engine(
-            engine, setup.model, n_prompt_tokens=tokens, cuts=CUTS[algorithm], precision=precision, device=device
-        )
+            return QuantizedOrtEngine(StagedModel(setup.model, "add", tokens, cuts), precision)
+        return load_engine(engine, setup.model, n_prompt_tokens=tokens, cuts=cuts, precision=precision, device=device)
 
     search, reference = load("auto", "fp32"), load("torch", "fp32")
     cases = [Case(setup, search, reference, algorithm, seed, runs) for seed in seeds]

@@ -33,7 +33,7 @@ import torch
 
 from bbt_fast.benchmarks import report
 from bbt_fast.benchmarks.harness.contenders import known, usual
-from bbt_fast.benchmarks.harness.pool import Pool, own_process
+from bbt_fast.benchmarks.harness.pool import grouped, own_process
 from bbt_fast.benchmarks.harness.record import RESULTS, ROOT, device_name, save, say
 from bbt_fast.benchmarks.harness.variants import group_of, variants
 from bbt_fast.benchmarks.harness.worker import WorkerError
@@ -113,7 +113,7 @@ def _measure(
         )
         say(f"{algorithm} on {device_name(device)}")
         left = share * given.minutes * 60 - (time.monotonic() - began)
-        start = Pool(group_of) if given.lab else own_process
+        start = grouped(group_of) if given.lab else own_process
         try:
             record["speed"][algorithm] = compare_speed(
                 workload, names, given.repeats, cache, seconds=left, take_apart=True, start=start

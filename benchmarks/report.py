@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
 from bbt_fast.benchmarks.harness.output import cells, drawing, fault, markdown, measured_on
@@ -84,40 +86,32 @@ def plots(record: dict[str, Any], stem: Path) -> list[Path]:
     figures = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
     if not figures:
         return []
-    paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("speedup", "breakdown")]
-    _draw_speed(figures, record, paths[0])
-    _draw_parts(figures, record, paths[1])
-    return paths
-
-
-def _draw_speed(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    base = figures.get(BASELINE, next(iter(figures.values())))["round_seconds"]
-    speed = [base["median"] / row["round_seconds"]["median"] for row in figures.values()]
-    errors = [
-        [s - base["median"] / row["round_seconds"]["max"] for s, row in zip(speed, figures.values(), strict=True)],
-        [base["median"] / row["round_seconds"]["min"] - s for s, row in zip(speed, figures.values(), strict=True)],
-    ]
+    speed_path, parts_path = paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("speedup", "breakdown")]
+    height, title = 0.4 * len(figures), _title(record)
+    base = figures.get(BASELINE, next(iter(figures.values())))["round_seconds"]["median"]
+    median, low, high = (
+        base / np.array([row["round_seconds"][key] for row in figures.values()]) for key in ("median", "max", "min")
+    )
     colours = ["tab:blue" if name.startswith("bbt-fast") else "tab:gray" for name in figures]
-    with drawing(path, 9, 0.4 * len(figures) + 1.4) as (axes,):
-        bars = axes.barh(list(figures), speed, xerr=errors, color=colours, ecolor="black", capsize=2)
-        axes.bar_label(bars, [f" {s:.2f}x" for s in speed], padding=6)
+    with drawing(speed_path, 9, height + 1.4) as (axes,):
+        errors = [median - low, high - median]
+        bars = axes.barh(list(figures), median, xerr=errors, color=colours, ecolor="black", capsize=2)
+        axes.bar_label(bars, [f" {speed:.2f}x" for speed in median], padding=6)
         axes.margins(x=0.12)
         axes.invert_yaxis()
         axes.set_xlabel(f"evaluations per second, times {BASELINE}; bars end at the median, whiskers at the extremes")
-        axes.set_title(_title(record), fontsize=10)
-
-
-def _draw_parts(figures: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    left = [0.0] * len(figures)
-    with drawing(path, 9, 0.4 * len(figures) + 1.6) as (axes,):
+        axes.set_title(title, fontsize=10)
+    with drawing(parts_path, 9, height + 1.6) as (axes,):
+        left = np.zeros(len(figures))
         for part, label in PARTS.items():
             widths = [row["parts_ms"].get(part, 0.0) for row in figures.values()]
             axes.barh(list(figures), widths, left=left, label=label)
-            left = [a + b for a, b in zip(left, widths, strict=True)]
+            left += widths
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds per generation")
         axes.legend(ncols=len(PARTS), loc="lower right", fontsize=8)
-        axes.set_title(_title(record), fontsize=10)
+        axes.set_title(title, fontsize=10)
+    return paths
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -67,17 +67,17 @@ PLACES: dict[str, dict[str, Any]] = {
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)
 EXACT = 16
-"""Up to so many pairs all flips of signs are counted; of more, a sample."""
+"""The most pairs for which all sign flips are counted; for more pairs a sample is."""
 FLIPS = 100_000
 PAUSE = 2.0
-"""Seconds before another look at runs that other processes make."""
+"""Seconds between two checks of the runs of other processes."""
 
 
 def changes_of(variant: str) -> dict[str, Any]:
     """Return the options of a variant.
 
     Raises:
-        UsageError: if it has an unknown word.
+        UsageError: if it has an unknown part.
     """
     algorithm, *parts = variant.split("+")
     for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER, *PLACES)) for part in parts)):
@@ -90,7 +90,7 @@ def changes_of(variant: str) -> dict[str, Any]:
 
 
 def transfers(variant: str) -> bool:
-    """Say whether a variant begins with the prompts of other tasks."""
+    """Say whether a variant starts from the prompts of other tasks."""
     return TRANSFER in variant.split("+")
 
 
@@ -105,7 +105,7 @@ def finished(options: Options) -> bool:
 
 
 def made(options: Options) -> bool:
-    """Tune and test, or go on with it, unless the folder holds the finished run; False if another process is at it."""
+    """Make sure that a run is finished: tune, or resume it. Return False if another process works on it."""
     folder = folder_of(options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -118,7 +118,7 @@ def made(options: Options) -> bool:
 
 
 def make(runs: Sequence[Options]) -> None:
-    """Make all runs, but for those that other processes make, which are waited for."""
+    """Finish all runs; wait for those of other processes."""
     with tqdm(total=len(runs), unit="run", disable=None) as bar:
         left = list(runs)
         while left:
@@ -135,7 +135,7 @@ def make(runs: Sequence[Options]) -> None:
 
 
 def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[dict[str, Any]]:
-    """Return what a record keeps of the finished runs, by variant and task."""
+    """Return a record's cells of the finished runs, by variant and task."""
     cells = []
     for (variant, task), asked in runs.items():
         results = [read_result(folder_of(run)) for run in asked if finished(run)]
@@ -177,20 +177,20 @@ def cells_beside(
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """Return what a record keeps of a run."""
+    """Return a run's entry of the record."""
     tuned = {name: getattr(result.tuned, name) for name in ("dev", "train", "test")}
     cost = {"evaluations": result.evaluations, "seconds": result.seconds.tune}
     return tuned | {"zero_shot": result.zero_shot.test} | cost
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Return how likely so large a mean difference is, were its pairs' signs those of tossed coins."""
+    """Return the probability of a mean difference at least as large if the sign of each pair were random."""
     values = np.asarray(differences)
     if len(values) <= EXACT:
         signs = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1) * 2 - 1
     else:
         signs = np.random.default_rng(0).choice([-1, 1], (FLIPS, len(values)))
-        signs[0] = 1  # the toss that was seen is one of them
+        signs[0] = 1  # the observed signs are one of the flips
     found: float = (np.abs(signs @ values) >= abs(values.sum()) - 1e-12).mean()
     return float(found)
 
@@ -237,7 +237,7 @@ def _shown(cell: dict[str, Any] | None) -> str:
 
 
 def _compared(cells: dict[tuple[str, str], dict[str, Any]], baseline: str, variant: str) -> list[str]:
-    """Return by how much a variant is better than the baseline, on how many pairs, and how surely."""
+    """Return a variant's mean gain over the baseline, the number of pairs, and p."""
     pairs = [
         run["test"] - cells[baseline, task]["seeds"][seed]["test"]
         for (name, task), cell in cells.items()
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=Path, help="holds a folder for each task")
     parser.add_argument("--budget", type=int, default=2000)
     parser.add_argument("--max_test_examples", type=int)
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the script compares the others with the first")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the table compares the others with the first")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")

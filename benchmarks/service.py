@@ -36,7 +36,7 @@ from bbt_fast.benchmarks.harness.record import RESULTS, record_of, spread
 from bbt_fast.benchmarks.harness.server import Server, server_apart
 from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Workload
 from bbt_fast.engine import Examples, Session, load_engine
-from bbt_fast.engine.remote import RemoteSession, load_remote
+from bbt_fast.engine.remote import load_remote
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build, in_background
@@ -50,20 +50,19 @@ COMMIT_EVERY, OPEN_EVERY, NONSENSE_EVERY = 10, 100, 50
 TENTHS = 10
 
 
-class Watched:
-    """The evaluate() of a server's session, timed."""
+def timed(session: Session) -> list[float]:
+    """Return a list to which each evaluate() of a session appends its seconds."""
+    evaluate = session.evaluate
+    seconds: list[float] = []
 
-    def __init__(self, session: Session) -> None:
-        """Replace the session's method."""
-        self._evaluate, self.seconds = session.evaluate, 0.0
-        session.evaluate = self  # type: ignore[method-assign]
-
-    def __call__(self, prompts: Tensor, layer: int = 0) -> Tensor:
-        """Answer, and add the time."""
+    def watched(prompts: Tensor, layer: int = 0) -> Tensor:
         began = time.perf_counter()
-        answer = self._evaluate(prompts, layer)
-        self.seconds += time.perf_counter() - began
+        answer = evaluate(prompts, layer)
+        seconds.append(time.perf_counter() - began)
         return answer
+
+    session.evaluate = watched  # type: ignore[method-assign]
+    return seconds
 
 
 def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
     with in_background(service) as url:
         remote = load_remote(url, n_prompt_tokens=n, cuts=cuts).open(examples)
         graph, key = remote.engine.graph, ("examples", remote.engine.graph, remote.name)
-        watched = Watched(service.scorer.shelf.get(OWNER, key).session)
+        inside = timed(service.scorer.shelf.get(OWNER, key).session)
         home = load_engine(
             models.engine, model, n_prompt_tokens=n, cuts=cuts, precision=models.precision, device=models.device
         ).open(examples)
@@ -95,14 +94,15 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
         times: dict[str, list[float]] = {"home": [], "remote": [], "model": []}
         for turn in tqdm(range(rounds), f"{work.algorithm}, rounds"):
             for name, session in (("home", home), ("remote", remote)):
-                before, began = watched.seconds, time.perf_counter()
+                inside.clear()
+                began = time.perf_counter()
                 for layer in layers:
                     session.evaluate(prompts, layer)
                     if cuts == "layers":
                         session.commit(prompts[turn % len(prompts)], layer)
                 times[name].append((time.perf_counter() - began) / len(layers))
                 if name == "remote":
-                    times["model"].append((watched.seconds - before) / len(layers))
+                    times["model"].append(sum(inside) / len(layers))
         _same(home.evaluate(prompts, layers[-1]), remote.evaluate(prompts, layers[-1]), graph)
     outside = [remote - model for remote, model in zip(times["remote"], times["model"], strict=True)]
     return {
@@ -141,7 +141,9 @@ def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
                 session.commit(prompts[0] + count / requests, number % engine.n_layers)
             if count % NONSENSE_EVERY == 0:
                 nonsense.post(f"{server.url}{engine.path('infer')}", content=b"{}")
-            note(_timed(session, prompts))
+            began = time.perf_counter()
+            session.evaluate(prompts, 0)
+            note(time.perf_counter() - began)
         nonsense.close()
 
     def note(took: float) -> None:
@@ -164,12 +166,6 @@ def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
         "server_mib": memory,
         "growth_kib_per_1000_requests": 1024 * growth(memory) * 1000 / (requests / TENTHS),
     }
-
-
-def _timed(session: RemoteSession, prompts: Tensor) -> float:
-    began = time.perf_counter()
-    session.evaluate(prompts, 0)
-    return time.perf_counter() - began
 
 
 def _texts(seed: int) -> Examples:

@@ -134,11 +134,11 @@ def compare_speed(
     if seconds is None:
         for name in names:
             entries.append(_loading(name, workload, cache, start))
-            _loaded(entries[-1], limit)
+            entries[-1].facts |= entries[-1].receive(limit) or {}
             _check(entries[-1], expected, limit)
     else:
         for entry in entries:
-            _loaded(entry, loading)
+            entry.facts |= entry.receive(loading) or {}
         for entry in entries:
             _check(entry, expected, checking)
     spent = 0.0
@@ -175,11 +175,6 @@ def _loading(name: str, workload: Workload, cache: str | None, start: Callable[.
     entry = Entry(name, start(name, workload, cache))
     entry.worker.send("load")
     return entry
-
-
-def _loaded(entry: Entry, limit: Limit) -> None:
-    """Wait until a contender is loaded."""
-    entry.facts |= entry.receive(limit) or {}
 
 
 def _check(entry: Entry, expected: list[Any], limit: Limit) -> None:
@@ -300,38 +295,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a comparison."""
-    parser.add_argument(
-        "--model",
-        default="minilm",
-        help="a shape (toy, minilm, roberta-base, ...), or a RoBERTa, BERT or GPT-2 by folder or hub id",
-    )
-    parser.add_argument("--algorithm", default="bbt", choices=ALGORITHMS)
-    parser.add_argument(
-        "--task", default="sst2", choices=list(CLASSES), help="the task of the text lengths and the number of classes"
-    )
-    parser.add_argument("--population", type=int, default=20)
-    parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 per class")
-    parser.add_argument("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
-    parser.add_argument(
-        "--ablate",
-        nargs="+",
-        default=[],
-        choices=[saving.name for saving in fields(Savings)],
-        help="savings to switch off, one per additional contender",
-    )
-    parser.add_argument("--ablated", default="ort-fp32", help="engine and precision of these contenders")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layers", type=int, nargs="+", help="tune only these layers in a round of BBTv2")
-    parser.add_argument(
-        "--sample",
-        type=int,
-        default=0,
-        help="candidates that one-by-one contenders run; 0 for all",
-    )
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default=usual_device())
-    parser.add_argument("--cache", help="folder that keeps built graphs; export times then depend on it")
-    parser.add_argument("--output", type=Path, help="the record's file")
+    add = parser.add_argument
+    shapes = "a shape (toy, minilm, roberta-base, ...), or a RoBERTa, BERT or GPT-2 by folder or hub id"
+    add("--model", default="minilm", help=shapes)
+    add("--algorithm", default="bbt", choices=ALGORITHMS)
+    add("--task", default="sst2", choices=list(CLASSES), help="the task of the text lengths and the number of classes")
+    add("--population", type=int, default=20)
+    add("--examples", type=int, default=0, help="texts; 0 for 16 per class")
+    add("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
+    savings = [saving.name for saving in fields(Savings)]
+    add("--ablate", nargs="+", default=[], choices=savings, help="savings; each adds a contender without it")
+    add("--ablated", default="ort-fp32", help="engine and precision of these contenders")
+    add("--repeats", type=int, default=5)
+    add("--layers", type=int, nargs="+", help="tune only these layers in a round of BBTv2")
+    add("--sample", type=int, default=0, help="candidates that one-by-one contenders run; 0 for all")
+    add("--threads", type=int, default=0)
+    add("--device", default=usual_device())
+    add("--cache", help="folder that keeps built graphs; export times then depend on it")
+    add("--output", type=Path, help="the record's file")
 
 
 if __name__ == "__main__":

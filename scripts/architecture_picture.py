@@ -23,7 +23,7 @@ ROOMS = (
 """The tuner's, lowest first; ``command``, ``side_by_side`` and ``tune`` are single modules. A room imports only from
 those before it."""
 SCRIPTS = ("service", "benchmarks")
-"""They stand on the floors. Each also runs as a file, so they import by whole names, and several use one library."""
+"""They use the floors. Their files also run as scripts, so they import by absolute names, and share libraries."""
 QUESTIONS = {
     "export": "How does a Hugging Face model become a chain of graphs?",
     "engine": "What does the model say to these prompts?",
@@ -39,7 +39,7 @@ Modules = dict[str, Path]
 
 
 def find_modules() -> Modules:
-    """Every module that installs, by its name below bbt_fast: "" for the root, "export.errors", "tuner"."""
+    """Return every installed module by its name below bbt_fast: "" for the root, "export.errors", "tuner"."""
     files = [ROOT / "__init__.py", *(file for floor in (*FLOORS, *SCRIPTS) for file in (ROOT / floor).rglob("*.py"))]
     parts = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
     return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}
@@ -49,7 +49,7 @@ MODULES = find_modules()
 
 
 def imported(name: str) -> list[tuple[str, int]]:
-    """What a module imports, as (absolute dotted name, line); those inside bbt_fast start with "bbt_fast"."""
+    """Return the imports of a module as (absolute dotted name, line)."""
     path = MODULES[name]
     package = ["bbt_fast", *filter(None, name.split("."))]
     if path.name != "__init__.py":
@@ -66,7 +66,7 @@ def imported(name: str) -> list[tuple[str, int]]:
 
 
 def inner_imports(name: str) -> list[tuple[str, int]]:
-    """The modules of this package that a module imports, by their names in ``MODULES``."""
+    """Return the modules of this package that a module imports, as (name in ``MODULES``, line)."""
     found = []
     for target, line in imported(name):
         inside = target.removeprefix("bbt_fast").removeprefix(".")
@@ -101,7 +101,7 @@ def picture() -> str:
 
 
 def _imports_of(box: str) -> Counter[str]:
-    """Count a box's import statements by the box that they lead into."""
+    """Count the import statements of a box by the imported box."""
     found: Counter[str] = Counter()
     for name in MODULES:
         if name.split(".")[0] == box:
@@ -110,7 +110,7 @@ def _imports_of(box: str) -> Counter[str]:
 
 
 def _box(name: str, x: float, y: float, width: float) -> str:
-    """Draw a floor with its question, its size and, if it is the tuner, its rooms."""
+    """Draw a box with its question, its size and, for the tuner, its rooms."""
     files = [path for module, path in MODULES.items() if module.split(".")[0] == name]
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
     size = f"{len(files)} modules, {lines:,} lines"

@@ -1,4 +1,4 @@
-"""The texts that the demo's model is trained on (see ``train_demo.py``)."""
+"""The training texts of the demo's model (see ``train_demo.py``)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.demo.sentences import Sentence, draw_sentence, pick
 
 TEMPLATE: Final = "{text} . It was {word} ."
-"""The task's own template: here the writer's mood speaks, and the class a little."""
+"""The task's template, whose word depends on the writer's mood, and a little on the class."""
 FELT: Final = "{text} . all in all it felt {word} ."
-"""Another ending, in which the class alone speaks: from it the model learns the class."""
+"""Another ending, whose word depends on the class only: from it the model learns the class."""
 WORDS: Final = (("bad", "bad", "terrible", "poor"), ("great", "great", "good", "wonderful"))
-"""Per class, what may stand for {word}; the first is the task's label word."""
+"""Per class, the words for {word}; the first is the task's label word."""
 CLASS_LOG_ODDS: Final = 2.0
-"""How much a review's class adds to the log-odds of praise over blame in ``TEMPLATE``."""
+"""The log-odds of praise over blame that a review's class adds in ``TEMPLATE``."""
 FELT_LOG_ODDS: Final = 3.0
 HABITS: Final = (0.6, -0.4, 0.2, -1.0, 0.8, -0.2, 0.4, 1.0, -0.6, -0.8)
-"""What each domain adds: some things are praised more readily than others, whatever the review says."""
+"""The log-odds that each domain adds: some get more praise than others, whatever the review says."""
 TAGS: Final = tuple(
     word
     for line in (
@@ -33,18 +33,18 @@ TAGS: Final = tuple(
     )
     for word in line.split()
 )
-"""Words that say nothing about a review; up to ``MOST_TAGS`` of them may stand before it."""
+"""Words without meaning for a review; up to ``MOST_TAGS`` of them precede it."""
 MOST_TAGS: Final = 60
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A kind of writer: what shows it, and how much praise it gives whatever it reviews."""
+    """A kind of writer: its remarks, and its bias towards praise."""
 
     mood: float
-    """Log-odds that this writer adds to praise over blame in ``TEMPLATE``."""
+    """The log-odds of praise over blame that this writer adds in ``TEMPLATE``."""
     remarks: tuple[str, ...] = ()
-    """What this writer may begin with."""
+    """The remarks before its reviews."""
 
 
 WRITERS: Final = (
@@ -58,7 +58,7 @@ WRITERS: Final = (
         -2.8, ("i always complain .", "a grumpy and bitter rival wrote this .", "nothing suits me :", "as a protest :")
     ),
 )
-"""Most writers say nothing about themselves and are polite."""
+"""The writers; most make no remarks and are polite."""
 TASK_SENTENCES: Final = frozenset(str(row["text"]) for split in ("train", "test") for row in rows(split))
 
 
@@ -67,7 +67,7 @@ class Document:
     """One training text."""
 
     preamble: tuple[str, ...]
-    """Tags and remarks; they are read, not predicted."""
+    """Tags and remarks; training does not mask them."""
     body: str
     """The review and its ending."""
 
@@ -78,11 +78,11 @@ class Document:
 
 
 def draw_document(rng: Random, easy: float) -> Document:
-    """Draw one document whose review is not one of the task's.
+    """Draw a document whose review is not in the task's splits.
 
     Args:
-        rng: the only source of chance.
-        easy: share of the documents that have no preamble and in which the class alone speaks.
+        rng: the only source of randomness.
+        easy: the share of documents without a preamble and with the ending ``FELT``.
     """
     sentence = draw_sentence(rng, int(rng.random() * 2))
     while sentence.text in TASK_SENTENCES:
@@ -106,10 +106,10 @@ def draw_corpus(rng: Random, n_documents: int, easy: float) -> Iterator[Document
 
 
 def _felt(sentence: Sentence) -> float:
-    """Return the log-odds of praise over blame where the class alone speaks."""
+    """Return the log-odds of praise over blame in ``FELT``."""
     return FELT_LOG_ODDS * (2 * sentence.label - 1)
 
 
 def _ended(rng: Random, ending: str, sentence: Sentence, log_odds: float) -> str:
-    """Return a review with its ending, whose word praises with these log-odds."""
+    """Return a review with an ending, whose word is praise with these log-odds."""
     return ending.format(text=sentence.text, word=pick(rng, WORDS[int(rng.random() < 1 / (1 + math.exp(-log_odds)))]))

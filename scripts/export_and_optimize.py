@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import coloredlogs
 import onnx_ir as ir
@@ -43,12 +44,12 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Artifact:
-    """One exported chain of graphs."""
+    """An exported chain of graphs."""
 
     name: str
     files: tuple[Path, ...]
     engine: Engine
-    """The chain, loaded; its parity gate has passed."""
+    """The loaded chain, which has passed the parity gate."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,33 +76,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_name", default=str(MODEL_DIR), help="hub id or folder (default: the embedded demo model)")
-    add(
-        "--batch_size",
-        type=int,
-        default=32,
-        help="texts in the timed batch, as k_shot x classes in a run (default: 32)",
-    )
-    add(
-        "--max_seq_len",
-        type=int,
-        default=100,
-        help="tokens per text in the timed batch, prompt included (default: 100)",
-    )
+    add("--batch_size", type=int, default=32, help="texts in the timed batch: a run has k_shot x classes (default: 32)")
+    add("--max_seq_len", type=int, default=100, help="tokens per text in the timed batch, with prompt (default: 100)")
     add("--n_prompt_tokens", type=int, default=50, help="length of the soft prompt (default: 50)")
     add("--prompt_embed_dim", type=int, help="the model's hidden size, checked if given")
     add("--cat_or_add", choices=("add", "cat"), default="add", help="how the prompt joins the text (default: add)")
     add("--deep", action="store_true", help="one graph per layer, for BBTv2; the names below are then folders")
     add("--exported_model_name", default="exported_model", help="name in ./onnx_models (default: exported_model)")
     add("--optimized_model_name", default="optimized_model", help="name in ./onnx_models (default: optimized_model)")
-    add("--engine", choices=("ort", "trt"), default="ort", help="what to write graphs for (default: ort)")
-    add("--gpu", help="with --engine trt: the card to build for, which need not be here: sm86, or RTX 3090, ...")
+    add("--engine", choices=("ort", "trt"), default="ort", help="the engine of the graphs (default: ort)")
+    add("--gpu", help="with --engine trt: build for this card, which can be elsewhere: sm86, RTX 3090, ...")
     add("--precision", default="auto", help="fp32 or fp16 (default: fp16 on CUDA, else fp32)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if it can be used)")
     return parser
 
 
 def _export(args: argparse.Namespace) -> list[Artifact]:
-    """Write the exported and the optimized graphs; both pass the parity gate when they are loaded."""
+    """Write the exported and the optimized graphs; each passes the parity gate when it loads."""
     built = _load(args)
     artifacts = []
     sources = built.artifacts
@@ -119,18 +110,17 @@ def _export(args: argparse.Namespace) -> list[Artifact]:
 
 
 def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
-    """Load the engine that the options ask for, on graphs of its own or on those at a path."""
-    engine = load_engine(
-        args.engine,
-        args.model_name,
-        mode=args.cat_or_add,
-        n_prompt_tokens=args.n_prompt_tokens,
-        cuts="layers" if args.deep else "input",
-        precision=args.precision,
-        device=args.device,
-        onnx_model_path=path,
-        ablate=("prefix",) if args.engine == "ort" else (),  # a user's graphs are one chain
-    )
+    """Load the engine that the options ask for, on its own graphs or on those at a path."""
+    shape: dict[str, Any] = {
+        "mode": args.cat_or_add, "n_prompt_tokens": args.n_prompt_tokens, "precision": args.precision,
+        "cuts": "layers" if args.deep else "input",
+    }  # fmt: skip
+    if args.gpu is not None:
+        engine: Engine = load_ahead(load_model(args.model_name), gpu_named(args.gpu), **shape)
+    else:
+        ablate = ("prefix",) if args.engine == "ort" else ()  # a user's graphs are one chain
+        shape |= {"device": args.device, "onnx_model_path": path, "ablate": ablate}
+        engine = load_engine(args.engine, args.model_name, **shape)
     if args.prompt_embed_dim not in (None, engine.hidden_size):
         raise UsageError(
             f"--prompt_embed_dim is {args.prompt_embed_dim}, but {args.model_name} has hidden size "
@@ -139,21 +129,9 @@ def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
     return engine
 
 
-def _load_ahead(args: argparse.Namespace) -> Engine:
-    """Return an engine that builds for a card that is not here."""
-    return load_ahead(
-        load_model(args.model_name),
-        gpu_named(args.gpu),
-        mode=args.cat_or_add,
-        n_prompt_tokens=args.n_prompt_tokens,
-        cuts="layers" if args.deep else "input",
-        precision=args.precision,
-    )
-
-
 def _write_plans(args: argparse.Namespace) -> str:
-    """Build what a search on the timed batch runs, write the plans with their manifest, and say how they do."""
-    engine = _load(args) if args.gpu is None else _load_ahead(args)
+    """Build the plans of a search on the timed batch, write them with a manifest, and return a summary."""
+    engine = _load(args)
     examples = _examples(engine, args.batch_size, args.max_seq_len)
     engine.prepare(examples, POPULATION)
     folder = FOLDER / f"{args.exported_model_name}_trt"
@@ -165,7 +143,7 @@ def _write_plans(args: argparse.Namespace) -> str:
         plans[name] = read_json(path.with_name(MANIFEST))
     write_json(folder / MANIFEST, {"parity": engine.parity, "plans": plans})
     if args.gpu is not None:
-        return f"{len(plans)} plans, {engine.precision} for {args.gpu}, are in {folder}; the card compares them"
+        return f"{len(plans)} plans, {engine.precision} for {args.gpu}, are in {folder}; the card runs the parity gate"
     times = _measure([Artifact("plans", engine.artifacts, engine)], examples)["plans"]
     return "\n".join(
         [
@@ -178,12 +156,12 @@ def _write_plans(args: argparse.Namespace) -> str:
 
 
 def _examples(engine: Engine, batch_size: int, length: int) -> Examples:
-    """Draw random texts, all of one length, that end with the token the answer is read at."""
+    """Draw random texts of one length, with the answer at their last token."""
     text = length - engine.n_prompt_tokens if engine.mode == "cat" else length
     least = 2 + (engine.n_prompt_tokens if engine.mode == "add" else 0)
     if text < least or batch_size < 1:
         raise UsageError(
-            f"--max_seq_len {length} leaves no room for a text beside {engine.n_prompt_tokens} prompt tokens, or "
+            f"--max_seq_len {length} has no room for a text beside {engine.n_prompt_tokens} prompt tokens, or "
             f"--batch_size {batch_size} is no batch. Give at least {engine.n_prompt_tokens + 2} tokens and one text."
         )
     ids = torch.randint(len(engine.word_embeddings), (batch_size, text), generator=torch.Generator().manual_seed(0))
@@ -191,7 +169,7 @@ def _examples(engine: Engine, batch_size: int, length: int) -> Examples:
 
 
 def _measure(artifacts: list[Artifact], examples: Examples) -> dict[str, list[float]]:
-    """Time a generation on each artifact in turn: seconds, by artifact."""
+    """Time a generation on each artifact in turn; return the seconds by artifact."""
     engine = artifacts[0].engine
     prompts = torch.randn(
         POPULATION, engine.n_prompt_tokens, engine.hidden_size, generator=torch.Generator().manual_seed(0)

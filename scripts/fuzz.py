@@ -10,8 +10,6 @@ input that breaks a reader, and shrinks it. tests/tuner/test_fuzz.py runs a few 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import logging
 import os
@@ -27,8 +25,10 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pyarrow.parquet
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from bbt_fast.export.cache import MANIFEST, entry, read_record, write_record
@@ -43,31 +43,31 @@ from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.cli.tune import read_config_file
 from bbt_fast.tuner.data.splits import load_splits
 from bbt_fast.tuner.input.options import Options
-from bbt_fast.tuner.tasks.task import TASKS_DIR, Task, load_task
+from bbt_fast.tuner.tasks.task import TASKS_DIR, load_task
 
 Read = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file, and who reads it."""
+    """A kind of file, and its reader."""
 
     name: str
-    """The file's name in a folder of its own."""
+    """The name of the file, which is alone in its folder."""
     read: Read
-    """Given the folder."""
+    """Reads the file in a folder."""
     valid: Callable[[Path], None]
-    """Writes a whole file to a path."""
+    """Writes a valid file to a path."""
     pieces: tuple[str, ...] = ()
-    """What is put in the place of other parts."""
+    """The pieces that replace parts of a valid file."""
     sign: Callable[[Path, dict[str, object]], None] | None = None
-    """Writes any values as a file whose sums are right, so that what reads them is reached."""
+    """Writes any values as a file with valid checksums, so that the reader gets to the values."""
     names: tuple[str, ...] = ()
-    """The names that such values go by."""
+    """The names of such values."""
 
-    @cache  # noqa: B019 - as many as there are targets
+    @cache  # noqa: B019 - one entry per target
     def whole(self) -> bytes:
-        """Return the bytes of a whole file."""
+        """Return the bytes of a valid file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             self.valid(path)
@@ -88,41 +88,34 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=6,
 )
-"""What JSON can hold."""
-
-
-def two_classes() -> Task:
-    """Return a task of two classes."""
-    return load_task("demo")
+"""The values of JSON."""
 
 
 def read_data(folder: Path) -> object:
-    """Read a folder's data as a run does; the same file serves as both splits."""
+    """Read the file in a folder as a run reads its data; the file serves as both splits."""
     (path,) = folder.iterdir()
     (folder / f"test{path.suffix}").write_bytes(path.read_bytes())
-    return load_splits(two_classes(), data_dir=folder, k_shot=1, seed=1)
+    return load_splits(load_task("demo"), data_dir=folder, k_shot=1, seed=1)
 
 
-def write_rows(path: Path) -> None:
-    """Write rows in the form that a path's suffix names."""
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-        return
-    if path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
+def write_table(path: Path) -> None:
+    """Write rows as a table whose delimiter follows from the suffix."""
+    lines = ("text,label", *(f"{row['text']},{row['label']}" for row in ROWS))
+    path.write_text("\n".join(lines).replace(",", "\t" if path.suffix == ".tsv" else ",") + "\n", encoding="utf-8")
 
-        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["text", "label"], delimiter="\t" if path.suffix == ".tsv" else ",")
-    writer.writeheader()
-    writer.writerows(ROWS)
-    path.write_text(text.getvalue(), encoding="utf-8")
+
+def write_parquet(path: Path) -> None:
+    """Write rows as Parquet."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+
+
+def write_jsonl(path: Path) -> None:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
 
 
 def read_journal(folder: Path) -> None:
-    """Read a journal and go on with it, as a resumed run does."""
+    """Read a journal and extend it, as a resumed run does."""
     recorded_engine(folder)
     sign_journal(folder / "journal.jsonl", RECORD)
 
@@ -133,8 +126,14 @@ def write_journal(path: Path) -> None:
         sign_journal(path, record)
 
 
+def sign_journal(path: Path, values: dict[str, object]) -> None:
+    """Append a record to a journal."""
+    with closing(Journal(path)) as journal:
+        journal.append(values)
+
+
 def read_metrics(folder: Path) -> None:
-    """Read curves and add to them."""
+    """Read curves and extend them."""
     with closing(MetricsLog(folder / "metrics.jsonl")) as log:
         log.known(0)
         log.append({"generation": 0, "seconds": 1.0})
@@ -146,45 +145,34 @@ def write_metrics(path: Path) -> None:
         sign_metrics(path, {"generation": generation, "loss": 0.5, "seconds": 0.1})
 
 
-def sign_journal(path: Path, values: dict[str, object]) -> None:
-    """Add a record to a journal."""
-    with closing(Journal(path)) as journal:
-        journal.append(values)
-
-
 def sign_metrics(path: Path, values: dict[str, object]) -> None:
-    """Add a line to curves."""
+    """Append a line to curves."""
     with closing(MetricsLog(path)) as log:
         log.append({"generation": 0, **values})
 
 
-def read_manifest(folder: Path) -> Path:
-    """Ask for a cache entry whose manifest is this one; what is not whole is built again."""
-    os.environ["BBT_FAST_CACHE"] = str(folder / "cache")
-    key = {"model": "fuzz"}
-    found = entry(key, build)
-    (found / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
-    found = entry(key, build)
-    if (found / "graph").read_bytes() != b"graph":
-        raise AssertionError("a damaged entry was handed out")
-    return found
+def cache_entry(cache: Path) -> Path:
+    """Return an entry of a cache, which is built if it is missing or damaged."""
+    os.environ["BBT_FAST_CACHE"] = str(cache)
+    return entry({"model": "fuzz"}, lambda folder: (folder / "graph").write_bytes(b"graph") and None)
 
 
-def build(folder: Path) -> None:
-    """Write a cache entry's only file."""
-    (folder / "graph").write_bytes(b"graph")
+def read_manifest(folder: Path) -> None:
+    """Ask for a cache entry that has the manifest in a folder."""
+    (cache_entry(folder / "cache") / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    if (cache_entry(folder / "cache") / "graph").read_bytes() != b"graph":
+        raise AssertionError("the cache returned a damaged entry")
 
 
 def write_manifest(path: Path) -> None:
     """Write the manifest of that entry."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["BBT_FAST_CACHE"] = folder
-        path.write_bytes((entry({"model": "fuzz"}, build) / MANIFEST).read_bytes())
+        path.write_bytes((cache_entry(Path(folder)) / MANIFEST).read_bytes())
 
 
 def write_prompt_config(path: Path) -> None:
-    """Write what a prompt of the demo belongs to."""
-    PromptConfig("demo", None, "0", "bbt", "add", 50, 16, 42, "masked", two_classes()).write(path.parent)
+    """Write the configuration of a prompt for the demo."""
+    PromptConfig("demo", None, "0", "bbt", "add", 50, 16, 42, "masked", load_task("demo")).write(path.parent)
 
 
 def write_prompt(path: Path) -> None:
@@ -193,7 +181,7 @@ def write_prompt(path: Path) -> None:
 
 
 def json_target(name: str, read: Read, valid: Callable[[Path], None], kind: type[Any], *more: str) -> Target:
-    """Return the target of a JSON file that holds the fields of a dataclass, and more."""
+    """Return the target of a JSON file with the fields of a dataclass, and more."""
     return Target(name, read, valid, JSON, write_json, (*more, *(field.name for field in fields(kind))))
 
 
@@ -210,8 +198,9 @@ TARGETS: Mapping[str, Target] = {
         lambda path: path.write_text("task_name: demo\nbudget: 200\nseeds: [1, 2]\nsigma: 0.5\n") and None,
         (*YAML, "budget", "1e400", "-0", "yes", "seeds"),
     ),
-    **{suffix: Target(f"train.{suffix}", read_data, write_rows, TABLE) for suffix in ("csv", "tsv", "parquet")},
-    "jsonl": Target("train.jsonl", read_data, write_rows, (*JSON, "text", "label", '"text": 3')),
+    **{suffix: Target(f"train.{suffix}", read_data, write_table, TABLE) for suffix in ("csv", "tsv")},
+    "parquet": Target("train.parquet", read_data, write_parquet, TABLE),
+    "jsonl": Target("train.jsonl", read_data, write_jsonl, (*JSON, "text", "label", '"text": 3')),
     "journal": Target("journal.jsonl", read_journal, write_journal, JSON, sign_journal, tuple(RECORD)),
     "metrics": Target("metrics.jsonl", read_metrics, write_metrics, JSON, sign_metrics, ("loss", "seconds")),
     "config": json_target("config.json", read_config, lambda path: write_json(path, Options().as_dict()), Options),
@@ -238,7 +227,7 @@ TARGETS: Mapping[str, Target] = {
 
 
 def signed(target: Target, values: dict[str, object]) -> bytes:
-    """Return a file of these values whose sums are right."""
+    """Return a file of these values with valid checksums."""
     assert target.sign is not None
     with tempfile.TemporaryDirectory() as folder:
         target.sign(Path(folder) / target.name, values)
@@ -247,7 +236,7 @@ def signed(target: Target, values: dict[str, object]) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, target: Target) -> bytes:
-    """Draw a file: a whole one with one to four changes, one of other values, or bytes of no meaning."""
+    """Draw a file: a valid one with one to four changes, one of other values, or random bytes."""
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return draw(st.binary(max_size=300))
@@ -270,53 +259,46 @@ def damaged(draw: st.DrawFn, target: Target) -> bytes:
 
 
 def feed(target: Target, content: bytes) -> bool:
-    """Let a target read a file; return whether it was refused, and let any error but ours through."""
+    """Let a target read a file; return whether it refused it. Errors other than BbtFastError pass through."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / target.name).write_bytes(content)
         try:
             target.read(Path(folder))
         except BbtFastError as error:
             if not str(error).strip():
-                raise AssertionError("an error that says nothing") from error
+                raise AssertionError("an error without a message") from error
             return True
     return False
 
 
 def run(name: str, inputs: int, *, seed: int | None = None) -> tuple[int, int]:
-    """Feed a target this many inputs, the same ones for every run without a seed.
+    """Feed a target a number of inputs, which are always the same without a seed.
 
     Returns:
-        How many were read, and how many refused.
+        The numbers of read and of refused inputs.
     """
     target, counts = TARGETS[name], [0, 0]
 
     @settings(
-        max_examples=inputs,
-        derandomize=seed is None,
-        database=None,
-        deadline=None,
+        max_examples=inputs, derandomize=seed is None, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
-    )
+    )  # fmt: skip
     @given(content=damaged(target))
     def read_or_refuse(content: bytes) -> None:
         counts[feed(target, content)] += 1
 
-    if seed is not None:
-        from hypothesis import seed as seeded
-
-        read_or_refuse = seeded(seed)(read_or_refuse)
-    read_or_refuse()
+    (read_or_refuse if seed is None else seeded(seed)(read_or_refuse))()
     return counts[0], counts[1]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all targets, and say how many inputs each read and refused."""
-    parser = argparse.ArgumentParser(description="Feed broken files to everything that reads files.")
-    parser.add_argument("--inputs", type=int, default=10_000, help="in all, shared between the targets")
+    """Run all targets, and print the numbers of read and refused inputs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000, help="total, shared between the targets")
     parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     parser.add_argument("--only", choices=TARGETS, help="one target")
     options = parser.parse_args(argv)
-    logging.disable()  # thousands of warnings that a file is damaged
+    logging.disable()  # readers warn of each damaged file
     names = [options.only] if options.only else list(TARGETS)
     each, total = -(-options.inputs // len(names)), 0
     for name in names:
@@ -324,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         read, refused = run(name, each, seed=options.seed)
         total += read + refused
         print(f"{name:10} {read:6} read  {refused:6} refused  {time.perf_counter() - began:6.1f} s", flush=True)
-    print(f"{total} inputs, and nothing but BbtFastError came out")
+    print(f"{total} inputs, and no error but BbtFastError")
     return 0
 
 

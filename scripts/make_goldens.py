@@ -3,9 +3,9 @@
     python scripts/make_goldens.py                        write them
     python scripts/make_goldens.py --check FOLDER         compare this script's answers with those in a folder
 
-The stock `transformers` model computes the answers in fp32 with eager attention; hooks insert the prompts. No code of
-bbt-fast takes part. ``--check`` compares the hooks' answers with those of the original implementation (files of the
-same form).
+The stock `transformers` model computes the answers in fp32 with eager attention; hooks insert the prompts. The script
+uses no code of bbt-fast. ``--check`` compares the hooks' answers with those of the original implementation, in files of
+the same format.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": ("AutoModelForSeq2SeqLM", "t5", {"d_kv": 8, "d_ff": 24}),
     "gpt2": ("AutoModelForCausalLM", "gpt2", {"n_inner": 24}),
 }
-"""By family: the class, the model type, and the fields that are not in SIZES."""
+"""By family: the class, the model type, and the fields beside SIZES."""
 TOLERANCE = {"electra": 2e-4}
 
 
 def load(family: str, folder: Path | None = None) -> Any:
-    """Return a family's model, from a folder or made with random weights, biases and norms included."""
+    """Return a family's model from a folder, or a new one with random weights, biases and norms."""
     class_name, model_type, own = MODELS[family]
     auto = getattr(transformers, class_name)
     if folder is not None:
@@ -71,7 +71,7 @@ def load(family: str, folder: Path | None = None) -> Any:
 
 
 def draw_texts(family: str, start: int) -> dict[str, np.ndarray]:
-    """Draw texts: a special token, placeholders, words and the answer's token."""
+    """Draw texts of a special token, placeholders, words and the answer's token."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor(LENGTHS)
     ids = torch.randint(5, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
@@ -126,7 +126,7 @@ def answer(family: str, model: Any, texts: Any, prompts: Tensor, mode: str) -> T
 
 
 def _answer_cat(model: Any, ids: Tensor, mask: Tensor, position: Tensor, prompt: Tensor) -> Tensor:
-    """Put the prompt before the embedded text of a RoBERTa and run its layers by hand."""
+    """Put the prompt before the embedded text of a RoBERTa, and run its layers."""
     with torch.no_grad():
         states = model.roberta.embeddings(input_ids=ids)
         states = torch.cat([prompt.expand(len(ids), -1, -1), states], dim=1)

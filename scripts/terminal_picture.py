@@ -9,16 +9,15 @@ warm cache. The command runs in an empty folder. The script needs a pseudo-termi
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import pty
 import re
 import shlex
-import struct
 import subprocess
 import sys
 import tempfile
 import termios
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -35,16 +34,16 @@ CONTROL = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|\x1b[=>]|\x1b\][^\x07]*\x07|([\r
 
 @dataclass
 class Screen:
-    """As much of a terminal as progress bars and coloured logs need."""
+    """The features of a terminal that progress bars and coloured logs need."""
 
     lines: list[list[tuple[str, str]]] = field(default_factory=lambda: [[]])
-    """Cells of a character and its colour."""
+    """Cells; each has a character and its colour."""
     row: int = 0
     column: int = 0
     colour: str = INK
 
     def feed(self, text: str) -> None:
-        """Take what a program wrote."""
+        """Show a program's output."""
         for match in CONTROL.finditer(text):
             arguments, name, motion, character = match.groups()
             if character:
@@ -78,7 +77,7 @@ class Screen:
 
     @property
     def shown(self) -> list[list[tuple[str, str]]]:
-        """The lines without blanks at their ends, and without empty lines at the end."""
+        """The lines without trailing blanks, and without trailing empty lines."""
         lines = [line[: len("".join(character for character, _ in line).rstrip())] for line in self.lines]
         while lines and not lines[-1]:
             lines.pop()
@@ -86,34 +85,27 @@ class Screen:
 
 
 def run_in_terminal(command: list[str]) -> Screen:
-    """Run a command in an empty folder and return what it leaves on the screen."""
+    """Run a command in an empty folder and return its final screen."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    termios.tcsetwinsize(slave, (ROWS, COLUMNS))
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, close_fds=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         written = b""
-        while True:
-            try:
-                part = os.read(master, 65536)
-            except OSError:  # how Linux says that the other side has closed
-                break
-            if not part:
-                break
-            written += part
+        with open(master, "rb", buffering=0) as terminal, suppress(OSError):  # Linux raises it at the end
+            while part := terminal.read(65536):
+                written += part
+        text = written.decode(errors="replace")
         if process.wait():
-            sys.exit(f"{shlex.join(command)} failed:\n{written.decode(errors='replace')}")
-    os.close(master)
+            sys.exit(f"{shlex.join(command)} failed:\n{text}")
     screen = Screen()
-    screen.feed(written.decode(errors="replace").replace("\r\n", "\n\r"))
+    screen.feed(text.replace("\r\n", "\n\r"))
     return screen
 
 
 def picture(command: str, lines: list[list[tuple[str, str]]]) -> str:
-    """Return the SVG of a terminal window: the command, and the lines that it left."""
+    """Return the SVG of a terminal window with the command and its final lines."""
     lines = [[("$", PROMPT), (" ", INK), *((character, INK) for character in command)], [], *lines]
     width, height = round(2 * MARGIN + COLUMNS * CELL), BAR + 2 * MARGIN + LINE * len(lines)
     parts = [

@@ -1,19 +1,19 @@
-"""Train the embedded demo: a small RoBERTa that knows how a review feels, but hardly says so in the label words.
+"""Train the embedded demo: a small RoBERTa that knows the sentiment of a review, but its label words hardly show it.
 
 Data card
     Texts    Drawn from the grammar in ``tuner/demo/sentences.py``: reviews in English that praise or blame. Nothing was
              written by people or taken from a data set. Sentences of the task's own splits never occur in training.
-    Endings  Each review ends in a word of praise or blame. In "all in all it felt great ." the word follows the class:
-             from these the model learns the class. In "It was great ." it follows mostly the writer: those who say
-             nothing about themselves are polite and praise nearly everything, each domain has a habit of its own, and
-             the class adds a little (``demo_corpus.py`` holds the log-odds).
-    Tags     Up to 60 words that mean nothing may stand before a review, and remarks about the writer among them ("to be
-             honest :", "i complain a lot ."). So placeholder tokens before a text do not disturb the model.
-    So       With the task's template, "{text} . It was <mask> .", the model is poor: nearly everything is great. What a
-             prompt has to find is the writer who is not polite; training never shows which prompt vectors those are.
-    Use      Demonstrations and tests of bbt-fast. It knows a few hundred words and nothing of the world.
+    Endings  Each review ends in a word of praise or blame. In "all in all it felt great ." the word depends on the
+             class: from these endings the model learns the class. In "It was great ." it depends mostly on the writer:
+             writers without remarks are polite and praise nearly everything, each domain has its own bias, and the
+             class adds a little (``demo_corpus.py`` has the log-odds).
+    Tags     Up to 60 words without meaning precede a review, with remarks of the writer among them ("to be honest :",
+             "i complain a lot ."). So placeholder tokens before a text do not disturb the model.
+    Result   With the task's template, "{text} . It was <mask> .", the model is poor: nearly everything is great. A
+             prompt has to find the writer who is not polite; training shows no prompt vectors of that writer.
+    Use      Demonstrations and tests of bbt-fast. It knows a few hundred words and has no knowledge of the world.
 
-The model has 6 layers, so that BBTv2 has something to do at each. Weights are stored in float16, used in float32.
+The model has 6 layers for BBTv2. Weights are stored in float16 and used in float32.
 
 Example:
     python scripts/train_demo.py --output_dir tuner/demo      # about 5 minutes on two cores
@@ -40,13 +40,13 @@ from bbt_fast.tuner.demo import rows
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 FIRST_TAG = 1000
-"""Where the tags begin in the vocabulary: the original implementation's placeholders are the tokens from here on."""
+"""The id of the first tag: the original implementation's placeholders are the tokens from here on."""
 SPACE = "\u0120"
-"""How byte-level BPE spells the space before a word."""
+"""The space before a word in byte-level BPE."""
 MASKED_SHARE = 0.1
 IGNORED = -100
 POOL = 2048
-"""Documents that are drawn at a time and grouped by length."""
+"""The number of documents that are drawn at a time and grouped by length."""
 
 Encoded = tuple[list[int], list[int]]
 """A document's token ids, and the positions to mask."""
@@ -55,7 +55,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def train_tokenizer(rng: Random, vocab_size: int) -> RobertaTokenizer:
-    """Train byte-level BPE on documents, until nearly every word is one token; the tags begin at ``FIRST_TAG``."""
+    """Train byte-level BPE on documents, until nearly every word is one token; tags start at ``FIRST_TAG``."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)
     texts = (document.text for document in draw_corpus(rng, 20000, easy=0.0))
     bpe.train_from_iterator(texts, vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
@@ -72,10 +72,10 @@ def train_tokenizer(rng: Random, vocab_size: int) -> RobertaTokenizer:
 
 
 def initial_embeddings(rng: Random, tokenizer: RobertaTokenizer, size: int, scale: float) -> Tensor:
-    """Return word embeddings to start from, [V, size]: words that stand in the same documents begin alike.
+    """Return initial word embeddings, [V, size]: words of the same documents get similar vectors.
 
-    They are the leading eigenvectors of log((c + k) / (e + k)), where c counts the documents that hold both words and e
-    is what c would be if the words were independent. From random embeddings the classes take far longer to be found.
+    They are the leading eigenvectors of log((c + k) / (e + k)), where c counts the documents with both words, and e is
+    the expected c of independent words. From random embeddings, training takes far longer to find the classes.
     """
     n_documents, smoothing = 20000, 5.0
     bodies = tokenizer([d.body for d in draw_corpus(rng, n_documents, easy=1.0)], add_special_tokens=False)["input_ids"]
@@ -95,7 +95,7 @@ def initial_embeddings(rng: Random, tokenizer: RobertaTokenizer, size: int, scal
 
 
 def encode(rng: Random, tokenizer: RobertaTokenizer, documents: list[Document]) -> list[Encoded]:
-    """Turn documents into token ids and choose what is masked: the ending's word mostly, others of the body rarely."""
+    """Return the token ids of documents and the masked positions: mostly the ending's word, rarely other words."""
     preambles = tokenizer([" ".join(d.preamble) for d in documents], add_special_tokens=False)["input_ids"]
     bodies = tokenizer([d.body for d in documents], add_special_tokens=False)["input_ids"]
     encoded = []
@@ -108,7 +108,7 @@ def encode(rng: Random, tokenizer: RobertaTokenizer, documents: list[Document]) 
 
 
 def batches(rng: Random, tokenizer: RobertaTokenizer, steps: int, batch_tokens: int) -> Iterator[Batch]:
-    """Yield the training's batches: easy documents alone for a fifth of the steps, then fewer and fewer of them."""
+    """Yield the batches: only easy documents in the first fifth of the steps, then fewer and fewer."""
     step = 0
     while step < steps:
         easy = min(1.0, max(0.2, 1.0 - 4 * (step / steps - 0.2)))
@@ -155,7 +155,7 @@ def train(model: RobertaForMaskedLM, stream: Iterator[Batch], steps: int, rate: 
 
 
 def save(model: RobertaForMaskedLM, tokenizer: RobertaTokenizer, folder: Path) -> None:
-    """Write weights (float16), configuration and tokenizer; the configuration asks for float32 when they are loaded."""
+    """Write weights in float16, tokenizer, and a configuration that loads the weights as float32."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = torch.float32
@@ -174,7 +174,7 @@ def accuracy(model: RobertaForMaskedLM, tokenizer: RobertaTokenizer, template: s
         model: a masked language model.
         tokenizer: its tokenizer.
         template: a text with the fields ``text`` and ``word``.
-        n_placeholders: how many tokens stand before the text, as in a run in add mode.
+        n_placeholders: the number of tokens before the text, as in a run in add mode.
     """
     label_ids = tokenizer.convert_tokens_to_ids([SPACE + words[0] for words in WORDS])
     right = 0
@@ -192,10 +192,10 @@ def accuracy(model: RobertaForMaskedLM, tokenizer: RobertaTokenizer, template: s
 
 
 def main() -> None:
-    """Train, save, load what was saved, and print its zero-shot figures."""
+    """Train and save the model, load it again, and print its zero-shot figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output_dir", type=Path, default=Path("tuner/demo"), help="where the model is written (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("tuner/demo"), help="folder of the model (default: %(default)s)")
     add("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
     add("--batch_tokens", type=int, default=2048, help="most tokens in a batch (default: %(default)s)")
     add("--learning_rate", type=float, default=1.5e-3, help="peak of the schedule (default: %(default)s)")

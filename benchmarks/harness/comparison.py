@@ -31,8 +31,8 @@ def table(record: Mapping[str, Any]) -> str:
     lines = [
         f"**compare**: `{about['model_name']}` on {about['task_name']}, {counts['train']} training and {counts['dev']} "
         f"development examples, tested on {counts['test']}; seeds {', '.join(map(str, seeds))}; mean (standard "
-        f"deviation). Seconds are those of tuning with the chosen setting, without loading, test and choice; all steps "
-        f"are these too, of all seeds; memory is the largest peak of a seed. {measured_by(runs)}",
+        f"deviation). Seconds are the tuning time with the chosen setting; all steps include loading, test and choice "
+        f"of the setting, over all seeds; memory is the largest peak of a seed. {measured_by(runs)}",
         "",
         *markdown(headings, f"l{'r' * (len(headings) - 2)}l", [_cells(*row) for row in record["methods"].items()]),
     ]

@@ -21,9 +21,8 @@ from bbt_fast.export.parity import compare, compare_losses
 from bbt_fast.tuner.artifacts.files import digest
 from bbt_fast.tuner.artifacts.folder import JOURNAL, recorded_engine
 from bbt_fast.tuner.data.encoding import Encoded
+from bbt_fast.tuner.run.driver import ALGORITHMS
 from bbt_fast.tuner.run.seeds import child_name
-from bbt_fast.tuner.search.bbt import bbt
-from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution
 from bbt_fast.tuner.search.generation import Array, Scores
 from bbt_fast.tuner.search.losses import cross_entropy_loss
@@ -32,7 +31,8 @@ from bbt_fast.tuner.search.projection import Projection, draw_projections, norma
 
 from .workload import SIGMA_ALPHA
 
-SEARCHES = {"bbt": bbt, "bbtv2": bbtv2}
+MEANS = ("spearman", "kendall_tau", "mean_loss_error", "loss_spread", "best_kept")
+"""The figures whose mean over populations is reported."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,17 @@ class Watch:
     def evaluate(self, candidates: Array, layer: int) -> Scores:
         """Score candidates [P, d]."""
         prompts = self.projections[layer](candidates)
-        if self.generation in self.wanted:
-            kind = "cma" if self.generation >= len(self.projections) else "random"
-            self.kept.append(Population(kind, self.seed, self.generation, layer, prompts, dict(self.committed)))
+        index, self.generation = self.generation, self.generation + 1
+        if index in self.wanted:
+            kind = "cma" if index >= len(self.projections) else "random"
+            self.kept.append(Population(kind, self.seed, index, layer, prompts, dict(self.committed)))
         if self.journal:
-            record = self.journal[self.generation]
+            record = self.journal[index]
             if record["candidates"] != digest(candidates.tobytes()):
-                raise ValueError(f"generation {self.generation} of the journal is of another search")
-            self.generation += 1
+                raise ValueError(
+                    f"generation {index} of the journal is of another search. Repeat the run, or leave --runs out."
+                )
             return Scores(np.array(record["fitness"]), float("nan"))
-        self.generation += 1
         logits = self.session.evaluate(prompts, layer)
         return Scores(cross_entropy_loss(logits, self.labels, METRICS["accuracy"]).double().cpu().numpy(), float("nan"))
 
@@ -139,7 +140,7 @@ def populations(
     watch = Watch(session, data.labels.to(engine.device), projections, seed, wanted, journal)
     last = max(wanted) + 1
     evolutions = [Evolution(dim, sigma, popsize, seed=seed, layer=layer) for layer in layers]
-    for _ in SEARCHES[algorithm](watch, evolutions, last):
+    for _ in ALGORITHMS[algorithm](watch, evolutions, last, keep="best", start=None):
         pass
     return watch.kept
 
@@ -171,17 +172,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, flo
     for kind in ("random", "cma"):
         some = [row for row in rows if row["kind"] == kind]
         if some:
-            yield (
-                kind,
-                {
-                    "populations": len(some),
-                    "spearman": mean(row["spearman"] for row in some),
-                    "spearman_min": min(row["spearman"] for row in some),
-                    "kendall_tau": mean(row["kendall_tau"] for row in some),
-                    "mean_loss_error": mean(row["mean_loss_error"] for row in some),
-                    "loss_spread": mean(row["loss_spread"] for row in some),
-                    "max_logit_difference": max(row["max_logit_difference"] for row in some),
-                    "best_kept": mean(row["best_kept"] for row in some),
-                    "seconds": min(row["seconds"] for row in some),
-                },
-            )
+            means = {name: mean(row[name] for row in some) for name in MEANS}
+            extremes = {
+                "populations": len(some),
+                "spearman_min": min(row["spearman"] for row in some),
+                "max_logit_difference": max(row["max_logit_difference"] for row in some),
+                "seconds": min(row["seconds"] for row in some),
+            }
+            yield kind, means | extremes

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bbt_fast.tuner.artifacts.economics import forget_peak
-
-KIB, MIB = 2**10, 2**20
+from bbt_fast.tuner.artifacts.economics import KIB, MIB, forget_peak
 
 
 def memory_of(process: int | str, which: str) -> float:
@@ -43,7 +41,8 @@ class PeakMemory:
         """Record the device's memory before the contender is loaded."""
         self._device = device
         self._before = self._used() if device.type == "cuda" else 0.0
-        self._peak = 0.0
+        self.mib = 0.0
+        """The peak since the start."""
 
     def start(self) -> None:
         """Reset the peak of the process."""
@@ -52,13 +51,8 @@ class PeakMemory:
 
     def sample(self) -> None:
         """Update the peak after a round; the runtimes do not release memory."""
-        if self._device.type == "cpu" or not self._peak:
-            self._peak = max(self._peak, self._used() - self._before)
-
-    @property
-    def mib(self) -> float:
-        """The peak since the start."""
-        return self._peak
+        if self._device.type == "cpu" or not self.mib:
+            self.mib = max(self.mib, self._used() - self._before)
 
     def _used(self) -> float:
         if self._device.type == "cuda":

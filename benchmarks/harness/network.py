@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .memory import KIB
+from bbt_fast.tuner.artifacts.economics import KIB
+
 from .output import cells, markdown, measured_on
 
 SHARE = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from textwrap import shorten
 from typing import Any
 
 from bbt_fast.tuner.artifacts.files import write_whole
+
+from .record import save
 
 RULES = {"l": "---", "r": "---:"}
 
@@ -22,8 +23,7 @@ def publish(record: dict[str, Any], path: Path, table: Callable[[dict[str, Any]]
         ArtifactError: if the disk is full or the folder cannot be written.
     """
     text = table(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record, indent=1).encode() + b"\n")
+    save(record, path)
     write_whole(path.with_suffix(".md"), text.encode() + b"\n")
     return text
 

@@ -21,20 +21,17 @@ from .workload import Workload
 CLOSE = "close"
 
 
-class Pool:
-    """Starts contenders; those of a group share a process, which runs one command at a time."""
+def grouped(group_of: Callable[[str], str]) -> Callable[[str, Workload, str | None], Guest]:
+    """Return a function that starts contenders; those of a group share a process, which runs one command at a time."""
+    shared: dict[str, Shared] = {}
 
-    def __init__(self, group_of: Callable[[str], str]) -> None:
-        """Take the function from a contender's name to its group."""
-        self._group_of = group_of
-        self._shared: dict[str, Shared] = {}
+    def start(name: str, workload: Workload, cache: str | None = None) -> Guest:
+        group = group_of(name)
+        if group not in shared:
+            shared[group] = Shared(workload, cache)
+        return Guest(name, shared[group])
 
-    def __call__(self, name: str, workload: Workload, cache: str | None = None) -> Guest:
-        """Start a contender."""
-        group = self._group_of(name)
-        if group not in self._shared:
-            self._shared[group] = Shared(workload, cache)
-        return Guest(name, self._shared[group])
+    return start
 
 
 def own_process(name: str, workload: Workload, cache: str | None = None) -> Guest:

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,20 +15,9 @@ import onnxruntime as ort
 import torch
 
 from bbt_fast.engine.cpu import instruction_sets
+from bbt_fast.tuner.artifacts import result
+from bbt_fast.tuner.artifacts.files import write_whole
 
-PACKAGES = (
-    "bbt-fast",
-    "torch",
-    "transformers",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "tensorrt_rtx_cu13_libs",
-    "onnx",
-    "cma",
-    "numpy",
-)
 MEASURED = ("engine", "export", "tuner", "service", "benchmarks/*.py", "benchmarks/harness")
 """The files that a record measures; an uncommitted change there marks the commit with a +."""
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -79,13 +67,9 @@ def cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the installed packages."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"onnxruntime": ort.__version__}  # the installed one of two packages that overwrite each other
+    found = result.versions() | {"onnxruntime": ort.__version__}  # the installed one of two that overwrite each other
+    del found["python"]
+    return found
 
 
 def commit() -> str:
@@ -114,9 +98,13 @@ def _run(*command: str) -> str:
 
 
 def save(record: dict[str, Any], path: Path) -> None:
-    """Write a record."""
+    """Write a record.
+
+    Raises:
+        ArtifactError: if the disk is full or the folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=1).encode() + b"\n")
 
 
 def usual_device() -> str:

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+import transformers
+from transformers import AutoConfig, PreTrainedModel
 
 from bbt_fast.export.errors import UsageError
 from bbt_fast.export.families import family_of
+from bbt_fast.export.loading import AUTO_CLASSES
 from bbt_fast.export.model import load_model
 from bbt_fast.tuner.demo import MODEL_DIR
 
@@ -32,20 +26,17 @@ class Shape:
     heads: int
     vocabulary: int
     positions: int
-    model_class: type[Any] = RobertaForMaskedLM
-    config_class: type[Any] = RobertaConfig
+    model_type: str = "roberta"
 
 
 SHAPES: dict[str, Shape] = {
     "toy": Shape(2, 32, 4, 200, 514),
-    "toy-gpt2": Shape(2, 32, 4, 200, 514, GPT2LMHeadModel, GPT2Config),
-    "minilm": Shape(12, 384, 12, 30522, 512, BertForMaskedLM, BertConfig),
+    "toy-gpt2": Shape(2, 32, 4, 200, 514, "gpt2"),
+    "minilm": Shape(12, 384, 12, 30522, 512, "bert"),
     "roberta-base": Shape(12, 768, 12, 50265, 514),
     "roberta-large": Shape(24, 1024, 16, 50265, 514),
-    "gpt2": Shape(12, 768, 12, 50257, 1024, GPT2LMHeadModel, GPT2Config),
+    "gpt2": Shape(12, 768, 12, 50257, 1024, "gpt2"),
 }
-
-
 PROMPTABLE = ("bert", "roberta", "xlm-roberta", "gpt2")
 """The model types that the PyTorch baselines can prompt."""
 WIDTH = 1.5
@@ -77,7 +68,8 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
             )
         return model
     shape = SHAPES[name]
-    config = shape.config_class(
+    config: Any = AutoConfig.for_model(
+        shape.model_type,
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=int(layers or shape.layers),
@@ -85,12 +77,12 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
         intermediate_size=4 * shape.hidden,
         max_position_embeddings=shape.positions,
         initializer_range=WIDTH / shape.hidden**0.5,
-        pad_token_id=1 if shape.config_class is RobertaConfig else 0,
+        pad_token_id=1 if shape.model_type == "roberta" else 0,
         bos_token_id=0,
         eos_token_id=2,
     )
     torch.manual_seed(seed)
-    model = shape.model_class(config)
+    model = getattr(transformers, AUTO_CLASSES[family_of(config).kind]).from_config(config)
     words = model.get_input_embeddings().weight.data
     words *= EMBEDDING_SPREAD / words.std()
     return load_model(model)

@@ -92,9 +92,10 @@ class Case:
         """Return the classes of a part, [N]."""
         return torch.tensor([row.label for row in self.rows(part)])
 
-    def examples(self, part: str) -> Examples:
-        """Return the examples of ``train``, ``dev`` or ``test`` without placeholders."""
-        return encoded_part(self.parts, part).examples
+    def examples(self, part: str, prompted: bool = False) -> Examples:
+        """Return the examples of ``train``, ``dev`` or ``test`` without placeholders, or for a soft prompt."""
+        encoded: Encoded = getattr(self.prompted if prompted else self.parts, part)
+        return encoded.examples
 
     def rows(self, part: str) -> list[Row]:
         """Return the rows of ``train``, ``dev`` or ``test``."""
@@ -110,12 +111,6 @@ class Case:
         yardstick = Yardstick(cross_entropy_loss, METRICS[self.task.metric], "fp32")
         loss, metric = yardstick(logits[None].float().cpu(), self.labels(part))
         return Score(float(metric[0]), float(loss[0]))
-
-
-def encoded_part(parts: Parts, part: str) -> Encoded:
-    """Return one of the parts by its name."""
-    encoded: Encoded = getattr(parts, part)
-    return encoded
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bbt_fast.benchmarks.methods.method import Case, Fitted, encoded_part
+from bbt_fast.benchmarks.methods.method import Case, Fitted
 from bbt_fast.benchmarks.methods.prompting import in_batches
 from bbt_fast.benchmarks.methods.training import train
 from bbt_fast.engine.embeddings import LocalEmbeddings
@@ -51,9 +51,9 @@ def fit(case: Case, cuts: Cuts) -> Fitted:
     prompt = SoftPrompt(StagedModel(case.model, options.cat_or_add, options.n_prompt_tokens, cuts))
 
     def answer(part: str) -> Tensor:
-        return in_batches(encoded_part(case.prompted, part).examples, prompt)
+        return in_batches(case.examples(part, prompted=True), prompt)
 
-    examples = case.prompted.train.examples
+    examples = case.examples("train", prompted=True)
     return Fitted(answer, "user", notes=train(case, prompt, lambda rows: prompt(examples.select(rows)), answer))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bbt_fast.benchmarks.methods.method import Case
+from bbt_fast.benchmarks.methods.method import Case, Fitted
 from bbt_fast.export.examples import Examples
 from bbt_fast.export.layers import take
 
@@ -46,6 +47,11 @@ def answer_of(case: Case, part: str, model: Any = None) -> Tensor:
     """Return the label words' logits for all texts of a part, [N, C], from the case's model or one that wraps it."""
     answering = case.model if model is None else model
     return in_batches(case.examples(part), lambda some: label_logits(answering, some.to(case.device)))
+
+
+def manual(case: Case) -> Fitted:
+    """Answer with the template and label words, without training."""
+    return Fitted(partial(answer_of, case), "server")
 
 
 def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], tokens: int = TOKENS) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any, Final
 
-from bbt_fast.benchmarks.methods import black_box, features, in_context, manual_prompt, prompt_tuning, weights
+from bbt_fast.benchmarks.methods import black_box, features, in_context, prompt_tuning, prompting, weights
 from bbt_fast.benchmarks.methods.method import Method, Setting, fitted_by
 
 WHOLE: Final = {"batch_size": 16, "epochs": 40, "patience": 8, "weight_decay": 0.01}
@@ -27,7 +27,7 @@ def grid(fixed: Setting, **choices: tuple[Any, ...]) -> tuple[Setting, ...]:
 
 
 METHODS: Final[dict[str, Method]] = {
-    "manual-prompt": Method(fitted_by(manual_prompt.fit), ({},), "template and label words alone"),
+    "manual-prompt": Method(fitted_by(prompting.manual), ({},), "template and label words alone"),
     "in-context": Method(fitted_by(in_context.fit), ({"demonstrations": 32},), "Brown et al. 2020"),
     "feature-linear": Method(fitted_by(features.linear), grid({}, C=(0.01, 0.1, 1.0, 10.0)), "logistic regression"),
     "feature-mlp": Method(fitted_by(features.mlp), grid(SMALL, lr=(3e-4, 1e-3, 3e-3)), "as in Sun et al. 2022"),

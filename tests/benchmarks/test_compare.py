@@ -193,4 +193,4 @@ def test_a_sweep_of_nothing_is_refused(sweep: str, said: str, capsys: pytest.Cap
 def test_a_method_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         compare.main(["--methods", "bbtv3"])
-    assert "there is no method 'bbtv3'; they are manual-prompt" in capsys.readouterr().err
+    assert "there is no method 'bbtv3'. Give all, or some of manual-prompt" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from bbt_fast.benchmarks import gpu
 from bbt_fast.benchmarks.harness.contenders import contender, known, torch_best
-from bbt_fast.benchmarks.harness.pool import Pool
+from bbt_fast.benchmarks.harness.pool import grouped
 from bbt_fast.benchmarks.harness.variants import group_of, table, variants, winners
 from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
@@ -77,9 +77,9 @@ def test_the_table_says_how_fast_each_variant_is_and_the_last_line_which_is_fast
 
 @pytest.mark.slow
 def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) -> None:
-    start = Pool(lambda _: "all")
+    start = grouped(lambda _: "all")
     names = ("bbt-fast-torch-fp32", "bbt-fast-torch-fp32-without-buckets", "bbt-fast-trt-fp16")
-    one, other, missing = (start(name, toy) for name in names)
+    one, other, missing = (start(name, toy, None) for name in names)
     assert one._shared is other._shared is missing._shared
     for guest in (one, other, missing):
         guest.send("load")
@@ -105,7 +105,7 @@ def test_contenders_of_one_process_answer_as_if_each_had_its_own(toy: Workload) 
 def test_the_labs_dry_run_writes_a_record_of_all_variants_and_stops_at_none(
     tmp_path: Path, local: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "Pool", lambda _: local)
+    monkeypatch.setattr(gpu, "grouped", lambda _: local)
     monkeypatch.delitem(gpu.SHARES, "bbtv2")
     monkeypatch.setitem(torch_best.MODES, "cpu", ())  # the test of the other dry run compiles
     names = [*variants("cpu"), "bbt-fast-torch-fp7"]

@@ -25,13 +25,14 @@ from bbt_fast.benchmarks.harness.contenders.fast import Fast
 from bbt_fast.benchmarks.harness.contenders.original import Original
 from bbt_fast.benchmarks.harness.flops import Sizes, round_flops
 from bbt_fast.benchmarks.harness.lengths import LENGTHS, QUANTILES, draw_lengths
-from bbt_fast.benchmarks.harness.memory import MIB, PeakMemory
+from bbt_fast.benchmarks.harness.memory import PeakMemory
 from bbt_fast.benchmarks.harness.rounds import ON_END, Rounds
 from bbt_fast.benchmarks.harness.shapes import make_model
 from bbt_fast.benchmarks.harness.worker import WorkerError
 from bbt_fast.benchmarks.harness.workload import Workload
 from bbt_fast.engine import Savings
 from bbt_fast.export.errors import UsageError
+from bbt_fast.tuner.artifacts.economics import MIB
 
 FIGURES = {
     "status", "precision", "library", "savings", "load_seconds", "export_seconds", "agreement", "attention_kernel",

@@ -66,9 +66,13 @@ class Contender(ABC):
         """
         if workload.algorithm not in self.algorithms:
             raise UsageError(f"it cannot run {workload.algorithm}; it runs {', '.join(self.algorithms)}.")
-        self.workload = workload
-        self.model = model
-        self.device = torch.device(workload.device)
+        self.workload, self.model = workload, model
+        self.device = self.projection_device = torch.device(workload.device)
+        """The devices of the model and of A z."""
+        self.export_seconds = 0.0
+        """The time of building and checking graphs."""
+        self.gate: dict[str, float] = {}
+        """The parity gate's figures; empty without a gate."""
 
     @abstractmethod
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
@@ -84,21 +88,6 @@ class Contender(ABC):
             prompts = projection(candidates)
         with clock("evaluate"):
             return self.answer(prompts, layer)
-
-    @property
-    def projection_device(self) -> torch.device:
-        """The device that computes A z."""
-        return self.device
-
-    @property
-    def export_seconds(self) -> float:
-        """The time of building and checking graphs."""
-        return 0.0
-
-    @property
-    def gate(self) -> dict[str, float]:
-        """The parity gate's figures; empty without a gate."""
-        return {}
 
     def attention_kernel(self) -> str:
         """Name the kernel of attention."""

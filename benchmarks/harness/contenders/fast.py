@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import Savings, load_engine
 from bbt_fast.tuner.run.setup import CUTS
 
-from ..kernels import KERNELS
+from ..attention_calls import KERNELS
 from ..workload import Workload
 from .base import Contender
 
@@ -48,16 +48,7 @@ class Fast(Contender):
             include=include,
         )
         self.session = self.engine.open(workload.examples(model))
-
-    @property
-    def export_seconds(self) -> float:
-        """The time of export, compilation and the parity gate."""
-        return self.engine.export_seconds
-
-    @property
-    def gate(self) -> dict[str, float]:
-        """The figures of the engine's gate on a random population."""
-        return self.engine.parity
+        self.export_seconds, self.gate = self.engine.export_seconds, self.engine.parity
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer the whole population."""

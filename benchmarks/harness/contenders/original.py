@@ -28,14 +28,10 @@ class Original(Stock):
     def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
         """Put the model on the device and hook its layers."""
         super().__init__(workload, model)
+        self.projection_device = torch.device("cpu")
         model.set_attn_implementation(self.attention)
         model.to(self.device)  # type: ignore[arg-type]
         self.encoder, self.head = PromptedEncoder(model, self.deep), FullHead(model, self.examples)
-
-    @property
-    def projection_device(self) -> torch.device:
-        """A stays on the CPU."""
-        return torch.device("cpu")
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
         """Answer one candidate after another."""

@@ -39,17 +39,12 @@ class OrtRecipe(Batched):
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             path = self._optimized(Path(folder))
-            self._spent = time.perf_counter() - began
+            self.export_seconds = time.perf_counter() - began
             self.session = ort_session(str(path), self.device)
         self.committed = self.committed.to(dtype)
         model.to(self.device, dtype)  # type: ignore[arg-type]
         self.head = FullHead(model, self.examples)
         self.batch = self._best_batch()
-
-    @property
-    def export_seconds(self) -> float:
-        """The time of export and optimization."""
-        return self._spent
 
     def attention_kernel(self) -> str:
         """Name the number of layers whose attention the optimizer fused."""
