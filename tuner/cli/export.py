@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...export.errors import UsageError
 from ..input.options import Options
-from .arguments import add_options
+from .arguments import add_options, given
 from .quiet import hide_progress_bars
+
+DESCRIPTION = "Build and check the graphs that `bbt-fast tune` would run."
 
 if TYPE_CHECKING:
     from ..run.setup import Setup
@@ -20,19 +22,14 @@ OPTIONS = (
 """The options that shape a graph or, with --gpu, a plan; for graphs the task only chooses the demo's model."""
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "export", allow_abbrev=False, description="Build and check the graphs that `bbt-fast tune` would run."
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add_options(parser, OPTIONS)
     parser.add_argument(
         "--gpu",
         help="with --engine trt: build plans for this GPU, which need not be here: sm86, 8.6, or a card such as 'RTX "
         "3090'. They hold for the task's training examples and --seed; copy the cache folder to the card",
     )
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:
@@ -47,8 +44,7 @@ def run(args: argparse.Namespace) -> str:
     from ..tasks.task import load_task
 
     hide_progress_bars()
-    given = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    options = Options.of(**given)
+    options = Options.of(**given(args, OPTIONS))
     task = load_task(options.task_name)
     options = resolve(options, task.preset)
     if args.gpu is not None:

@@ -37,10 +37,10 @@ COMMANDS = {
     "bench": "compare the engines' speed with the PyTorch baselines",
     "compare": "compare black-box tuning with what a user would take instead",
 }
-"""What the sub-commands do. The module of the same name adds its parser, whose ``text`` turns the parsed
-arguments into what is printed."""
+"""What the sub-commands do. Each is a module of that name with a ``DESCRIPTION``, ``add_flags(parser)``, and
+``run(args)``, which returns the text to print."""
 GROUP = "bbt_fast.commands"
-"""The entry points that name the modules of commands from above this floor."""
+"""The entry points of commands that are defined above this floor."""
 DESCRIPTION = """\
 Tune a soft prompt for a frozen language model without gradients (BBT, BBTv2), as fast as the hardware allows.
 Without a command this is `bbt-fast tune`; without any flag that tunes the embedded demo.
@@ -83,11 +83,14 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bbt-fast {version('bbt-fast')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
-        if name == chosen:
-            command = _module(name).add_parser(subparsers)
-            command.add_argument("--verbose", action="store_true", help="log more")
-        else:
+        if name != chosen:
             subparsers.add_parser(name, help=help_text)
+            continue
+        module = _module(name)
+        command = subparsers.add_parser(name, help=help_text, allow_abbrev=False, description=module.DESCRIPTION)
+        command.set_defaults(text=module.run)
+        module.add_flags(command)
+        command.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...export.errors import DataError, UsageError
-from .arguments import add_options
+from .arguments import add_options, given
 from .quiet import hide_progress_bars
 
+DESCRIPTION = "Classify texts: those given here, those of a file, or those of the standard input."
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device", "batch_size")
 """The options of a run that the use of its prompt may change."""
 MEANINGS = {
@@ -21,14 +22,8 @@ MEANINGS = {
 }
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "predict",
-        allow_abbrev=False,
-        description="Classify texts: those given here, those of a file, or those of the standard input.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; for a task about pairs, two for each pair")
     parser.add_argument(
         "--file",
@@ -39,7 +34,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--json", action="store_true", help="print a JSON object per text, with the score of every class"
     )
     add_run_options(parser)
-    return parser
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +65,9 @@ def loaded(args: argparse.Namespace) -> Any:
     from ..use.classifier import load
 
     hide_progress_bars()
-    given = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    options = Options.of(**given)
-    return load(args.run, **{name: getattr(options, name) for name in given})
+    wanted = given(args, OPTIONS)
+    options = Options.of(**wanted)
+    return load(args.run, **{name: getattr(options, name) for name in wanted})
 
 
 def run(args: argparse.Namespace) -> str:

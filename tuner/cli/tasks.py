@@ -13,28 +13,26 @@ from ..input.options import Options
 from ..run.setup import Setup
 from ..tasks.presets import resolve
 from ..tasks.task import KINDS, Task, load_task, task_names
-from .arguments import add_options
+from .arguments import add_options, given
 
+DESCRIPTION = "List the tasks, or show how one is encoded."
 SAMPLES = ("a text to classify", "a second text to compare it with")
 """What is encoded where no data are given."""
 SHOWN_OPTIONS = ("model_name", "data_dir", "column_mapping", "cat_or_add", "n_prompt_tokens", "k_shot", "seed")
 """The options of a run that an encoded example depends on."""
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("tasks", help="list the tasks, or show how one is encoded")
-    parser.set_defaults(text=list_tasks)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command, and its sub-command ``show``."""
     parser.add_argument("--kind", choices=KINDS, default="masked", help="the model kind whose templates are listed")
     actions = parser.add_subparsers(metavar="show NAME")
     show = actions.add_parser("show", help="print an encoded example of one task")
     show.set_defaults(text=show_task)
     show.add_argument("task_name", help="a task's name, or the path of your own task.yaml")
     add_options(show, SHOWN_OPTIONS)
-    return parser
 
 
-def list_tasks(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     """Return the packaged tasks with their classes, sizes, metric, preset, template and label words.
 
     Args:
@@ -70,8 +68,7 @@ def show_task(args: argparse.Namespace) -> str:
         BbtFastError: if the task, the model or the data cannot be used.
     """
     task = load_task(args.task_name)
-    given = {name: getattr(args, name) for name in SHOWN_OPTIONS if hasattr(args, name)}
-    options = resolve(Options.of(task_name=args.task_name, **given), task.preset)
+    options = resolve(Options.of(task_name=args.task_name, **given(args, SHOWN_OPTIONS)), task.preset)
     setup = Setup(options, task)
     row = setup.splits(options.seed).train[0] if options.data_dir else _sample(task)
     return "\n".join([*_facts(setup, row), "", *_token_lines(setup.encoder, row)])

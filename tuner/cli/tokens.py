@@ -9,21 +9,15 @@ from typing import Any
 
 from .quiet import hide_progress_bars
 
+DESCRIPTION = "Name the tokens nearest to each position of a tuned prompt, and what several runs have in common."
 TOP = 3
 MOST_SHARED = 20
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "tokens",
-        allow_abbrev=False,
-        description="Name the tokens nearest to each position of a tuned prompt, and what several runs have in common.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--run", nargs="+", required=True, metavar="DIR", help="a run's folder, or a folder of runs")
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"tokens to name each time (default: {TOP})")
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:

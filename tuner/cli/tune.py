@@ -16,21 +16,18 @@ from ..input.yaml_lines import read_yaml
 from .arguments import add_options
 from .quiet import hide_progress_bars
 
+DESCRIPTION = "Tune a prompt for a task on a frozen model, and test it."
+
 logger = logging.getLogger(__name__)
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "tune", allow_abbrev=False, description="Tune a prompt for a task on a frozen model, and test it."
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags override it")
     parser.add_argument(
         "--print_config", "--print-config", action="store_true", help="print the resolved options as YAML and leave"
     )
     add_options(parser)
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:
