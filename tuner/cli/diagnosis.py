@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
 import torch
@@ -121,18 +121,12 @@ def _tensorrt(package: Package) -> str:
 
 
 def _driven(row: Row) -> str:
-    """Return the version of the package that an engine drives, by name where it can be one of several."""
-    found = []
-    for package in filter(find_spec, row.requires):
-        names = (package, f"{package}-gpu", *packages_distributions().get(package, ()))
-        known = next((version(name) for name in names if _is_installed(name)), "unknown version")
-        found.append(known if len(row.requires) == 1 else f"{package} {known}")
-    return ", ".join(found)
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
+    """Return the versions of the packages that an engine drives, by name where it can be one of several."""
+    distributions = packages_distributions()
+    found = {
+        package: next(map(version, distributions.get(package, ())), "unknown version")
+        for package in filter(find_spec, row.requires)
+    }
+    if len(row.requires) == 1:
+        return "".join(found.values())
+    return ", ".join(f"{package} {known}" for package, known in found.items())

@@ -178,8 +178,8 @@ class Options:
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name), hints[field.name]))
-        for message in (*self._engine_conflicts(), *self._search_conflicts()):
-            raise UsageError(message)
+        if conflicts := [*self._engine_conflicts(), *self._search_conflicts()]:
+            raise UsageError(conflicts[0])
 
     @classmethod
     def of(cls, **values: Any) -> Options:
@@ -269,6 +269,6 @@ class Options:
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {self.seeds} has the same seed twice: give each seed once."
         if self.init_text is not None and self.cat_or_add == "add":
-            yield "init_text needs --cat_or_add cat: in add mode a prompt is added to placeholder tokens and starts at 0."
+            yield "init_text needs --cat_or_add cat: in add mode a prompt starts at 0, added to placeholder tokens."
         if self.init_text is not None and self.init_from is not None:
             yield "give one of init_text and init_from."
