@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> str:
     from .server import Models, build, configure, serve
 
     hide_progress_bars()
-    options = given(args, OPTIONS)
-    models = Models(options.pop("model_name", None), args.run, **options)
+    models = Models(run=args.run, **({"model_name": None} | given(args, OPTIONS)))
     service = build(models, Path(args.api_keys) if args.api_keys else None, limits)
     scheme = "https" if args.tls_certificate else "http"
     logging.getLogger("bbt_fast").info("serving at %s://%s:%d; Ctrl-C ends it", scheme, args.host, args.port)

@@ -73,6 +73,17 @@ def given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in names}
 
 
+def checked(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
+    """Return those of the named options that were given as flags, converted to their types.
+
+    Raises:
+        UsageError: if a value is not valid.
+    """
+    found = given(args, names)
+    options = Options.of(**found)
+    return {name: getattr(options, name) for name in found}
+
+
 def _argument(field: Field[Any], hint: Any, text: str) -> dict[str, Any]:
     default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
     known = {"dest": field.name, "default": argparse.SUPPRESS, "help": (text + default).replace("%", "%%")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import add_options, given
+from .arguments import add_options, checked
 from .predict import MEANINGS, add_run
 from .quiet import hide_progress_bars
 
@@ -26,16 +26,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Bake, and return how far the file's logits are from PyTorch's.
-
-    Raises:
-        BbtFastError: if the prompt cannot be loaded or baked.
-    """
+    """Bake, and return how far the file's logits are from PyTorch's."""
     from ..use.bake import bake
     from ..use.classifier import load
 
     hide_progress_bars()
-    classifier = load(args.run, engine="torch", precision="fp32", device="cpu", **given(args, MOVED))
+    classifier = load(args.run, engine="torch", precision="fp32", device="cpu", **checked(args, MOVED))
     baked = bake(classifier, Path(args.out), precision=args.precision, triton=args.triton)
     lines = [
         f"{baked.folder} holds the classifier in {args.precision}; its README.md shows how to run it",

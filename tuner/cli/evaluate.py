@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from .arguments import add_options, given
+from .arguments import add_options, checked
 from .predict import add_run_options, loaded
 
 DESCRIPTION = "Score a tuned prompt on the test file of a folder; without one, on what its run was tested on."
@@ -23,16 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return the metric, the loss, and on how many texts.
-
-    Raises:
-        BbtFastError: if the prompt or the data cannot be loaded.
-    """
-    from ..input.options import Options
-
-    checked = Options.of(**given(args, DATA))
-    data_dir, column_mapping, most = (getattr(checked, name) for name in DATA)
-    found = loaded(args).evaluate(data_dir, column_mapping=column_mapping, max_test_examples=most)
+    """Return the metric, the loss, and the number of texts."""
+    data = checked(args, DATA)
+    found = loaded(args).evaluate(**data)
     if args.json:
         return json.dumps(found.as_dict())
     cut = f", {found.truncated} of them cut to fit" if found.truncated else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...export.errors import UsageError
 from ..input.options import Options
@@ -33,11 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Build what `tune` with the same options would build, compare it with PyTorch, and say how that went.
-
-    Raises:
-        BbtFastError: if the model or the engine cannot be used, or the graphs are not faithful.
-    """
+    """Build what `tune` with the same options would build, compare it with PyTorch, and return the figures."""
     from ...export.cache import cache_folder
     from ..run.setup import Setup
     from ..tasks.presets import resolve
@@ -46,24 +42,28 @@ def run(args: argparse.Namespace) -> str:
     hide_progress_bars()
     options = Options.of(**given(args, OPTIONS))
     task = load_task(options.task_name)
-    options = resolve(options, task.preset)
+    setup = Setup(resolve(options, task.preset), task)
     if args.gpu is not None:
-        return _build_ahead(Setup(options, task), args.gpu)
-    engine = Setup(options, task).load_engine({})
+        return _build_ahead(setup, args.gpu)
+    engine = setup.load_engine({})
     figures = [f"  {name}: {value:.3g}" for name, value in engine.parity.items()]
-    return "\n".join(
-        [
-            f"{options.model_name}: {engine.mode} mode, {engine.n_prompt_tokens} prompt tokens, cuts at {engine.cuts}",
-            f"  {engine.name} in {engine.precision} on {engine.device}, built in {engine.export_seconds:.1f} s",
-            "parity with PyTorch fp32:" if figures else "no graphs: this engine runs the PyTorch model itself",
-            *figures,
-            f"graphs are kept in {cache_folder()}",
-        ]
-    )
+    lines = [
+        _title(setup, engine),
+        f"  {engine.name} in {engine.precision} on {engine.device}, built in {engine.export_seconds:.1f} s",
+        "parity with PyTorch fp32:" if figures else "no graphs: this engine runs the PyTorch model itself",
+        *figures,
+        f"graphs are kept in {cache_folder()}",
+    ]
+    return "\n".join(lines)
+
+
+def _title(setup: Setup, engine: Any) -> str:
+    n = engine.n_prompt_tokens
+    return f"{setup.options.model_name}: {engine.mode} mode, {n} prompt tokens, cuts at {engine.cuts}"
 
 
 def _build_ahead(setup: Setup, name: str) -> str:
-    """Build the plans that a run with the same options asks for on a GPU, and say where they are.
+    """Build the plans that a run with the same options needs on a GPU, and return where they are.
 
     Raises:
         UsageError: if the engine is not trt, or there is no such GPU.
@@ -86,15 +86,13 @@ def _build_ahead(setup: Setup, name: str) -> str:
         cuts=CUTS[options.algorithm],
         precision=options.precision,
     )
-    train = setup.encode(setup.splits(options.seed)).train
-    engine.prepare(train.examples, options.generation_size)
-    return "\n".join(
-        [
-            f"{options.model_name}: {engine.mode} mode, {engine.n_prompt_tokens} prompt tokens, cuts at {engine.cuts}",
-            f"  {len(engine.artifacts)} plans in {engine.precision} for {gpu.name}, by TensorRT {tensorrt_version()}",
-            f"  for one candidate, and for {options.generation_size} on the {len(train.examples)} examples of seed "
-            f"{options.seed}",
-            "not run: the card compares each with PyTorch fp32 before it is used",
-            f"plans are kept in {cache_folder()}: copy it to the card's, or set BBT_FAST_CACHE there",
-        ]
-    )
+    examples = setup.encode(setup.splits(options.seed)).train.examples
+    engine.prepare(examples, options.generation_size)
+    lines = [
+        _title(setup, engine),
+        f"  {len(engine.artifacts)} plans in {engine.precision} for {gpu.name}, by TensorRT {tensorrt_version()}",
+        f"  for one candidate, and for {options.generation_size} on {len(examples)} examples of seed {options.seed}",
+        "not run: the card compares each with PyTorch fp32 before it is used",
+        f"plans are kept in {cache_folder()}: copy it to the card's, or set BBT_FAST_CACHE there",
+    ]
+    return "\n".join(lines)

@@ -38,7 +38,7 @@ COMMANDS = {
     "compare": "compare black-box tuning with what a user would take instead",
 }
 """What the sub-commands do. Each is a module of that name with a ``DESCRIPTION``, ``add_flags(parser)``, and
-``run(args)``, which returns the text to print."""
+``run(args)``, which returns the text to print, or raises a BbtFastError that the user can mend."""
 GROUP = "bbt_fast.commands"
 """The entry points of commands that are defined above this floor."""
 DESCRIPTION = """\

@@ -21,11 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Push, and say where.
-
-    Raises:
-        BbtFastError: if there is no prompt, or the hub refuses.
-    """
+    """Push, and say where."""
     from ..use.push import push
 
     where = push(Path(args.run), args.repository, base_model=args.base_model, private=args.private)

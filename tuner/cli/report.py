@@ -16,14 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return the table, and write what was asked for.
-
-    Args:
-        args: ``folders``, ``out`` and ``plots``.
-
-    Raises:
-        BbtFastError: if a folder holds no run, or a file cannot be read or written.
-    """
+    """Return the table, and write what was asked for."""
     from ..artifacts.files import write_whole
     from ..report.curves import find_runs
     from ..report.groups import group_runs, rows

@@ -29,14 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return what is near the prompts.
-
-    Args:
-        args: ``run``, the folders, and ``top``.
-
-    Raises:
-        BbtFastError: if a folder holds no run or no prompt, its model cannot be loaded, or the runs do not go together.
-    """
+    """Return what is near the prompts."""
     from ..artifacts.prompt import read_prompt
     from ..report.curves import find_runs
     from ..report.tokens import agreement

@@ -31,18 +31,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Tune and return the summary; or, with --print_config, return the resolved options.
-
-    Raises:
-        BbtFastError: see ``tune``.
-    """
+    """Tune and return the summary; or, with --print_config, return the resolved options."""
     # Here, so that --help and mistakes in flags do not wait for PyTorch.
     from ..artifacts.folder import latest_run
     from ..tune import given_options
 
     written = read_config_file(Path(args.config)) if args.config else {}
     if getattr(args, "resume", None) is None and "resume" in vars(args):
-        raise UsageError(f"--resume needs the folder of an unfinished run. {_offer(latest_run())}")
+        offer = "There is none below ./runs."
+        if last := latest_run():
+            offer = f"Resume the last one in ./runs with: bbt-fast tune --resume {last}"
+        raise UsageError(f"--resume needs the folder of an unfinished run. {offer}")
     written |= given(args, get_type_hints(Options))
     options = given_options(None, written)
     if "parallel" in written:
@@ -65,12 +64,6 @@ def _parallel(options: Options) -> str:
         f"{budget // size} generations of {size}. With the original's --parallel a budget, --eval_every and "
         f"--print_every count generations: to do as it does, multiply them by {size} (--budget {budget * size})."
     )
-
-
-def _offer(folder: Path | None) -> str:
-    if folder is None:
-        return "There is none below ./runs."
-    return f"Resume the last one in ./runs with: bbt-fast tune --resume {folder}"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
