@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> str:
     ]
     if any(baked.prefixes):
         wanted = ", ".join(map(repr, baked.prefixes))
-        lines.append(f"this vocabulary needs these put before the stripped texts: {wanted}")
+        lines.append(f"this vocabulary needs these before the stripped texts: {wanted}")
     return "\n".join(lines)

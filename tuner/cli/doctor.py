@@ -1,10 +1,10 @@
-"""``bbt-fast doctor``: what is installed, what the hardware can do, and what a run would take."""
+"""``bbt-fast doctor``: what is installed, what the hardware supports, and what `auto` selects."""
 
 from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = "Say what is installed, what the hardware can do, and what `auto` takes."
+DESCRIPTION = "Show what is installed, what the hardware supports, and what `auto` selects."
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -86,12 +86,12 @@ def _build_ahead(setup: Setup, name: str) -> str:
         cuts=CUTS[options.algorithm],
         precision=options.precision,
     )
-    examples = setup.encode(setup.splits(options.seed)).train.examples
-    engine.prepare(examples, options.generation_size)
+    examples, size = setup.encode(setup.splits(options.seed)).train.examples, options.generation_size
+    engine.prepare(examples, size)
     lines = [
         _title(setup, engine),
         f"  {len(engine.artifacts)} plans in {engine.precision} for {gpu.name}, by TensorRT {tensorrt_version()}",
-        f"  for one candidate, and for {options.generation_size} on {len(examples)} examples of seed {options.seed}",
+        f"  for one candidate, and for {size} on the {len(examples)} examples of seed {options.seed}",
         "not run: the card compares each with PyTorch fp32 before it is used",
         f"plans are kept in {cache_folder()}: copy it to the card's, or set BBT_FAST_CACHE there",
     ]

@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags override it")
     parser.add_argument(
-        "--print_config", "--print-config", action="store_true", help="print the resolved options as YAML and leave"
+        "--print_config", "--print-config", action="store_true", help="print the resolved options as YAML and exit"
     )
     add_options(parser)
 
@@ -62,7 +62,7 @@ def _parallel(options: Options) -> str:
     return (
         f"--parallel changes nothing: populations are always one batch. --budget {budget} is {budget} evaluations, "
         f"{budget // size} generations of {size}. With the original's --parallel a budget, --eval_every and "
-        f"--print_every count generations: to do as it does, multiply them by {size} (--budget {budget * size})."
+        f"--print_every count generations: for the same run, multiply them by {size} (--budget {budget * size})."
     )
 
 

@@ -82,7 +82,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
 def _several(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts:
-        what = "texts with commas between" if kind is str else "whole numbers with commas between them, like 8,13,42"
+        what = "texts separated by commas" if kind is str else "whole numbers separated by commas, such as 8,13,42"
         raise UsageError(f"{name} is {value!r}, but must be {what}.")
     return tuple(coerce(name, part, kind) for part in parts)
 

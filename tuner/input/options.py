@@ -183,10 +183,10 @@ class Options:
 
     @classmethod
     def of(cls, **values: Any) -> Options:
-        """Make options from names and values that a user wrote.
+        """Return options with the names and values that a user wrote.
 
         Raises:
-            UsageError: if a name is no option, or a value is not one that it takes.
+            UsageError: if a name is no option, or a value is not valid.
         """
         values = PRESETS.get(values.get("preset") or "", {}) | values
         known = [field.name for field in fields(cls)]
@@ -199,12 +199,12 @@ class Options:
 
     @property
     def generation_size(self) -> int:
-        """Candidates per generation, with CMA-ES' own rule (Hansen 2016, eq. 48) applied where popsize is 0."""
+        """Candidates per generation; if popsize is 0, by CMA-ES' own rule (Hansen 2016, eq. 48)."""
         return self.popsize or 4 + int(3 * math.log(self.intrinsic_dim))
 
     @property
     def engine_name(self) -> str:
-        """The engine asked for, under its own name."""
+        """The engine's own name, also where inference_framework names it."""
         return FRAMEWORKS[self.inference_framework] if self.inference_framework else self.engine
 
     def changed(self, **values: Any) -> Options:
@@ -212,11 +212,11 @@ class Options:
         return replace(self, **values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all values as JSON and YAML know them."""
+        """Return all values in the types of JSON and YAML."""
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     def written(self) -> dict[str, Any]:
-        """Return the values that differ from the defaults and, but for its name, from the preset's."""
+        """Return the values that differ from the defaults and the preset's, and the preset's name."""
         default = {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset or "", {})
         return {name: value for name in default if (value := getattr(self, name)) != default[name]}
 
