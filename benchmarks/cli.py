@@ -1,4 +1,4 @@
-"""``bbt-fast bench``: the comparison of ``benchmarks/speed.py``, from anywhere."""
+"""``bbt-fast bench``: the comparison of ``benchmarks/speed.py`` as a sub-command."""
 
 from __future__ import annotations
 

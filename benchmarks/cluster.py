@@ -1,19 +1,18 @@
-"""What several workers are worth: measured on one and two of this machine's cores, and worked out for 8 and 64 GPUs.
+"""Measure the speed-up of two workers on this machine's cores, and compute it for 8 and 64 GPUs.
 
     python benchmarks/cluster.py                        the demo: scaling, five seeds, and the simulation
-    python benchmarks/cluster.py --dry_run              the same in seconds, to see that it works
+    python benchmarks/cluster.py --dry_run              the same in seconds, to test the script
 
-**Measured.** One worker and two, each kept on a core of its own with one thread, answer generations of BBT and rounds
-of BBTv2. Also the pieces: how long a share of so many candidates takes, how much longer if the other core is busy too
-(with a smaller population), what CMA-ES takes, and what a round of empty calls takes that carries the candidates. Five
-seeds run one after another with one thread, and on two workers; their start is part of the time. They run once more
-with larger populations, that is with fewer generations of the same number of evaluations, which is what many workers
-ask for.
+**Measured.** One worker and two, each pinned to a core with one thread, answer generations of BBT and rounds of BBTv2.
+The script also measures the parts: the evaluation of a share of the candidates, its slow-down while the other core is
+busy (with a smaller population), CMA-ES, and a round of empty calls that carries the candidates. Five seeds run one
+after another with one thread, and on two workers; the time includes their start. They run again with larger
+populations, as many workers need them: fewer generations of the same number of evaluations.
 
-**Worked out.** A generation on W workers takes CMA-ES' time, a round of W calls, and the largest share's evaluation.
-For two workers that is compared with what was measured. For GPUs the evaluation is that of the record of an H100, taken
-to grow in proportion to the candidates: a card that is slower on small shares stops to pay earlier. Workers stop to pay
-where twice as many are not a fifth faster.
+**Computed.** A generation on W workers takes the time of CMA-ES, of a round of W calls, and of the largest share's
+evaluation. For two workers the table compares this with the measurement. For GPUs the evaluation time is that of the
+record of an H100, in proportion to the candidates; on a card that is slower on small shares, fewer workers pay. Workers
+stop paying where twice as many are less than a fifth faster.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ import numpy as np
 import torch
 
 from bbt_fast.benchmarks.harness.output import drawing, markdown, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
-from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Algorithm, Workload
 from bbt_fast.engine.pool import Job
 from bbt_fast.engine.workers import WorkersEngine, WorkersSession, load_workers
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.export.model import Cuts, load_model
+from bbt_fast.export.model import load_model
 from bbt_fast.tuner.artifacts.result import RESULT
 from bbt_fast.tuner.demo import MODEL_DIR
+from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.search.generation import Array
 from bbt_fast.tuner.search.projection import Projection
 from bbt_fast.tuner.search.threads import background
 
-ALGORITHMS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 POPULATIONS = (20, 40, 100, 200, 400)
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SEEDS = "8,13,42,50,60"
 LARGER = (100,)
-"""Populations of the seeds' further runs."""
+"""The larger populations of the seeds."""
 DIM = 500
 WORTH = 1.2
-"""How much faster twice as many workers must be to pay."""
+"""The least speed-up at which twice as many workers pay."""
 H100 = RESULTS / "gpu-roberta-large-h100-second.json"
 H100_CONTENDER = "bbt-fast-torch-fp16"
 
 
 def timed(work: Callable[[], Any], repeats: int) -> float:
-    """Return the median milliseconds of some work, after a first time."""
+    """Return the median milliseconds of a call, after a warm-up."""
     work()
     found = []
     for _ in range(repeats):
@@ -73,15 +72,15 @@ def timed(work: Callable[[], Any], repeats: int) -> float:
 
 
 def pinned(engine: WorkersEngine) -> None:
-    """Keep each worker on a core of its own."""
+    """Pin each worker to its own core."""
     cores = sorted(os.sched_getaffinity(0))
     for number, member in enumerate(engine.pool.members):
         engine.pool.run([Job("pin", (cores[number % len(cores)],), member)])
 
 
 def measure(algorithm: Algorithm, sizes: Sequence[int], population: int, repeats: int) -> dict[str, Any]:
-    """Measure generations on one worker and on two, and on one the pieces."""
-    cuts, model = ALGORITHMS[algorithm], str(MODEL_DIR)
+    """Measure generations on one worker and on two, and the parts of one."""
+    cuts, model = CUTS[algorithm], str(MODEL_DIR)
     work = Workload("demo", algorithm, population=population)
     loaded = load_model(MODEL_DIR)
     examples, layers = work.examples(loaded), work.tuned_layers(loaded)
@@ -109,7 +108,7 @@ def measure(algorithm: Algorithm, sizes: Sequence[int], population: int, repeats
                 found["busy"] = max(1.0, both / found["share_ms"][size])
     one, two = answers
     if not torch.allclose(one, two, atol=1e-5, rtol=0):
-        raise BbtFastError("two workers answer otherwise than one.")
+        raise BbtFastError("one worker and two give different answers.")
     return found
 
 
@@ -121,13 +120,13 @@ def round_of(session: WorkersSession, projections: Mapping[int, Projection], can
 
 
 def calls(engine: WorkersEngine, candidates: Array) -> None:
-    """Put candidates where workers find them, and have each answer nothing."""
+    """Send candidates to the workers in a round of empty calls."""
     engine.put(candidates.astype(np.float32))
     engine.pool.run([Job("facts", (), member) for member in engine.pool.ready])
 
 
 def optimiser(algorithm: Algorithm, populations: Sequence[int], repeats: int) -> dict[int, float]:
-    """Measure what a generation waits for CMA-ES, in milliseconds, by population."""
+    """Measure the milliseconds that a generation waits for CMA-ES, by population."""
     loaded, found = load_model(MODEL_DIR), {}
     for population in populations:
         with background() as aside:
@@ -148,12 +147,12 @@ def simulate(
     """Return the milliseconds of a generation.
 
     Args:
-        share_ms: an evaluation by number of candidates; between them, and beyond, along straight lines.
+        share_ms: an evaluation by number of candidates; linear between and beyond these.
         calls_ms: a round of empty calls by number of workers, 1 and 2.
-        optimiser_ms: what the generation waits for CMA-ES.
+        optimiser_ms: the wait for CMA-ES.
         population: P.
         workers: W.
-        busy: how many times as long an evaluation takes while all other workers evaluate, if they share a machine.
+        busy: the slow-down of an evaluation by the other workers, if they share a machine.
     """
     each = max(0.0, calls_ms[2] - calls_ms[1])
     return optimiser_ms + calls_ms[1] + each * (workers - 1) + busy * _along(share_ms, -(-population // workers))
@@ -168,7 +167,7 @@ def _along(points: Mapping[int, float], at: int) -> float:
 
 
 def stops_to_pay(times: Mapping[int, float]) -> int:
-    """Return how many workers are worth having: twice as many would not be a fifth faster."""
+    """Return the largest number of workers that pays: twice as many would be less than a fifth faster."""
     for workers in sorted(times):
         if 2 * workers not in times or times[workers] < WORTH * times[2 * workers]:
             return workers
@@ -176,14 +175,14 @@ def stops_to_pay(times: Mapping[int, float]) -> int:
 
 
 def h100_share(algorithm: Algorithm) -> dict[int, float]:
-    """Return an H100's evaluation by candidates, in proportion to that of 20."""
+    """Return an H100's evaluation by number of candidates, in proportion to that of 20."""
     speed = json.loads(H100.read_text(encoding="utf-8"))["speed"][algorithm]["contenders"][H100_CONTENDER]
     twenty = 1e3 * 20 / float(speed["evals_per_s"])
     return {1: twenty / 20, 20: twenty}
 
 
 def seeds(population: int, budget: int, cache: str) -> dict[str, Any]:
-    """Run five seeds one after another with one thread, on two workers, and there with larger populations."""
+    """Run five seeds one after another with one thread, then on two workers, also with larger populations."""
     alone, _ = run_seeds(population, budget, cache)
     together, test = run_seeds(population, budget, cache, "--workers", "2")
     tests = {population: test} | {size: run_seeds(size, budget, cache, "--workers", "2")[1] for size in LARGER}
@@ -192,7 +191,7 @@ def seeds(population: int, budget: int, cache: str) -> dict[str, Any]:
 
 
 def run_seeds(population: int, budget: int, cache: str, *flags: str) -> tuple[float, dict[str, float]]:
-    """Run five seeds of the demo by the command line; return its seconds, and the test metric's mean and deviation."""
+    """Run five seeds of the demo as a command; return its seconds, and the test metric's mean and deviation."""
     program = "import sys; from bbt_fast.tuner.cli.main import main; sys.exit(main(sys.argv[1:]))"
     asked = ["--engine", "ort", "--precision", "fp32", "--device", "cpu", "--seeds", SEEDS, "--no-plots"]
     size = ["--popsize", str(population), "--budget", str(budget)]
@@ -242,7 +241,7 @@ def table(record: Mapping[str, Any]) -> str:
     computed = []
     for name, by_population in record["h100"].items():
         for size, row in by_population.items():
-            ms = {int(count): its for count, its in row["ms"].items()}  # a record's keys are text
+            ms = {int(count): its for count, its in row["ms"].items()}  # JSON keys are text
             computed.append((name, size, *(f"{ms[count]:.1f}" for count in (1, 8, 64)), row["stops_to_pay"]))
     columns = ("algorithm", "population", "on 1, ms", "on 8", "on 64", "more than this many do not pay")
     lines += [
@@ -268,15 +267,15 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, work out, print the table and write the record."""
+    """Measure, simulate, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
         "--budget", type=int, default=4000, help="evaluations of each of the five seeds; 0 for no seeds"
     )
-    parser.add_argument("--dry_run", action="store_true", help="few repeats, no seeds, nothing kept unless --output")
-    parser.add_argument("--output", type=Path, help="the record; without it one in benchmarks/results is replaced")
+    parser.add_argument("--dry_run", action="store_true", help="few repeats, no seeds, no record without --output")
+    parser.add_argument("--output", type=Path, help="file of the record (default: in benchmarks/results)")
     given = parser.parse_args(arguments)
     repeats, budget = (1, 0) if given.dry_run else (given.repeats, given.budget)
     torch.set_num_threads(1)
@@ -297,15 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ms = {count: simulate(share, rounds, of_cma[population], population, count) for count in WORKERS}
                 h100[algorithm][population] = {"ms": ms, "stops_to_pay": stops_to_pay(ms)}
         side_by_side = seeds(given.population, budget, os.environ["BBT_FAST_CACHE"]) if budget else {}
-    record = {
-        "benchmark": "cluster",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment("cpu", 1),
-        "population": given.population,
-        "measured": measured,
-        "seeds": side_by_side,
-        "h100": h100,
-    }
+    record = record_of(
+        "cluster", "cpu", 1, population=given.population, measured=measured, seeds=side_by_side, h100=h100
+    )
     if given.output or not given.dry_run:
         path = given.output or RESULTS / "cluster-demo.json"
         publish(record, path, table)

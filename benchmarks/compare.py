@@ -52,16 +52,16 @@ GIVEN = (
     "precision",
     "device",
 )
-"""Options that the command passes on under their own names; a record is of one value of each."""
+"""Options that the command passes on; a record has one value of each."""
 ALL, SWEPT = "all", "bbt,bbtv2"
-"""The methods where none is named: without a sweep, and with one."""
+"""The default methods, without and with a sweep."""
 
 
 def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a file, or a new one.
+    """Return the record in a file, or a new record.
 
     Raises:
-        UsageError: if the file is of other options.
+        UsageError: if the record in the file has other options.
     """
     if not path.exists():
         return {"benchmark": "compare", "made": "", "about": dict(about), "methods": {}}
@@ -77,39 +77,39 @@ def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     default = Options()
-    parser.add_argument("--methods", help=f"{ALL}, or some of {','.join(METHODS)}; with --sweep {SWEPT} without it")
+    parser.add_argument("--methods", help=f"{ALL}, or some of {','.join(METHODS)} (default with --sweep: {SWEPT})")
     parser.add_argument("--sweep", help="an option of a run and its values, such as intrinsic_dim=50,100,200,500,1000")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="the first chooses the settings")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="seeds; the first selects the settings")
     parser.add_argument("--model_name", help="hub id or folder of the model")
-    parser.add_argument("--task_name", default=default.task_name, help="one or more, with commas between")
-    parser.add_argument("--data_dir", help="folder of the data; {task} in it stands for the task's name")
-    parser.add_argument("--n_test", type=int, help="test on this many examples, for a quick look")
-    parser.add_argument("--max_epochs", type=int, help="train for so many epochs at most, for a quick look")
+    parser.add_argument("--task_name", default=default.task_name, help="tasks, separated by commas")
+    parser.add_argument("--data_dir", help="folder of the data; {task} is replaced by the task's name")
+    parser.add_argument("--n_test", type=int, help="number of test examples, for a quick look")
+    parser.add_argument("--max_epochs", type=int, help="upper limit for the epochs, for a quick look")
     parser.add_argument("--k_shot", type=int, default=default.k_shot)
     parser.add_argument("--cat_or_add", default=default.cat_or_add, choices=("add", "cat"))
     parser.add_argument("--n_prompt_tokens", type=int, default=default.n_prompt_tokens)
-    parser.add_argument("--budget", type=int, help="evaluations of BBT and BBTv2; without it the task's preset")
-    parser.add_argument("--engine", default=default.engine, help="who answers BBT and BBTv2")
-    parser.add_argument("--precision", default=default.precision, help="of BBT and BBTv2; the others are in fp32")
+    parser.add_argument("--budget", type=int, help="evaluations of BBT and BBTv2 (default: the task's preset)")
+    parser.add_argument("--engine", default=default.engine, help="engine of BBT and BBTv2")
+    parser.add_argument("--precision", default=default.precision, help="of BBT and BBTv2; the others run in fp32")
     parser.add_argument("--device", default=default.device)
-    parser.add_argument("--jobs", type=int, default=1, help="steps at once; side by side they slow each other down")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="BBT and BBTv2 keep their runs here")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel steps; they slow each other down")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs of BBT and BBTv2")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records, tables and plots")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on one task, with one value of what is swept."""
+    """A comparison on one task, with one value of the swept option."""
 
     options: Options
     about: Mapping[str, Any]
-    """What the record is of."""
+    """The values that identify the record."""
     name: str
-    """Of its files."""
+    """The name of its files, without a suffix."""
 
 
 def run(args: argparse.Namespace) -> str:
-    """Compare on every task that was asked for, and return the tables.
+    """Run the comparisons that the flags ask for, and return the tables.
 
     Raises:
         PartlyFailedError: if a step failed; it holds the tables.
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> str:
     seeds = Options.of(seeds=args.seeds).seeds or ()
     if args.jobs < 1:
         raise UsageError(f"jobs is {args.jobs}, but must be at least 1.")
-    if args.jobs > 1:  # read by the libraries when the processes of the steps load them
+    if args.jobs > 1:  # for the libraries in the processes of the steps
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     option, values = sweeps.parse(args.sweep) if args.sweep else (None, (None,))
     tasks = args.task_name.split(",")
@@ -141,12 +141,12 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None, value: Any) -> Comparison:
-    """Return what is compared, once what no method can do without has been found to be there.
+    """Return a comparison; check the options, the data and the model that all methods need.
 
     Raises:
         BbtFastError: if an option, the data or the model cannot be used.
     """
-    default = Options()  # what is not given leaves room for a preset
+    default = Options()  # a preset can set the options that are not given
     given = {name: its for name in GIVEN if (its := getattr(args, name)) not in (None, getattr(default, name))}
     given |= {"task_name": task}
     swept = {} if option is None else {option: value}
@@ -171,7 +171,7 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
 def _compared(
     args: argparse.Namespace, comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure what the record lacks, write it after every step, and return it."""
+    """Measure the steps that the record lacks, write it after every step, and return it."""
     path = Path(args.output) / f"{comparison.name}.json"
     record = opened(path, comparison.about)
     runs = Path(args.runs).absolute() / comparison.name

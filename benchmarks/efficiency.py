@@ -26,8 +26,9 @@ import torch
 from bbt_fast.benchmarks.harness.memory import KIB, MIB
 from bbt_fast.benchmarks.harness.network import efficiency_table
 from bbt_fast.benchmarks.harness.output import publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say
 from bbt_fast.benchmarks.harness.server import Server, server_apart
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS
 from bbt_fast.engine import Examples
 from bbt_fast.engine.calls import Traffic
 from bbt_fast.engine.remote import load_remote
@@ -36,16 +37,15 @@ from bbt_fast.export.errors import BbtFastError
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import Result, read_result
 from bbt_fast.tuner.input.options import Options
+from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.tasks.presets import DEMO
-
-ALGORITHMS = ("bbt", "bbtv2")
 
 
 def measure(task: dict[str, Any], algorithm: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Run a task at home and over a server, and return what either took.
+    """Run a task at home and against a server, and return the costs of both.
 
     Raises:
-        BbtFastError: if they end with different prompts, or a run fails.
+        BbtFastError: if the two prompts differ, or a run fails.
     """
     model = task.get("model_name") or DEMO
     computing = ["--engine", given.engine, "--precision", given.precision]
@@ -60,7 +60,7 @@ def measure(task: dict[str, Any], algorithm: str, given: argparse.Namespace) -> 
             server_peak, server_cpu = server.peak_mib(), server.cpu_seconds()
             one, other = (read_prompt(place)[0] for place in (home, away))
             if not one.equal(other):
-                raise BbtFastError(f"{algorithm} on {model} ends with another prompt over the network than at home.")
+                raise BbtFastError(f"{algorithm} on {model} finds different prompts at home and over the network.")
             local, remote = read_result(home), read_result(away)
             small = _with_z(server, algorithm, remote)
     return {
@@ -84,7 +84,7 @@ def measure(task: dict[str, Any], algorithm: str, given: argparse.Namespace) -> 
 
 
 def _tuned(folder: Path, *flags: str) -> tuple[float, float]:
-    """Tune in a process of its own; return its peak memory in MiB and its processor time in seconds.
+    """Tune in a separate process; return its peak memory in MiB and its processor time in seconds.
 
     Raises:
         BbtFastError: if it fails.
@@ -101,7 +101,7 @@ def _tuned(folder: Path, *flags: str) -> tuple[float, float]:
 def _with_z(server: Server, algorithm: str, run: Result) -> dict[str, float]:
     """Return the bytes per query of a client that sends z and asks for losses."""
     defaults, traffic = Options(), Traffic()
-    population, dim, cuts = defaults.popsize, defaults.intrinsic_dim, {"bbt": "input", "bbtv2": "layers"}[algorithm]
+    population, dim, cuts = defaults.popsize, defaults.intrinsic_dim, CUTS[algorithm]
     engine = load_remote(server.url, mode=run.mode, n_prompt_tokens=defaults.n_prompt_tokens, cuts=cuts)
     n, classes = run.examples["train"], len(run.classes)
     ids = torch.full((n, 10 + engine.n_prompt_tokens), 5)
@@ -125,15 +125,15 @@ def _with_z(server: Server, algorithm: str, run: Result) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", help="a model beside the demo: a hub id or a folder")
+    parser.add_argument("--model_name", help="a second model beside the demo: a hub id or a folder")
     parser.add_argument("--task_name", default="sst2", help="its task")
-    parser.add_argument("--data_dir", help="the task's data, if they are not to come from the hub")
+    parser.add_argument("--data_dir", help="folder of the task's data (default: from the hub)")
     parser.add_argument("--budget", type=int, default=400, help="queries of each run")
     parser.add_argument("--max_test_examples", type=int, default=100)
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
-    parser.add_argument("--output", type=Path, help="the record; without it one in benchmarks/results is replaced")
+    parser.add_argument("--output", type=Path, help="file of the record (default: in benchmarks/results)")
     given = parser.parse_args(arguments)
     tasks: list[dict[str, Any]] = [{"task_name": DEMO}]
     if given.model_name:
@@ -143,12 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for algorithm in given.algorithms:
             say(f"{task.get('model_name') or DEMO}, {algorithm}")
             rows.append(measure(task, algorithm, given))
-    record = {
-        "benchmark": "efficiency",
-        **{key: getattr(given, key) for key in ("engine", "precision", "budget")},
-        "environment": environment("cpu", 0),
-        "rows": rows,
-    }
+    record = record_of(
+        "efficiency", "cpu", engine=given.engine, precision=given.precision, budget=given.budget, rows=rows
+    )
     path = given.output or RESULTS / f"efficiency-{rows[-1]['model']}.json"
     print(publish(record, path, efficiency_table))
 

@@ -2,12 +2,12 @@
 
     python benchmarks/fidelity.py                                             the demo
     python benchmarks/fidelity.py --model_name MODEL --task_name sst2 --data_dir DIR
-    python benchmarks/fidelity.py ... --runs DIR                              the searches of accuracy.py --runs DIR
+    python benchmarks/fidelity.py ... --runs DIR                              the searches of search.py --runs DIR
 
 The populations come from BBT and BBTv2 searches in fp32: first generations ("random") and later ones ("cma"). PyTorch
 in fp32 and every engine evaluate each population; the figures compare the candidates' losses. --runs reads the
 candidates from the journals of finished searches and does not repeat them. bbt-fast does not offer ``ort-int8`` and
-``ort-int8blocks`` as engines; this benchmark shows why. accuracy.py measures the effect of a precision on whole runs.
+``ort-int8blocks`` as engines; this benchmark shows why. search.py measures the effect of a precision on whole runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from unittest.mock import patch
 
 import torch
 
-from bbt_fast.benchmarks.harness.fidelity import figures, generations, populations, summary
+from bbt_fast.benchmarks.harness.fidelity import figures, journal_of, populations, summary
 from bbt_fast.benchmarks.harness.output import cells, markdown, measured_on, publish
 from bbt_fast.benchmarks.harness.quantized import WAYS, QuantizedOrtEngine
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, say
-from bbt_fast.benchmarks.harness.runs import runs_of, search_in_fp32
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say, usual_device
 from bbt_fast.engine import Engine, load_engine
 from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.model import StagedModel
@@ -37,7 +36,7 @@ from bbt_fast.tuner.tasks.task import load_task
 
 SEEDS = (8, 13, 42, 50, 60)
 WANTED = {"bbt": {0, 10, 30, 80}, "bbtv2": {0, 7, 26, 33, 52, 59}}
-"""The generations whose populations are compared; BBTv2's are those of several layers and rounds."""
+"""The generations whose populations are compared; for BBTv2 from several layers and rounds."""
 ENGINES = {
     "cpu": ("torch-bf16", "torch-fp8", "ort-fp32", "openvino-fp32", "openvino-bf16", "ort-int8", "ort-int8blocks"),
     "cuda": (
@@ -73,9 +72,9 @@ class Case:
     def __init__(
         self, setup: Setup, search: Engine, reference: Engine, algorithm: str, seed: int, runs: Path | None
     ) -> None:
-        """Search, and let the reference answer."""
+        """Search for the populations, and evaluate them with the reference."""
         self.data = setup.encode(setup.splits(seed)).train
-        journal = generations(search_in_fp32(runs, algorithm, seed)) if runs else []
+        journal = journal_of(runs, algorithm, seed) if runs else []
         self.populations = populations(search, self.data, algorithm, seed, WANTED[algorithm], journal)
         session = reference.open(self.data.examples)
         self.expected = [population.logits(session) for population in self.populations]
@@ -112,7 +111,7 @@ def measure(
     found: dict[str, Any] = {}
     for name in names:
         try:
-            with patch.object(Parity, "require"):  # its thresholds come from here, so what it refuses is measured too
+            with patch.object(Parity, "require"):  # measure refused engines too: the gate's thresholds come from here
                 engine = load(*name.split("-", 1))
         except BbtFastError as error:
             found[name] = {"refused": str(error)}
@@ -153,20 +152,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model_name")
     parser.add_argument("--task_name", default="demo")
     parser.add_argument("--data_dir")
-    parser.add_argument("--algorithms", nargs="+", default=["bbt", "bbtv2"], choices=list(WANTED))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--engines", nargs="+", help="engine-precision pairs; without it all of the device")
+    parser.add_argument("--algorithms", nargs="+", default=list(WANTED), choices=list(WANTED))
+    parser.add_argument("--device", default=usual_device())
+    parser.add_argument("--engines", nargs="+", help="engine-precision pairs (default: all of the device)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--runs", type=Path, help="take the searches from the journals that accuracy.py left here")
+    parser.add_argument("--runs", type=Path, help="take the searches from search.py's runs in this folder")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     names = {name: getattr(given, name) for name in ("model_name", "task_name", "data_dir")}
     task = load_task(given.task_name)
     model = Path(given.model_name or "demo").name
-    runs = given.runs and runs_of(given.runs, model, Path(given.task_name).stem)
-    record: dict[str, Any] = {"benchmark": "fidelity", "made": time.strftime("%Y-%m-%d")}
-    record |= {"environment": environment(given.device, 0), "model": model, "task": task.name}
-    record |= {"seeds": list(given.seeds), "fidelity": {}}
+    runs = given.runs and given.runs / f"{model}-{Path(given.task_name).stem}"
+    record = record_of("fidelity", given.device, model=model, task=task.name, seeds=list(given.seeds), fidelity={})
     engines = given.engines or ENGINES[torch.device(given.device).type]
     for algorithm in given.algorithms:
         wanted = Options.of(**{key: value for key, value in names.items() if value}, algorithm=algorithm)

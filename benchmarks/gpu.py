@@ -43,40 +43,35 @@ from bbt_fast.engine.ort import OrtEngine
 
 MINUTES, LAB_MINUTES = 7.5, 5.7
 SHARES: dict[Algorithm, float] = {"bbt": 0.45, "bbtv2": 0.95}
-"""When each algorithm's comparison has to be over, in parts of the whole time."""
+"""The share of the whole time at which each algorithm's comparison must end."""
 SAVINGS = ("reuse", "packing", "fusion", "graph")
-"""What is switched off, one at a time; docs/benchmarks.md has the others' worth on a CPU."""
+"""The savings that extra contenders run without; docs/benchmarks.md has the effect of the others on a CPU."""
 ROOM = 48 * 2**30
-"""Bytes of a GPU that is reckoned to hold all contenders at RoBERTa-large's size; a smaller one is given FEW."""
+"""Bytes of a GPU that holds all contenders at RoBERTa-large's size; a smaller one gets FEW."""
 FEW = [
     "original",
     "torch-best-fp16",
     "ort-recipe",
     *(f"bbt-fast-{engine}-fp16" for engine in ("torch", "ort", "trt")),
 ]
-MISSING = "this version does not have it"
 MIDDLE = (10, 11, 12, 13)
-"""Layers of RoBERTa-large that stand for a round of BBTv2: a generation's cost is linear in the layer's number, and
-their mean is the mean of all 24."""
+"""The layers of RoBERTa-large that stand for a round of BBTv2: a generation's cost is linear in the layer's number, and
+the mean of these four is the mean of all 24."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run both comparisons and write the record; return 1 if a contender was wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="roberta-large", help="a shape, folder or hub id")
-    parser.add_argument(
-        "--layers",
-        type=int,
-        nargs="+",
-        help="of a BBTv2 round (default: all; RoBERTa-large: 4)",
-    )
-    parser.add_argument("--lab", action="store_true", help="compare the variants of bbt-fast's engines")
-    parser.add_argument("--minutes", type=float, help=f"time limit (default: {MINUTES}; with --lab {LAB_MINUTES})")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
-    parser.add_argument("--cache", help="keep built graphs and plans in this folder")
-    parser.add_argument("--dry_run", action="store_true")
-    parser.add_argument("--output", type=Path)
+    add = parser.add_argument
+    add("--model", default="roberta-large", help="a shape, folder or hub id")
+    add("--layers", type=int, nargs="+", help="layers of a BBTv2 round (default: all; RoBERTa-large: 4)")
+    add("--lab", action="store_true", help="compare the variants of bbt-fast's engines")
+    add("--minutes", type=float, help=f"time limit (default: {MINUTES}; with --lab {LAB_MINUTES})")
+    add("--repeats", type=int, default=7)
+    add("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
+    add("--cache", help="keep built graphs and plans in this folder")
+    add("--dry_run", action="store_true")
+    add("--output", type=Path)
     given = parser.parse_args(arguments)
     given.minutes = given.minutes or (LAB_MINUTES if given.lab else MINUTES)
     if not given.dry_run and not torch.cuda.is_available():
@@ -92,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.output or here / f"{'lab' if given.lab else 'gpu'}-{device_name(device).replace(' ', '_')}.json"
     with TemporaryDirectory(prefix="bbt-fast-gpu-") as scratch:
         record = _measure(given, model, device, names, given.cache or scratch, path)
-    for made in report.write(path):
-        say(str(made))
+    for written in report.write(path):
+        say(str(written))
     print(path.with_suffix(".md").read_text(encoding="utf-8"), end="")
     return int(bool(record["faults"]) or any(failed(part) for part in record["speed"].values()))
 
@@ -101,52 +96,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(
     given: argparse.Namespace, model: str, device: str, names: Sequence[str], cache: str, path: Path
 ) -> dict[str, Any]:
-    """Run both comparisons and return the record, which is written after each."""
+    """Run both comparisons, write the record after each, and return it."""
     began = time.monotonic()
     kind = "lab" if given.lab else "gpu"
     record: dict[str, Any] = {"benchmark": kind, "dry_run": given.dry_run, "speed": {}, "faults": {}}
+    layers = given.layers or (MIDDLE if model == "roberta-large" else ())
     for algorithm, share in SHARES.items():
-        layers = MIDDLE if model == "roberta-large" else ()
         workload = Workload(
             model,
             algorithm,
             population=6 if given.dry_run else 20,
             n_examples=4 if given.dry_run else 0,
-            layers=tuple(given.layers or layers) if algorithm == "bbtv2" else (),
+            layers=tuple(layers) if algorithm == "bbtv2" else (),
             sample=2,
             device=device,
         )
         say(f"{algorithm} on {device_name(device)}")
         left = share * given.minutes * 60 - (time.monotonic() - began)
+        start = Pool(group_of) if given.lab else own_process
         try:
-            record["speed"][algorithm] = _compare(workload, names, given.repeats, cache, left, given.lab)
+            record["speed"][algorithm] = compare_speed(
+                workload, names, given.repeats, cache, seconds=left, take_apart=True, start=start
+            )
         except WorkerError as error:
             say(f"{algorithm}: the reference cannot be run: {error}")
             record["faults"][algorithm] = str(error)
         record["minutes"] = (time.monotonic() - began) / 60
         save(record, path)
     return record
-
-
-def _compare(
-    workload: Workload, names: Sequence[str], repeats: int, cache: str, seconds: float, lab: bool
-) -> dict[str, Any]:
-    """Compare the contenders that this version has; the lab's may name others, which are unavailable."""
-    missing = [name for name in names if not _is_known(name)]
-    for name in missing:
-        say(f"{name}: unavailable: {MISSING}")
-    there = [name for name in names if name not in missing]
-    start = Pool(group_of) if lab else own_process
-    record = compare_speed(workload, there, repeats, cache, seconds=seconds, take_apart=True, start=start)
-    found = record["contenders"] | {name: {"status": "unavailable", "reason": MISSING} for name in missing}
-    return record | {"contenders": {name: found[name] for name in names}}
-
-
-def _is_known(name: str) -> bool:
-    try:
-        return bool(known(name))
-    except argparse.ArgumentTypeError:
-        return False
 
 
 if __name__ == "__main__":

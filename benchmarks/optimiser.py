@@ -30,8 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bbt_fast.benchmarks.harness.output import cells, markdown, packages, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, spread
-from bbt_fast.benchmarks.harness.workload import Algorithm
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, spread
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Algorithm
 from bbt_fast.tuner.run import driver
 from bbt_fast.tuner.run.driver import Search
 from bbt_fast.tuner.run.single import Run
@@ -42,7 +42,6 @@ from bbt_fast.tuner.search.threads import background
 from bbt_fast.tuner.tune import tune
 
 DIMS, POPSIZES, DEVICE_MS, ROUNDS = (100, 200, 500, 1000, 2000), (20, 50, 100), 30.0, 3
-ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
 WARM_UP, AGREE = 3, 3
 COLUMNS = {
     "d": "{dim}", "population": "{popsize}", "contender": "{contender}", "critical path": "{critical_ms:.2f}",
@@ -50,7 +49,7 @@ COLUMNS = {
 }  # fmt: skip
 
 Pycma = partial(Evolution, optimizer="pycma")
-"""pycma as a run with `--optimizer pycma` drives it: in the caller's thread."""
+"""pycma as `--optimizer pycma` runs it: in the caller's thread."""
 CONTENDERS: dict[str, Callable[..., Any]] = {"pycma": Pycma, "bbt-fast": Evolution}
 
 
@@ -61,10 +60,10 @@ def fitness(candidates: Array) -> Array:
 
 
 def check_agreement(dim: int, popsize: int) -> None:
-    """See that both draw the same on pycma's schedule.
+    """Check that both contenders draw the same candidates on pycma's schedule.
 
     Raises:
-        AssertionError: if they do not.
+        AssertionError: if they differ.
     """
     one, other = Pycma(dim, 1.0, popsize, seed=1), Evolution(dim, 1.0, popsize, seed=1, shifted=False)
     for _ in range(AGREE):
@@ -75,7 +74,7 @@ def check_agreement(dim: int, popsize: int) -> None:
 
 
 def measure(strategy: Any, generations: int, device_ms: float) -> dict[str, float]:
-    """Return milliseconds per generation: mean and longest on the critical path, and of the CPU in all."""
+    """Return milliseconds per generation: mean and longest of the critical path, and the CPU time of all threads."""
     critical: list[float] = []
     began = math.nan
     for generation in range(WARM_UP + generations):
@@ -107,14 +106,14 @@ def beside_a_device(dims: Sequence[int], popsizes: Sequence[int], generations: i
 
 
 def at_once(objective: Objective, candidates: Array, layer: int) -> Scores:
-    """Answer in the place of projection, model and loss."""
+    """Score candidates without projection, model and loss."""
     del objective, layer
     return Scores(fitness(candidates), math.nan)
 
 
 @contextmanager
 def timed_runs(contender: Callable[..., Any]) -> Iterator[list[float]]:
-    """Have runs search by a contender on an engine that answers at once; collect the seconds of their searches."""
+    """Make runs search with a contender on an instant engine; yield a list of the seconds of their searches."""
     seconds: list[float] = []
     search = Search.run
 
@@ -189,10 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     rows = beside_a_device(args.dim, args.popsize, args.generations, args.device_ms)
     runs = [whole_runs(name, args.run_dim, 20, args.run_generations, args.rounds) for name in ALGORITHMS]
-    record = {
-        "benchmark": "optimiser", "environment": environment("cpu", 1), "device_ms": args.device_ms,
-        "generations": args.generations, "rows": rows, "runs": runs,
-    }  # fmt: skip
+    record = record_of(
+        "optimiser", "cpu", 1, device_ms=args.device_ms, generations=args.generations, rows=rows, runs=runs
+    )
     print(publish(record, args.output, table))
 
 

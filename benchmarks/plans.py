@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from bbt_fast.benchmarks.harness.output import markdown, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of
 from bbt_fast.benchmarks.harness.tiny import tiny_model
 from bbt_fast.engine import tensorrt as driver
 from bbt_fast.engine.ahead import AheadEngine, load_ahead
@@ -49,22 +49,22 @@ HEADS_OF_64 = {"hidden_size": 256, "head_dim": 64, "d_kv": 64}
 
 @dataclass(frozen=True)
 class Network:
-    """What TensorRT's parser made of a graph."""
+    """The network that TensorRT's parser builds from a graph."""
 
     inputs: frozenset[str]
     outputs: tuple[str, ...]
     attentions: int
-    """Attention layers that stand for themselves."""
+    """The number of attention layers."""
     attends_by: str
-    """What attention is told beside its texts: lengths, masks (or biases), or nothing."""
+    """How attention knows the bounds of texts: lengths, masks (or biases), or nothing."""
 
 
 @contextmanager
 def watched(*, fused: bool) -> Iterator[list[Network]]:
-    """Collect what TensorRT's parser makes of each graph, and build each plan anew.
+    """Collect the networks that TensorRT's parser builds, and build each plan without the cache.
 
     Args:
-        fused: whether attention may not fall apart into products and a softmax.
+        fused: whether the builder must not split attention into products and a softmax.
     """
     seen: list[Network] = []
     parse = tensorrt._network
@@ -97,7 +97,7 @@ def watched(*, fused: bool) -> Iterator[list[Network]]:
         with (
             patch.object(tensorrt, "_network", look),
             patch.object(tensorrt, "entry", build),
-            patch.object(driver, "write_record", lambda *_: None),  # that lengths fail here holds for nobody else
+            patch.object(driver, "write_record", lambda *_: None),  # a failure here must not disable lengths elsewhere
         ):
             yield seen
 
@@ -116,13 +116,13 @@ def build(
 
 
 def whole(engine: AheadEngine, networks: Sequence[Network]) -> bool:
-    """Say whether attention reached TensorRT as its own layer in every layer that attends."""
+    """Say whether every attention layer of the model reached TensorRT as an attention layer."""
     (stages,) = engine._runners
     return all(network.attentions == stage.n_attentions for stage, network in zip(stages, networks, strict=True))
 
 
 def row(model: PreTrainedModel, gpu: Gpu, mode: Mode, cuts: Cuts, precision: str) -> dict[str, Any]:
-    """Return how a model's plans come out: fused, in parts, as products, or refused."""
+    """Return the result for a model's plans: fused, in parts, products, or refused."""
     reasons: list[str] = []
     for fused in (True, False):
         began = time.perf_counter()
@@ -176,17 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "plans-sm86.json", help="the record")
     args = parser.parse_args(arguments)
     gpu = gpu_named(args.gpu)
-    logging.getLogger("bbt_fast").setLevel(logging.CRITICAL)  # what is refused goes into the record
+    logging.getLogger("bbt_fast").setLevel(logging.CRITICAL)  # the record names refused graphs
     rows = []
     for kind in tqdm(args.families, desc="families"):
         model = tiny_model(next(family for family in FAMILIES if kind in family.model_types), kind, **HEADS_OF_64)
         for precision, mode, cuts in product(args.precisions, args.modes, args.cuts):
             case = {"model_type": kind, "precision": precision, "mode": mode, "cuts": cuts}
             rows.append(case | row(model, gpu, mode, cuts, precision))
-    record = {
-        "benchmark": "plans", "environment": environment("cpu", 1), "gpu": str(gpu),
-        "tensorrt": tensorrt.tensorrt_version().removeprefix("rtx-"), "rows": rows,
-    }  # fmt: skip
+    version = tensorrt.tensorrt_version().removeprefix("rtx-")
+    record = record_of("plans", "cpu", 1, gpu=str(gpu), tensorrt=version, rows=rows)
     print(publish(record, args.output, table))
 
 

@@ -3,7 +3,7 @@
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 
-Other benchmarks write their tables and plots themselves; --into inserts their tables into a page too.
+The other benchmarks write their tables and plots themselves. --into inserts the tables of all records into a page.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-from bbt_fast.benchmarks import accuracy, cluster, fidelity, optimiser, plans, scaling, search
+from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
 from bbt_fast.benchmarks.harness import breakdown, network, variants
-from bbt_fast.benchmarks.harness.output import cells, drawing, markdown, measured_on
+from bbt_fast.benchmarks.harness.output import cells, drawing, fault, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
 BASELINE = "original"
@@ -39,17 +38,17 @@ COLUMNS = {
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return a record as Markdown: what was run on what, and a row per contender."""
+    """Return a record as Markdown: the workload, the machine, and a row per contender."""
     base = record["contenders"].get(BASELINE, {}).get("evals_per_s")
     rows = [
-        _row(name, figures, base) if figures["status"] == "ok" else _fault(name, figures)
+        _row(name, figures, base) if figures["status"] == "ok" else [name, fault(figures)]
         for name, figures in record["contenders"].items()
     ]
     return "\n".join([describe(record), "", *markdown(COLUMNS, "lr", rows)])
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Say in one paragraph what a record is of."""
+    """Describe the workload and the machine of a record in one paragraph."""
     work = record["workload"]
     ok = [figures for figures in record["contenders"].values() if "model" in figures]
     model = ok[0]["model"] if ok else {}
@@ -80,13 +79,8 @@ def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
     return cells(COLUMNS, figures | more)
 
 
-def _fault(name: str, figures: dict[str, Any]) -> list[str]:
-    reason = shorten(figures["reason"].splitlines()[0], 100)
-    return [name, f"**{figures['status']}**: {reason}"]
-
-
 def plots(record: dict[str, Any], stem: Path) -> list[Path]:
-    """Draw a record's two plots as ``<stem>-speedup.png`` and ``<stem>-breakdown.png``, if anything was timed."""
+    """Draw a record's plots ``<stem>-speedup.png`` and ``<stem>-breakdown.png``, if it has timings."""
     figures = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
     if not figures:
         return []
@@ -135,7 +129,7 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def write(path: Path) -> list[Path]:
-    """Write the table and the plots of a record beside it; a GPU script's record holds one part per algorithm."""
+    """Write the table and the plots of a record beside it; a record of gpu.py has one part per algorithm."""
     record = json.loads(path.read_text(encoding="utf-8"))
     stem = path.with_suffix("")
     parts = record.get("speed", {"": record})
@@ -150,18 +144,18 @@ def write(path: Path) -> list[Path]:
 
 
 def lab(record: dict[str, Any]) -> str:
-    """Return the variants of a lab's record, and at the end which was fastest."""
+    """Return the tables of a lab's record, and a last line that names the fastest variants."""
     parts = [f"{describe(part)}\n\n{variants.table(part['contenders'])}" for part in record["speed"].values()]
     return "\n\n".join([*parts, *_note(record), variants.winners(record["speed"])])
 
 
 def _note(record: dict[str, Any]) -> list[str]:
-    """Return what a person had to add to a record, as a paragraph, or nothing."""
+    """Return the paragraph of a note that a person added to a record, if there is one."""
     return [f"Note on the record: {record['note']}"] if "note" in record else []
 
 
 def brief(record: dict[str, Any]) -> str:
-    """Return what a page shows of a record: what was run, and the speed of those that gave the right answers."""
+    """Return the short table for a page: the workload, and the speed of the contenders with right answers."""
     rows = {name: row for name, row in record["contenders"].items() if row["status"] == "ok"}
     if not rows:
         return table(record)
@@ -181,7 +175,6 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "lab": lab,
     "scaling": scaling.table,
     "fidelity": fidelity.table,
-    "accuracy": accuracy.table,
     "service": network.share_table,
     "efficiency": network.efficiency_table,
     "optimiser": optimiser.table,
@@ -189,11 +182,11 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "search": search.table,
     "cluster": cluster.table,
 }
-"""What a page shows of each kind of record."""
+"""By kind of record, the function that returns its tables for a page."""
 
 
 def insert(page: str, tables: Sequence[str]) -> str:
-    """Return a page with the tables between its two marks.
+    """Replace the text between a page's two marks by the tables.
 
     Raises:
         ValueError: if the page has no marks.
@@ -201,7 +194,7 @@ def insert(page: str, tables: Sequence[str]) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END} to put the tables between.")
+        raise ValueError(f"the page has no marks {BEGIN} ... {END}. Add them where the tables belong.")
     return "".join([before, begin, "\n\n", "\n\n".join(tables), "\n\n", end, after])
 
 
@@ -213,8 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     records = {path: json.loads(path.read_text(encoding="utf-8")) for path in given.records}
     for path, record in records.items():
-        for made in write(path) if record["benchmark"] in ("speed", "gpu", "lab") else ():
-            print(made)
+        for written in write(path) if record["benchmark"] in ("speed", "gpu", "lab") else ():
+            print(written)
     if given.into:
         tables = [PAGES[record["benchmark"]](record) for record in records.values()]
         given.into.write_text(insert(given.into.read_text(encoding="utf-8"), tables), encoding="utf-8")

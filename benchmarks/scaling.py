@@ -13,17 +13,14 @@ import argparse
 import math
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bbt_fast.benchmarks.harness.output import drawing, markdown, measured_on, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, say, spread
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, say, spread, usual_device
 from bbt_fast.benchmarks.harness.worker import Served
 from bbt_fast.benchmarks.harness.workload import Workload
 
@@ -35,11 +32,11 @@ VARIED: dict[str, tuple[int, ...]] = {
     "layers": (3, 6, 12),
     "intrinsic_dim": (250, 500, 1000, 2000),
 }
-"""The dimensions and their values; for text_length all texts are of one length, otherwise as in the task."""
+"""The dimensions and their values; text_length gives all texts one length, which the others draw from the task."""
 
 
 def measure(workload: Workload, contender: str, repeats: int) -> dict[str, Any]:
-    """Time some rounds after a first one; return milliseconds per generation and of its parts."""
+    """Time rounds after a warm-up; return the milliseconds of a generation and of its parts."""
     served = Served(contender, workload)
     served.load()
     served.round()
@@ -119,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(VARIED), default=list(VARIED), help="dimensions to vary")
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--values", type=int, nargs="+", help="values of the dimension, if there is one in --only")
+    parser.add_argument("--values", type=int, nargs="+", help="values of the only dimension in --only")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     base = Workload(given.model, "bbt", population=given.population, n_examples=given.examples, device=given.device)
@@ -134,14 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 point = measure(varied(base, dimension, value), given.contender, given.repeats)
                 dimensions[dimension].append({"value": value, **point})
                 say(f"{dimension} {value}: {point['generation_ms']['median']:.0f} ms")
-    record = {
-        "benchmark": "scaling",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment(given.device, 0),
-        "contender": given.contender,
-        "workload": asdict(base),
-        "dimensions": dimensions,
-    }
+    record = record_of("scaling", given.device, contender=given.contender, workload=asdict(base), dimensions=dimensions)
     path = given.output or RESULTS / f"scaling-{given.model}-{given.device}.json"
     print(publish(record, path, table))
     plot(record, path.with_suffix(".png"))

@@ -3,19 +3,22 @@
     python benchmarks/search.py                                          the demo, all variants
     python benchmarks/search.py --model_name MODEL --data_dir DATA --tasks sst2 ag_news trec subj --budget 2000
     python benchmarks/search.py ... --variants bbt bbt+mean bbt+mean+ce-smooth bbtv2
+    python benchmarks/search.py ... --variants bbt+openvino-fp32 bbt+openvino-bf16       compare two precisions
 
-A variant is an algorithm and names of PARTS, joined by +. "transfer" turns the projections towards the prompts that the
-plain algorithm found on all other tasks; the plain algorithm must then be one of the variants. Each run has a folder
-below --runs. So an interrupted measurement resumes within a run, and new variants, tasks or seeds reuse the finished
-runs. Several processes may execute the same command: they share the runs, and each prints the table. --report runs
-nothing and prints the table of the finished runs. DATA holds a folder for each task, by its name. The table compares
-each variant with the first one and gives the number of pairs of task and seed. p belongs to a two-sided paired
-sign-flip test.
+A variant is an algorithm and names of PARTS or ENGINE-PRECISION pairs, joined by +. "transfer" turns the projections
+towards the prompts that the plain algorithm found on all other tasks; the plain algorithm must then be one of the
+variants. Each run has a folder below --runs. So an interrupted measurement resumes within a run, and new variants,
+tasks or seeds reuse the finished runs. Several processes may execute the same command: they share the runs, and each
+prints the table. --report runs nothing and prints the table of the finished runs; --beside takes what has no run here
+from earlier records. DATA holds a folder for each task, by its name. The table compares each variant with the first one
+and gives the number of pairs of task and seed. p belongs to a two-sided paired sign-flip test. The record also holds
+the zero-shot and the development metric of each run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -24,13 +27,15 @@ from typing import Any
 
 import filelock
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import bbt_fast
 from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, publish
-from bbt_fast.benchmarks.harness.record import RESULTS, provenance
+from bbt_fast.benchmarks.harness.record import RESULTS, provenance, usual_device
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS
+from bbt_fast.engine.loading import ENGINES
 from bbt_fast.export.errors import UsageError
+from bbt_fast.export.precision import PRECISIONS
 from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
 from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.coerce import one_of
@@ -38,7 +43,6 @@ from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.seeds import child_name, ensemble_of
 from bbt_fast.tuner.search.projection import NONE
 
-ALGORITHMS = ("bbt", "bbtv2")
 PARTS: dict[str, dict[str, Any]] = {
     "mean": {"keep": "mean"},
     "ce-smooth": {"loss_type": "ce-smooth"},
@@ -52,9 +56,14 @@ PARTS: dict[str, dict[str, Any]] = {
     "templates": {"templates": 4},
     "all-words": {"label_words": "all"},
     "auto-words": {"label_words": "auto"},
+    "calibrate": {"calibrate": True},
 }
 TRANSFER = "transfer"
 """The part that turns projections towards the prompts of the algorithm's plain runs on all other tasks."""
+PLACES: dict[str, dict[str, Any]] = {
+    f"{engine}-{name}": {"engine": engine, "precision": name} for engine in ENGINES for name in PRECISIONS
+}
+"""The parts that override --engine and --precision."""
 VARIANTS = [*ALGORITHMS, *(f"{algorithm}+{part}" for algorithm in ALGORITHMS for part in PARTS)]
 SEEDS = (8, 13, 42, 50, 60)
 EXACT = 16
@@ -71,12 +80,12 @@ def changes_of(variant: str) -> dict[str, Any]:
         UsageError: if it has an unknown word.
     """
     algorithm, *parts = variant.split("+")
-    for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER)) for part in parts)):
+    for word, known in ((algorithm, ALGORITHMS), *((part, (*PARTS, TRANSFER, *PLACES)) for part in parts)):
         if word not in known:
             raise UsageError(f"variant {variant!r} has {word!r} where {one_of(known)} must be.")
     changes: dict[str, Any] = {"algorithm": algorithm}
     for part in parts:
-        changes |= PARTS.get(part, {})
+        changes |= (PARTS | PLACES).get(part, {})
     return changes
 
 
@@ -142,6 +151,31 @@ def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[dict[str
     return cells
 
 
+def cells_beside(
+    records: Sequence[Path], about: Mapping[str, Any], wanted: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the cells of earlier records, with their device and commit, for these variants and tasks.
+
+    A cell that names its engine and precision also stands for the variant without them.
+
+    Raises:
+        UsageError: if a record is of another benchmark, model or budget.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        other = [f"{name} {record.get(name)!r}" for name, value in about.items() if record.get(name) != value]
+        if other:
+            raise UsageError(f"{path} has {', '.join(other)}: give --beside records of {dict(about)}.")
+        source = {name: record[name] for name in ("device", "commit")}
+        for cell in record["cells"]:
+            plain = "+".join(part for part in cell["variant"].split("+") if part not in PLACES)
+            for variant in {cell["variant"], plain}:
+                if (key := (variant, cell["task"])) in wanted:
+                    found.setdefault(key, source | cell | {"variant": variant})
+    return list(found.values())
+
+
 def figures(result: Result) -> dict[str, Any]:
     """Return what a record keeps of a run."""
     tuned = {name: getattr(result.tuned, name) for name in ("dev", "train", "test")}
@@ -174,13 +208,18 @@ def table(record: dict[str, Any]) -> str:
         whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
         rows.append([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)])
     lines = [
-        f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: mean "
-        f"over the seeds (standard deviation), and after / the seeds' ensemble. {record['device']}; commit "
-        f"{record['commit']}.",
+        f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: before "
+        "-> after tuning, mean over the seeds (standard deviation), and after / the seeds' ensemble. "
+        f"{_together(record, 'device')}; commit {_together(record, 'commit')}.",
         "",
         *markdown(("variant", *tasks, "all", f"more than {variants[0]}", "pairs", "p"), "lr", rows),
     ]
     return "\n".join(lines)
+
+
+def _together(record: dict[str, Any], name: str) -> str:
+    """Return the different values that a record and its cells have of a field."""
+    return ", ".join(dict.fromkeys([record[name], *(cell[name] for cell in record["cells"] if name in cell)]))
 
 
 def _tests(cell: dict[str, Any]) -> list[float]:
@@ -188,12 +227,13 @@ def _tests(cell: dict[str, Any]) -> list[float]:
 
 
 def _shown(cell: dict[str, Any] | None) -> str:
-    """Return a cell's mean, standard deviation and ensemble."""
+    """Return a cell's mean before and after tuning, standard deviation and ensemble."""
     if cell is None:
         return ""
     values = _tests(cell)
+    before = statistics.fmean(run["zero_shot"] for run in cell["seeds"].values())
     together = f" / {100 * cell['ensemble']:.1f}" if cell["ensemble"] is not None and len(values) > 1 else ""
-    return f"{mean_and_deviation([100 * value for value in values])}{together}"
+    return f"{100 * before:.1f} -> {mean_and_deviation([100 * value for value in values])}{together}"
 
 
 def _compared(cells: dict[tuple[str, str], dict[str, Any]], baseline: str, variant: str) -> list[str]:
@@ -221,10 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--runs", type=Path, default=Path("runs") / "search", help="the runs' folders")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and run nothing")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="records of the same model and budget")
     given = parser.parse_args(arguments)
     names = ("model_name", "budget", "max_test_examples", "engine", "precision", "device")
     options = Options.of(plots=False, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
@@ -253,16 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.report:
         for part in (False, True):
             make([run for (variant, _), asked in runs.items() if transfers(variant) is part for run in asked])
+    about = {"benchmark": "search", "model": model, "budget": given.budget}
     cells = cells_of(runs)
+    here = {(cell["variant"], cell["task"]) for cell in cells}
+    cells += cells_beside(given.beside, about, [key for key in runs if key not in here])
+    cells.sort(key=lambda cell: list(runs).index((cell["variant"], cell["task"])))
     if not cells:
         raise UsageError(f"no run below {given.runs} is finished: leave --report out.")
-    record: dict[str, Any] = {
-        "benchmark": "search",
-        "made": time.strftime("%Y-%m-%d"),
-        "model": model,
-        "budget": given.budget,
-    }
-    record |= provenance(given.device) | {"cells": cells}
+    record = about | {"made": time.strftime("%Y-%m-%d")} | provenance(given.device) | {"cells": cells}
     print(publish(record, path, table))
 
 

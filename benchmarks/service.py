@@ -29,20 +29,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bbt_fast.benchmarks.harness.memory import growth
 from bbt_fast.benchmarks.harness.network import share_table
 from bbt_fast.benchmarks.harness.output import publish
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, spread
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, spread
 from bbt_fast.benchmarks.harness.server import Server, server_apart
-from bbt_fast.benchmarks.harness.workload import Algorithm, Workload
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Workload
 from bbt_fast.engine import Examples, Session, load_engine
 from bbt_fast.engine.remote import RemoteSession, load_remote
 from bbt_fast.export.errors import BbtFastError
-from bbt_fast.export.model import Cuts
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build, in_background
+from bbt_fast.tuner.run.setup import CUTS
 
-ALGORITHMS: tuple[Algorithm, ...] = ("bbt", "bbtv2")
-CUTS: dict[Algorithm, Cuts] = {"bbt": "input", "bbtv2": "layers"}
 TOLERANCE = 1e-6
 OWNER = "127.0.0.1"
 SMALL = 5
@@ -52,10 +51,10 @@ TENTHS = 10
 
 
 class Watched:
-    """A server's session whose computing is timed."""
+    """The evaluate() of a server's session, timed."""
 
     def __init__(self, session: Session) -> None:
-        """Take its place: the session's own method is replaced."""
+        """Replace the session's method."""
         self._evaluate, self.seconds = session.evaluate, 0.0
         session.evaluate = self  # type: ignore[method-assign]
 
@@ -71,9 +70,9 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
     """Time generations at home and over HTTP, in turns.
 
     Args:
-        models: what is served.
+        models: the served model.
         work: the texts and the prompts.
-        rounds: how often each has its turn; for BBTv2 a turn is a round over the layers.
+        rounds: the number of turns of each; for BBTv2 a turn is a round over the layers.
 
     Raises:
         BbtFastError: if the answers differ.
@@ -91,7 +90,7 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
         ).open(examples)
         shape = (work.population, n, remote.engine.hidden_size)
         prompts = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(work.seed))
-        for layer in layers:  # the warm-up, too
+        for layer in layers:  # also the warm-up
             _same(home.evaluate(prompts, layer), remote.evaluate(prompts, layer), graph)
         times: dict[str, list[float]] = {"home": [], "remote": [], "model": []}
         for turn in tqdm(range(rounds), f"{work.algorithm}, rounds"):
@@ -122,11 +121,11 @@ def network_share(models: Models, work: Workload, rounds: int) -> dict[str, Any]
 
 def _same(one: Tensor, other: Tensor, graph: str) -> None:
     if not torch.allclose(one, other, atol=TOLERANCE, rtol=0):
-        raise BbtFastError(f"{graph}: the remote engine answers otherwise than the one at home.")
+        raise BbtFastError(f"{graph}: the remote engine and the one at home give different answers.")
 
 
 def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
-    """Ask a server of the demo many times; return the rate, the latencies, and the server's memory."""
+    """Send many requests to a server of the demo; return the rate, the latencies, and the server's memory."""
     seconds: list[float] = []
     memory: list[float] = []
     lock, progress = threading.Lock(), tqdm(total=requests, desc="requests")
@@ -157,15 +156,13 @@ def load(server: Server, requests: int, clients: int) -> dict[str, Any]:
         list(pool.map(client, range(clients)))
     took = time.perf_counter() - began
     progress.close()
-    half = memory[len(memory) // 2 :]
-    slope = float(np.polyfit(range(len(half)), half, 1)[0]) if len(half) > 1 else 0.0
     return {
         "requests": len(seconds),
         "clients": clients,
         "requests_per_s": len(seconds) / took,
         **{f"p{part}_ms": 1000 * float(np.percentile(seconds, part)) for part in (50, 99)},
         "server_mib": memory,
-        "growth_kib_per_1000_requests": 1024 * slope * 1000 / (requests / TENTHS),
+        "growth_kib_per_1000_requests": 1024 * growth(memory) * 1000 / (requests / TENTHS),
     }
 
 
@@ -176,7 +173,7 @@ def _timed(session: RemoteSession, prompts: Tensor) -> float:
 
 
 def _texts(seed: int) -> Examples:
-    """Return two random texts of ten tokens behind the placeholders."""
+    """Return two random texts of ten tokens after the placeholders."""
     ids = torch.randint(5, 900, (2, 10 + SMALL), generator=torch.Generator().manual_seed(seed))
     return Examples(ids, torch.ones_like(ids), torch.full((2,), 8 + SMALL), torch.tensor([10, 20]))
 
@@ -195,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--output", type=Path, help="the record; without it one in benchmarks/results is replaced")
+    parser.add_argument("--output", type=Path, help="file of the record (default: in benchmarks/results)")
     given = parser.parse_args(arguments)
     name = Path(given.model_name).name
     models = Models(given.model_name, None, given.engine, given.precision, given.device)
@@ -206,15 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         generation[algorithm] = network_share(models, work, given.rounds)
     with server_apart("--model_name", "demo", "--engine", given.engine, "--precision", given.precision) as server:
-        bearing = load(server, given.requests, given.clients)
-    record = {
-        "benchmark": "service",
-        "model": name,
-        **{key: getattr(given, key) for key in ("task", "engine", "precision", "population", "rounds")},
-        "environment": environment(given.device, 0),
-        "generation": generation,
-        "load": bearing,
-    }
+        under_load = load(server, given.requests, given.clients)
+    about = {key: getattr(given, key) for key in ("task", "engine", "precision", "population", "rounds")}
+    record = record_of("service", given.device, model=name, **about, generation=generation, load=under_load)
     path = given.output or RESULTS / f"service-{name}.json"
     print(publish(record, path, share_table))
 

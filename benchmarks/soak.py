@@ -14,49 +14,45 @@ import gc
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnxruntime
 import torch
 
 from bbt_fast import tune
-from bbt_fast.benchmarks.harness.memory import memory_of
+from bbt_fast.benchmarks.harness.memory import growth, memory_of
+from bbt_fast.benchmarks.harness.output import cells, packages
+from bbt_fast.benchmarks.harness.record import versions
+
+COLUMNS = {
+    "run": "{run:5}", "seconds": "{seconds:8.1f}", "resident_mib": "{resident_mib:13.1f}",
+    "open_files": "{open_files:11}", "threads": "{threads:8}",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a process holds after a run."""
-
-    run: int
-    seconds: float
-    """Since the first run began."""
-    resident_mib: float
-    open_files: int
-    threads: int
-
-
-def sample(run: int, began: float) -> Sample:
-    """Measure this process."""
+def sample(run: int, began: float) -> dict[str, Any]:
+    """Return what this process holds after a run, and the seconds since the first run began."""
     gc.collect()
-    counts = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
-    return Sample(run, time.perf_counter() - began, memory_of("self", "VmRSS"), *counts)
+    open_files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+    return {
+        "run": run, "seconds": time.perf_counter() - began, "resident_mib": memory_of("self", "VmRSS"),
+        "open_files": open_files, "threads": threads,
+    }  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the soak, print every tenth sample and the summary, and write all samples if a file is given."""
-    parser = argparse.ArgumentParser(description="Run the demo many times in one process.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--budget", type=int, default=40, help="evaluations of each run")
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--output", type=Path, help="write the samples here, a JSON object per line")
-    options = parser.parse_args(argv)
-    versions = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {torch.get_num_threads()} threads"
-    print(f"{options.runs} runs of {options.budget} evaluations on {options.engine}; {versions}, {platform.platform()}")
+    options = parser.parse_args(arguments)
+    about = f"{packages(versions())}, {torch.get_num_threads()} threads, {platform.platform()}"
+    print(f"{options.runs} runs of {options.budget} evaluations on {options.engine}; {about}")
     print(f"{'run':>5} {'seconds':>8} {'resident_mib':>13} {'open_files':>11} {'threads':>8}", flush=True)
     began, samples = time.perf_counter(), []
     for run in range(1, options.runs + 1):
@@ -67,18 +63,13 @@ def main(argv: list[str] | None = None) -> int:
             )  # fmt: skip
         samples.append(sample(run, began))
         if run % 10 == 0 or run == 1:
-            last = samples[-1]
-            print(
-                f"{run:5} {last.seconds:8.1f} {last.resident_mib:13.1f} {last.open_files:11} {last.threads:8}",
-                flush=True,
-            )
-    half = samples[len(samples) // 2 :]
-    slope = np.polyfit([s.run for s in half], [s.resident_mib for s in half], 1)[0]
-    print(f"last half: {1024 * slope:+.1f} KiB a run, open files {half[0].open_files} to {half[-1].open_files}")
+            print(*cells(COLUMNS, samples[-1]), flush=True)
+    first, last = samples[len(samples) // 2], samples[-1]
+    grown = 1024 * growth([one["resident_mib"] for one in samples])
+    print(f"last half: {grown:+.1f} KiB a run, open files {first['open_files']} to {last['open_files']}")
     if options.output:
-        options.output.write_text("".join(json.dumps(asdict(s)) + "\n" for s in samples))
-    return 0
+        options.output.write_text("".join(json.dumps(one) + "\n" for one in samples))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

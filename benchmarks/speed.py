@@ -25,9 +25,9 @@ import torch
 from bbt_fast.benchmarks.harness.contenders import known, usual
 from bbt_fast.benchmarks.harness.lengths import CLASSES
 from bbt_fast.benchmarks.harness.pool import own_process
-from bbt_fast.benchmarks.harness.record import RESULTS, environment, save, say, spread
+from bbt_fast.benchmarks.harness.record import RESULTS, record_of, save, say, spread, usual_device
 from bbt_fast.benchmarks.harness.worker import REFERENCE, WorkerError
-from bbt_fast.benchmarks.harness.workload import Workload
+from bbt_fast.benchmarks.harness.workload import ALGORITHMS, Workload
 from bbt_fast.benchmarks.report import BUDGET, table
 from bbt_fast.engine import Savings
 from bbt_fast.export.errors import BbtFastError
@@ -35,16 +35,16 @@ from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
 
 LOADING, CHECKING = 0.55, 0.75
-"""The parts of a limited time within which a contender must be loaded, and checked; the rest is for repeats."""
+"""The shares of a limited time at which all contenders must be loaded, and checked; the rest is for repeats."""
 TAKEN_APART = ("bbt-fast", "torch-best")
-"""How the names of contenders begin whose generations are worth taking apart."""
+"""The first words of the contenders whose generations are profiled."""
 FINISHING = 60.0
-"""Seconds within which a contender must say, after a limited time, what is known only at the end."""
+"""Seconds for a contender's last commands, after a limited time."""
 
 
 @dataclass
 class Entry:
-    """What is known of one contender."""
+    """A contender in a comparison, and its figures."""
 
     name: str
     worker: Any
@@ -54,24 +54,24 @@ class Entry:
 
     @property
     def runs(self) -> bool:
-        """Whether nothing speaks against it so far."""
+        """Whether it has not failed so far."""
         return "status" not in self.facts
 
     def __call__(self, command: str, limit: Limit) -> Any:
-        """Run a command; what fails ends the contender and not the comparison."""
+        """Run a command; a failure ends the contender, not the comparison."""
         self.worker.send(command)
         return self.receive(limit)
 
     def profile(self, limit: Limit) -> None:
-        """Take a generation apart; where that fails the times stand."""
+        """Profile a generation; a failure does not affect the times."""
         self.worker.send("breakdown")
         try:
             self.facts["breakdown"] = self.worker.receive(limit.left)
         except WorkerError as error:
-            say(f"{self.name}: a generation cannot be taken apart: {error.reason}")
+            say(f"{self.name}: a generation cannot be profiled: {error.reason}")
 
     def receive(self, limit: Limit) -> Any:
-        """Return the answer to the command that was sent last, or None if the contender failed."""
+        """Return the answer to the last command, or None if the contender failed."""
         try:
             return self.worker.receive(limit.left)
         except WorkerError as error:
@@ -79,14 +79,14 @@ class Entry:
             return None
 
     def end(self, status: str, reason: str) -> None:
-        """Take the contender out of the comparison."""
+        """Remove the contender from the comparison."""
         self.facts |= {"status": status, "reason": reason}
         say(f"{self.name}: {status}: {reason}")
         self.worker.close()
 
 
 class Limit:
-    """When a comparison has to be over."""
+    """The time at which a comparison must end."""
 
     def __init__(self, seconds: float | None) -> None:
         """Start the clock; None for no limit."""
@@ -94,7 +94,7 @@ class Limit:
 
     @property
     def left(self) -> float | None:
-        """Seconds left, None for any number."""
+        """Seconds left; None without a limit."""
         return None if self._ends is None else self._ends - time.monotonic()
 
 
@@ -111,13 +111,13 @@ def compare_speed(
     """Run a comparison and return its record.
 
     Args:
-        workload: what to run.
+        workload: the model, texts and search.
         names: the contenders.
         repeats: timed rounds of each.
         cache: folder for built graphs; None for a fresh one per contender.
-        seconds: how long it may take; contenders are then loaded at the same time, which makes their load times
-            longer and hides how much of a GPU's memory is whose, and those that are not ready in time are left out.
-        take_apart: whether to record where a generation's time goes, by kind of kernel, of all but the slow baselines.
+        seconds: a time limit. With one, contenders load at the same time, so load times are longer and a GPU's memory
+            per contender is unknown. Contenders that are not ready in time are skipped.
+        take_apart: whether to profile a generation, by kind of kernel, of all but the slow baselines.
         start: starts the process that runs a contender.
 
     Raises:
@@ -158,15 +158,15 @@ def compare_speed(
             entry.profile(Limit(seconds and FINISHING))
         entry.worker.close()
         if seconds is not None and workload.device != "cpu":
-            entry.facts["peak_mib"] = None  # others loaded meanwhile, and it is the device's memory that is looked at
-    return {
-        "benchmark": "speed",
-        "made": time.strftime("%Y-%m-%d"),
-        "environment": environment(workload.device, workload.threads),
-        "workload": asdict(workload) | {"n_examples": workload.examples_count, "lengths": workload.lengths.tolist()},
-        "budget": BUDGET,
-        "contenders": {entry.name: _figures(entry, workload) for entry in entries},
-    }
+            entry.facts["peak_mib"] = None  # it is the device's memory, and others loaded meanwhile
+    return record_of(
+        "speed",
+        workload.device,
+        workload.threads,
+        workload=asdict(workload) | {"n_examples": workload.examples_count, "lengths": workload.lengths.tolist()},
+        budget=BUDGET,
+        contenders={entry.name: _figures(entry, workload) for entry in entries},
+    )
 
 
 def _loading(name: str, workload: Workload, cache: str | None, start: Callable[..., Any]) -> Entry:
@@ -183,7 +183,7 @@ def _loaded(entry: Entry, limit: Limit) -> None:
 
 
 def _check(entry: Entry, expected: list[Any], limit: Limit) -> None:
-    """Check a contender's answers and warm it up."""
+    """Check a contender's answers, and warm it up."""
     answers = entry("check", limit) if entry.runs else None
     if answers is not None:
         found = agreement(expected, answers)
@@ -196,7 +196,7 @@ def _check(entry: Entry, expected: list[Any], limit: Limit) -> None:
 
 
 def _repeat(entry: Entry, limit: Limit) -> None:
-    """Time a round, and the matrix product beside it."""
+    """Time a round, and after it a matrix product."""
     seconds = entry("round", limit) if entry.runs else None
     rate = entry("matmul", limit) if seconds is not None else None
     if seconds is not None and rate is not None:
@@ -212,7 +212,7 @@ def agreement(expected: list[Any], answers: list[Any]) -> Parity:
 
 
 def disagreement(found: Parity, precision: str) -> str | None:
-    """Say how answers differ more than their precision excuses, or None."""
+    """Return how answers differ by more than their precision allows, or None."""
     limits = precision_of(precision)
     error = found.mean_loss_error / found.loss_spread
     if found.spearman >= limits.min_spearman and error <= limits.max_loss_error:
@@ -253,7 +253,7 @@ def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
 
 
 def failed(record: dict[str, Any]) -> bool:
-    """Say whether a contender of a record was wrong or broke."""
+    """Say whether a contender of a record was wrong or failed."""
     return any(figures["status"] in ("wrong", "failed") for figures in record["contenders"].values())
 
 
@@ -262,7 +262,7 @@ def run(options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
 
     Args:
         options: the parsed flags.
-        path: the record's file; None for none.
+        path: the record's file; None writes none.
     """
     workload = Workload(
         options.model,
@@ -299,15 +299,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what a comparison can be told."""
+    """Add the flags of a comparison."""
     parser.add_argument(
         "--model",
         default="minilm",
         help="a shape (toy, minilm, roberta-base, ...), or a RoBERTa, BERT or GPT-2 by folder or hub id",
     )
-    parser.add_argument("--algorithm", default="bbt", choices=["bbt", "bbtv2"])
+    parser.add_argument("--algorithm", default="bbt", choices=ALGORITHMS)
     parser.add_argument(
-        "--task", default="sst2", choices=list(CLASSES), help="whose text lengths and number of classes"
+        "--task", default="sst2", choices=list(CLASSES), help="the task of the text lengths and the number of classes"
     )
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--examples", type=int, default=0, help="texts; 0 for 16 per class")
@@ -329,8 +329,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="candidates that one-by-one contenders run; 0 for all",
     )
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cache", help="folder that keeps built graphs; export times are then those of the cache")
+    parser.add_argument("--device", default=usual_device())
+    parser.add_argument("--cache", help="folder that keeps built graphs; export times then depend on it")
     parser.add_argument("--output", type=Path, help="the record's file")
 
 

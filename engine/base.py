@@ -162,10 +162,13 @@ class Engine(ABC):
             ParityError: if a graph had to be built for them and is not faithful.
         """
         self.staged.check(examples)
-        columns, classes = None, examples.words_of_classes
+        columns, classes, bias = None, examples.words_of_classes, examples.label_bias
+        if bias is not None:
+            bias = bias.to(self.device)
         if not self.savings.label_head:
             columns = examples.label_token_ids.to(self.device)
-            examples = replace(examples, label_token_ids=torch.arange(len(self.word_embeddings)), label_classes=None)
+            every = torch.arange(len(self.word_embeddings))
+            examples = replace(examples, label_token_ids=every, label_classes=None, label_bias=None)
         most = self.tokens_per_call
         if self.crew.size > 1:
             most = min(most, int(examples.lengths.sum()) // self.crew.size)
@@ -176,7 +179,7 @@ class Engine(ABC):
             if self.savings.buckets:
                 rows = bucket_rows(examples.lengths.cpu(), self.bucket_overhead[self.device.type], most)
             buckets = self._buckets(rows, examples)
-        return Session(self, buckets, classes, columns)
+        return Session(self, buckets, classes, bias, columns)
 
     def packing_kernel(self) -> str | None:
         """Return what attention runs on where texts stand in a row, or None if they cannot here."""

@@ -159,7 +159,7 @@ class RemoteSession:
         """What the texts took, and what all else did."""
         self.candidates = 0
         """How many prompts were answered."""
-        self._tensors = {name: _array(value, np.int64) for name, value in vars(examples).items() if value is not None}
+        self._tensors = examples.arrays
         self.name = content_name(self._tensors)
         self._committed = self._told = State({})
         """The committed prompts, and those that the server was last told."""
@@ -218,7 +218,7 @@ class RemoteSession:
     def _prompt(self, prompt: Tensor) -> Array:
         if prompt.numel() == 0:
             raise ShapeError(f"prompts must be [P, n, H], not {list(prompt.shape)}.")
-        array = _array(prompt, np.float32)
+        array: Array = np.ascontiguousarray(prompt.detach().cpu().float())
         if not np.isfinite(array).all():
             raise NumericsError("prompts hold NaN or infinity: try a smaller --sigma.")
         return array
@@ -277,8 +277,3 @@ class State:
 def state_name(committed: dict[int, Array]) -> str:
     """Return the name of committed prompts that are not zero; none has the name ""."""
     return content_name({str(layer): prompt for layer, prompt in committed.items()}) if committed else ""
-
-
-def _array(tensor: Tensor, dtype: Any) -> Array:
-    array: Array = np.ascontiguousarray(tensor.detach().cpu().to(torch.float32 if dtype == np.float32 else torch.int64))
-    return array.astype(dtype, copy=False)

@@ -56,21 +56,23 @@ class Session:
     """
 
     def __init__(
-        self, engine: Machine, buckets: list[Bucket], classes: list[list[int]], columns: Tensor | None = None
-    ) -> None:
+        self, engine: Machine, buckets: list[Bucket], classes: list[list[int]], bias: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Take what is answered.
 
         Args:
             engine: loaded.
             buckets: cover rows 0 to N-1.
             classes: per class, which of the label words are its own.
+            bias: [W], added to the label words' logits.
             columns: [W], selects the label words' logits if the head computes more.
         """
         self.engine = engine
         self.layer_evaluations = 0
         """Layers run so far, counted once per candidate and example."""
         self._buckets = buckets
-        self._classes, self._columns = classes, columns
+        self._classes, self._bias, self._columns = classes, bias, columns
         self._committed: list[Tensor | None] = [None] * engine.staged.n_stages
         self._zero = torch.zeros(
             1, engine.staged.n_prompt_tokens, engine.staged.hidden_size, dtype=engine.dtype, device=engine.device
@@ -170,7 +172,7 @@ class Session:
             with torch.inference_mode():
                 logits = self._answers(prompts, layer)
                 logits = logits if self._columns is None else logits[..., self._columns]
-                logits = class_logits(logits, self._classes).cpu()
+                logits = class_logits(logits, self._classes, self._bias).cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "

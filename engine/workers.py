@@ -297,7 +297,7 @@ class WorkersSession:
         return Asked(self.whole, dict(self._committed), layer, self.engine.put(given), (0, len(given)), projection)
 
     def _named(self, examples: Examples) -> Named:
-        tensors = {name: _integers(value) for name, value in vars(examples).items() if value is not None}
+        tensors = examples.arrays
         return self.engine.named(tensors, content_name(tensors))
 
 
@@ -307,9 +307,4 @@ def _share(asked: Asked, candidates: tuple[int, int]) -> Asked:
 
 def _array(tensor: Tensor) -> Array:
     array: Array = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
-    return array
-
-
-def _integers(tensor: Tensor) -> Array:
-    array: Array = np.ascontiguousarray(tensor.detach().cpu().to(torch.int64).numpy())
     return array

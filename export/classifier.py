@@ -8,8 +8,8 @@ graph's own inputs, so that any batch of any length will do.
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .errors import UsageError
 from .graphs import OPSET, save_graph, tidy
 from .model import StagedModel
 from .parity import probe_examples
-from .words import class_logits
+from .words import LabelWords, class_logits
 
 INPUTS = ("input_ids", "attention_mask")
 """The graph's inputs, each [batch, sequence] int64."""
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     Args:
         staged: the model, cut where the prompts enter.
         prompts: [K, 1 or L, n, H], one for each stage; the answers of K sets are averaged (``ensemble.py``).
-        label_words: per class, the vocabulary rows of its words.
+        label_words: of each set of prompts, [K]; or of all.
         mask_id: the token whose position is the answer's; None for the last real token.
         dtype: what to compute in; the label words' logits stay in float32.
 
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, staged: StagedModel, prompts: Tensor, label_words: list[list[int]], mask_id: int | None,
+        self, staged: StagedModel, prompts: Tensor, label_words: Sequence[LabelWords], mask_id: int | None,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -58,14 +58,13 @@ class Classifier(nn.Module):
                 "to class logits is made of encoders (RoBERTa, BERT, ...) and decoder-only models. Use `bbt-fast "
                 "predict`."
             )
-        rows, bias = staged.parts.label_rows(torch.tensor([row for words in label_words for row in words]))
+        rows, bias = staged.parts.label_rows(torch.tensor([row for words in label_words for row in words.rows]))
         if dtype is not torch.float32:
             model: Any = copy.deepcopy(staged.model)
             model = model.to(dtype)
             staged = StagedModel(model, staged.mode, staged.n_prompt_tokens, staged.cuts)
         self.mask_id, self._parts, self._before = mask_id, staged.parts, staged.before
-        place = itertools.count()
-        self._classes = [[next(place) for _ in words] for words in label_words]
+        self._words = label_words
         self.model = staged.model
         self.stages = nn.ModuleList(staged.encode(probe_examples(staged)).stages)
         self.label_rows, self.label_bias = nn.Buffer(rows.float().clone()), nn.Buffer(bias.float().clone())
@@ -86,7 +85,15 @@ class Classifier(nn.Module):
         hidden = recorded.embedded[None]
         for stage, prompts in zip(self.stages, self.prompts.unbind(dim=1), strict=True):
             hidden = stage(*stage.join(hidden, prompts), *(tensors[name] for name in stage.names))  # type: ignore[operator, union-attr]
-        return pooled(class_logits(hidden, self._classes))
+        answers = torch.split(hidden, [len(words.rows) for words in self._words], dim=-1)
+        if len(self._words) == 1:
+            return pooled(self._classes(answers[0], self._words[0]))
+        own = zip(answers, self._words, strict=True)
+        return pooled(torch.stack([self._classes(logits[k], words) for k, (logits, words) in enumerate(own)]))
+
+    @staticmethod
+    def _classes(logits: Tensor, words: LabelWords) -> Tensor:
+        return class_logits(logits, words.places, torch.tensor(words.bias) if words.bias else None)
 
 
 def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) -> ir.Model:

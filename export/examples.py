@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import ShapeError
@@ -22,6 +25,7 @@ class Examples:
         label_token_ids: [W] int64, the vocabulary rows of the label words; one per class without ``label_classes``.
         decoder_input_ids: [N, T] int64, encoder-decoder models only; None lets the model's own rule make them.
         label_classes: [W] int64, the class 0 .. C-1 of each label word, if a class has several.
+        label_bias: [W] float32, added to the label words' logits.
 
     Raises:
         ShapeError: if the tensors do not fit each other.
@@ -33,6 +37,7 @@ class Examples:
     label_token_ids: Tensor
     decoder_input_ids: Tensor | None = None
     label_classes: Tensor | None = None
+    label_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not fit each other."""
@@ -55,12 +60,13 @@ class Examples:
             raise ShapeError(f"answer_position leaves the {read} positions it counts in.")
         if self.label_token_ids.ndim != 1 or self.label_token_ids.numel() < 1:
             raise ShapeError(f"label_token_ids must be [W], not {list(self.label_token_ids.shape)}.")
-        if self.label_classes is not None:
-            if self.label_classes.shape != self.label_token_ids.shape:
+        for name in ("label_classes", "label_bias"):
+            of_words: Tensor | None = getattr(self, name)
+            if of_words is not None and of_words.shape != self.label_token_ids.shape:
                 raise ShapeError(
-                    f"label_classes is {list(self.label_classes.shape)}, but there are {len(self.label_token_ids)} "
-                    "label words."
+                    f"{name} is {list(of_words.shape)}, but there are {len(self.label_token_ids)} label words."
                 )
+        if self.label_classes is not None:
             classes = set(self.label_classes.tolist())
             if classes != set(range(len(classes))):
                 raise ShapeError("label_classes must name every class from 0 on.")
@@ -102,5 +108,14 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
-        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
-        return replace(self, **moved)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.given.items()})
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The tensors that are there as arrays on the host, contiguous, to be sent."""
+        return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in self.given.items()}

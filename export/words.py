@@ -1,13 +1,47 @@
-"""Several label words as one class: the logarithm of their mean probability."""
+"""Label words: which rows of a vocabulary stand for a class, and the logits of classes from those of words."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, stack
+from torch import Tensor, stack, tensor
 
 
-def class_logits(logits: Tensor, classes: list[list[int]]) -> Tensor:
+@dataclass(frozen=True)
+class LabelWords:
+    """The label words of C classes."""
+
+    classes: tuple[tuple[int, ...], ...]
+    """Per class, the vocabulary rows of its words."""
+    bias: tuple[float, ...] = ()
+    """What is added to each word's logit, class after class; empty for nothing."""
+
+    @property
+    def rows(self) -> list[int]:
+        """The vocabulary rows of all words, [W], class after class."""
+        return [row for words in self.classes for row in words]
+
+    @property
+    def places(self) -> list[list[int]]:
+        """Per class, which of the W words are its own."""
+        ends = list(itertools.accumulate(map(len, self.classes)))
+        return [list(range(end - len(words), end)) for end, words in zip(ends, self.classes, strict=True)]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of ``Examples`` that hold them."""
+        of_words = [c for c, words in enumerate(self.classes) for _ in words]
+        return {
+            "label_token_ids": tensor(self.rows),
+            "label_classes": tensor(of_words) if len(of_words) > len(self.classes) else None,
+            "label_bias": tensor(self.bias) if self.bias else None,
+        }
+
+
+def class_logits(logits: Tensor, classes: list[list[int]], bias: Tensor | None = None) -> Tensor:
     """Return the logits of C classes, [..., C], from those of W label words, [..., W].
 
     A class is as likely as the mean of its words. The mean of their logits instead would let a word that fits no text
@@ -16,7 +50,10 @@ def class_logits(logits: Tensor, classes: list[list[int]]) -> Tensor:
     Args:
         logits: of the words.
         classes: per class, which of the words are its own.
+        bias: [W], added to the words' logits first.
     """
+    if bias is not None:
+        logits = logits + bias
     if all(len(words) == 1 for words in classes):
         return logits
     pooled = [logits[..., words].logsumexp(dim=-1) - math.log(len(words)) for words in classes]

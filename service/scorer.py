@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +33,10 @@ from .reading import integers, numbers, parameter
 from .shelf import Shelf
 
 GRAPH = re.compile(r"(add|cat)-([1-9]\d{0,3})-(input|layers)")
-FIELDS = ("input_ids", "attention_mask", "answer_position", "label_token_ids", "decoder_input_ids", "label_classes")
+FIELDS = tuple(field.name for field in fields(Examples))
+REQUIRED = tuple(field.name for field in fields(Examples) if field.default is MISSING)
+NUMBERS = ("label_bias",)
+"""The fields that are no integers."""
 MOST_ROWS = 4096
 LARGEST_SCALE = 1e6
 INPUTS = ("prompts", "z")
@@ -142,11 +145,12 @@ class Scorer:
     def examples(self, owner: str, graph: str, message: Message) -> Answer:
         """Register examples: the fields of ``Examples``, and labels [N] if losses are to be answered."""
         given = set(message.tensors)
-        if not set(FIELDS[:4]) <= given <= {*FIELDS, "labels"}:
-            raise UsageError(
-                f"examples are the tensors {', '.join(FIELDS[:4])}; {', '.join(FIELDS[4:])} and labels may be there."
-            )
-        tensors = {name: integers(message, name) for name in sorted(given)}
+        if not set(REQUIRED) <= given <= {*FIELDS, "labels"}:
+            more = ", ".join(name for name in FIELDS if name not in REQUIRED)
+            raise UsageError(f"examples are the tensors {', '.join(REQUIRED)}; {more} and labels may be there.")
+        tensors = {
+            name: numbers(message, name, 1) if name in NUMBERS else integers(message, name) for name in sorted(given)
+        }
         mask = tensors["attention_mask"]
         if not np.isin(mask, (0, 1)).all():
             raise ShapeError("attention_mask must hold only ones and zeros.")
@@ -161,7 +165,7 @@ class Scorer:
     def register(self, owner: str, graph: str, examples: Examples, labels: Tensor | None) -> Answer:
         """Keep encoded examples under their content's name."""
         engine = self.engine(graph)
-        tensors = {name: value.numpy() for name, value in vars(examples).items() if value is not None}
+        tensors = examples.arrays
         name = content_name(tensors if labels is None else {**tensors, "labels": labels.numpy()})
         key = ("examples", graph, name)
         try:

@@ -15,6 +15,7 @@
     export_script   function(model, *flags) -> exit status of scripts/export_and_optimize.py in an empty folder.
     fake_tensorrt   the module tests/fake_tensorrt/tensorrt.py in TensorRT's place: `load_engine("trt", device="cpu")`
                     computes with ONNX Runtime while this fixture lasts (the tests of one file).
+    fake            the same module for one test, without builds or faults of other tests.
 
 No test reaches the network (``HF_HUB_OFFLINE``) or the user's own cache: ``XDG_CACHE_HOME`` and ``BBT_FAST_CACHE``
 point to a folder that lasts for the test run, so artifacts built by one test serve the next. BBT_FAST_TESTS_CACHE names
@@ -251,7 +252,7 @@ def load_fake_tensorrt() -> ModuleType:
 
 
 class CpuQueue:
-    """Stands for bbt_fast.engine.cuda.Queue where there is no GPU; the fake computes at once, in order."""
+    """A fake of bbt_fast.engine.cuda.Queue, without a GPU: the work runs at once, in order."""
 
     handle = 1
 
@@ -287,3 +288,11 @@ def fake_tensorrt() -> Iterator[ModuleType]:
         patch.setattr(TensorRtEngine, "bucket_overhead", {"cpu": 8})
         patch.setattr(TensorRtEngine, "queue_class", CpuQueue)
         yield fake
+
+
+@pytest.fixture
+def fake(fake_tensorrt: ModuleType) -> Iterator[ModuleType]:
+    """The fake TensorRT, without builds or faults of other tests."""
+    fake_tensorrt.builds.clear()
+    yield fake_tensorrt
+    fake_tensorrt.faults.clear()

@@ -35,6 +35,8 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^(?
 
 @dataclass(frozen=True)
 class Block:
+    """A fenced code block of a page."""
+
     page: str
     line: int
     language: str
@@ -65,6 +67,7 @@ COMMANDS = [
 
 
 def without_code(page: Path) -> str:
+    """The text of a page without its code blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
@@ -100,6 +103,7 @@ def test_every_page_that_the_code_mentions_exists() -> None:
 
 
 def run_python(block: Block, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Run a block in a folder, with a small budget."""
     patch.chdir(folder)
     patch.setattr(families, "FAMILIES", families.FAMILIES)  # a page adds a row of its own
     body = re.sub(r"(\bbudget\b\"?[=:] ?)\d+", rf"\g<1>{BUDGET}", block.body)

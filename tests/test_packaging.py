@@ -36,6 +36,7 @@ PLATFORMS = [
 
 @pytest.fixture(scope="module")
 def config() -> configparser.ConfigParser:
+    """The options of setup.cfg."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -43,12 +44,14 @@ def config() -> configparser.ConfigParser:
 
 
 def requirements(config: configparser.ConfigParser, *extras: str) -> list[Requirement]:
+    """The requirements of the package and of some extras."""
     sections = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in extras)]
     lines = [line for section in sections for line in section.splitlines()]
     return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def pins(name: str) -> dict[str, Version]:
+    """The versions that a constraints file pins."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     parsed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
     for requirement in parsed:

@@ -30,10 +30,11 @@ class Command:
     def run(self, options: Options, parts: Parts, folder: RunFolder) -> Result:
         """Run one seed in a folder that was begun."""
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
-        task, parts = self._setup.chosen(self._engine, parts, origins)
+        encoder, parts = self._setup.adapted(self._engine, parts, origins)
+        task = encoder.task
         model = self._setup.model if options.streams == "original" else None
         run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins, model)
-        self._setup.prompt_config(options, task, self._engine.embeddings.digest).write(folder.path)
+        self._setup.prompt_config(options, encoder, self._engine.embeddings.digest).write(folder.path)
         result = run.execute(folder, self._control, self._progress)
         write_card(folder.path)
         if options.plots:

@@ -1,4 +1,4 @@
-"""Which attention operators PyTorch calls, and which attention kernels run on CUDA."""
+"""The attention operators that PyTorch calls, and the attention kernels that run on CUDA."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ATTENTION = r"attention|attn|sdpa|fmha|mha|flash|softmax"
-"""What is in the names of attention's kernels."""
+"""Matches the names of attention kernels."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operators that have attention in their name."""
+    """Counts the operators with attention in their names."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -25,7 +25,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if func is torch.ops.aten.scaled_dot_product_attention.default:
-            with self:  # the operator that chooses; what it chooses counts
+            with self:  # a dispatcher: count the operator that it selects
                 return func.decompose(*args, **(kwargs or {}))
         if "attention" in name or "attn" in name:
             self.found[name] += 1
@@ -33,14 +33,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def attention_calls(run: Callable[[], Any]) -> str:
-    """Run something and list the attention operators it called, or say that there were none."""
+    """Call a function, and list the attention operators that it called, if any."""
     with _Watch() as watch:
         run()
     return listed(watch.found) or "no fused attention"
 
 
 def attention_kernels(run: Callable[[], Any]) -> str:
-    """Run something and list the attention kernels that it ran on CUDA, or say that there were none."""
+    """Call a function, and list the attention kernels that it ran on CUDA, if any."""
     run()
     names = [event.name for event in profiled(run, on_cuda=True) if event.device_type.name == "CUDA"]
     found = Counter(short_name(name) for name in names if re.search(ATTENTION, name, re.IGNORECASE))
@@ -48,7 +48,7 @@ def attention_kernels(run: Callable[[], Any]) -> str:
 
 
 def profiled(run: Callable[[], Any], on_cuda: bool, calls: int = 1) -> list[Any]:
-    """Return the events that PyTorch's profiler sees in some calls."""
+    """Return the events of PyTorch's profiler in some calls."""
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as seen:
         for _ in range(calls):
             run()
@@ -63,5 +63,5 @@ def short_name(kernel: str) -> str:
 
 
 def listed(found: Mapping[str, int]) -> str:
-    """Write counts as text."""
+    """Return counts as text."""
     return ", ".join(f"{name} x{count}" for name, count in sorted(found.items()))

@@ -1,7 +1,7 @@
-"""Where a generation's time goes on the device, by kind of kernel, as PyTorch's profiler sees it.
+"""The device time of a generation by kind of kernel, from PyTorch's profiler.
 
-Kernels of ONNX Runtime and TensorRT on CUDA are seen too, as CUPTI reports all of a process. On a CPU operators take
-the place of kernels, and only PyTorch's own are seen: the time of other runtimes counts as gaps.
+On CUDA it includes the kernels of ONNX Runtime and TensorRT, as CUPTI reports those of the whole process. On a CPU it
+has PyTorch's operators in place of kernels, and the time of other runtimes counts as gaps.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PATTERNS: dict[str, str] = {
     "copies": r"mem(?:cpy|set)|copy|cat(?:array|_|$)|concat|gather|scatter|index|expand|transpose|permute|repeat|fill"
     r"|cast|slice|split|pad|::to$|embedding|clone|contiguous|zero",
 }
-"""Kinds of kernels, each with what is in their names, the first that fits: cuBLAS, cuDNN, PyTorch, Triton, ONNX Runtime
-and TensorRT each have names of their own."""
+"""The kinds of kernels, and what their names match: the names of cuBLAS, cuDNN, PyTorch, Triton, ONNX Runtime and
+TensorRT. The first match counts."""
 OTHER, GAPS, OPTIMIZER = "other", "gaps", "optimizer"
 KINDS = (*PATTERNS, OTHER, GAPS, OPTIMIZER)
 MARK = "gpu_user_annotation"
-"""How the profiler calls a span on the device that a program, such as PyTorch's compiler, has named."""
+"""The profiler's type of a device span that a program, such as PyTorch's compiler, named."""
 CALLS = 3
 TOP = 12
-"""How many kernels are named."""
+"""The number of kernels in a record."""
 
 _PATTERNS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in PATTERNS.items()}
 
@@ -48,11 +48,11 @@ def kind_of(name: str) -> str:
 
 
 def breakdown(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """Take a call apart.
+    """Profile a call.
 
     Returns:
-        ``kinds``: milliseconds a call by kind, gaps between kernels included; ``wall``: a call's milliseconds without a
-        profiler; ``kernels``: the longest, each with name, kind, milliseconds and launches a call.
+        ``kinds``: milliseconds per call by kind, with gaps between kernels; ``wall``: milliseconds of a call without a
+        profiler; ``kernels``: the longest, each with name, kind, milliseconds and launches per call.
     """
     run()
     walls = []
@@ -68,7 +68,7 @@ def breakdown(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
 
 
 def _spent(events: Any, on_cuda: bool) -> tuple[dict[str, float], dict[str, int]]:
-    """Return each kernel's milliseconds and launches a call; on a CPU each operator's own."""
+    """Return milliseconds and launches per call of each kernel; on a CPU of each operator without its callees."""
     spent: dict[str, float] = defaultdict(float)
     launches: dict[str, int] = defaultdict(int)
     for event in events:
@@ -96,7 +96,7 @@ def _by_kind(spent: dict[str, float], launches: dict[str, int], wall: float) -> 
 
 
 def table(contenders: dict[str, Any]) -> str:
-    """Return where a generation's time goes, of the contenders whose figures tell, as Markdown; empty if none does."""
+    """Return the breakdowns of the contenders that have one as Markdown; empty if none has."""
     rows = {name: found for name, row in contenders.items() if (found := shares(row))}
     if not rows:
         return ""
@@ -105,7 +105,7 @@ def table(contenders: dict[str, Any]) -> str:
 
 
 def shares(figures: dict[str, Any]) -> dict[str, float] | None:
-    """Return the part of a generation that each kind takes, of a contender's figures in a record, if they have it."""
+    """Return the share of each kind in a generation from a contender's figures, if they have a breakdown."""
     if "breakdown" not in figures or "parts_ms" not in figures:
         return None
     parts = figures["parts_ms"]

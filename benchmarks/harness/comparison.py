@@ -1,4 +1,4 @@
-"""A comparison's table, and its plot of accuracy against time."""
+"""The table of a comparison, and its plot of accuracy against time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADINGS = (
     "bytes up per query", "bytes down per query", "setting",
 )  # fmt: skip
 FIXED = ("batch_size", "epochs", "patience", "weight_decay")
-"""Hyper-parameters that the table leaves to the record."""
+"""Hyper-parameters that only the record shows."""
 NONE = "-"
 
 
@@ -40,7 +40,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def failures(record: Mapping[str, Any]) -> list[str]:
-    """Return a line for each method of which something failed: what, and why."""
+    """Return a line for each method with failed steps: the steps and the reasons."""
     return [
         f"{name} failed: " + "; ".join(f"{step}: {why}" for step, why in row["failed"].items())
         for name, row in record["methods"].items()

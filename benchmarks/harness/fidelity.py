@@ -1,8 +1,9 @@
-"""How faithfully an engine ranks a population: real populations, their losses, and the figures."""
+"""How faithfully an engine ranks a population: the populations of a search, their losses, and the figures."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from bbt_fast.engine import Engine, Session
 from bbt_fast.engine.embeddings import clipped_spread, spread_of
+from bbt_fast.export.errors import UsageError
 from bbt_fast.export.parity import compare, compare_losses
 from bbt_fast.tuner.artifacts.files import digest
+from bbt_fast.tuner.artifacts.folder import JOURNAL, recorded_engine
 from bbt_fast.tuner.data.encoding import Encoded
+from bbt_fast.tuner.run.seeds import child_name
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution
@@ -33,7 +37,7 @@ SEARCHES = {"bbt": bbt, "bbtv2": bbtv2}
 
 @dataclass(frozen=True)
 class Population:
-    """A generation's prompts, and the prompts that were committed while it was evaluated."""
+    """A generation's prompts, and the prompts that were committed during its evaluation."""
 
     kind: str
     """"random" for a first generation, "cma" for a later one."""
@@ -54,7 +58,7 @@ class Population:
 
 @dataclass
 class Watch:
-    """An oracle that keeps the populations of some generations on the way."""
+    """An oracle that keeps the populations of some generations."""
 
     session: Session
     labels: Tensor
@@ -62,7 +66,7 @@ class Watch:
     seed: int
     wanted: set[int]
     journal: Sequence[dict[str, Any]] = ()
-    """The generations of a run that searched so; without it the session answers."""
+    """The generations of the same search in a run; if empty, the session answers."""
     kept: list[Population] = field(default_factory=list)
     committed: dict[int, Tensor] = field(default_factory=dict)
     generation: int = 0
@@ -89,10 +93,26 @@ class Watch:
         self.session.commit(self.committed[layer], layer)
 
 
-def generations(folder: Path) -> list[dict[str, Any]]:
-    """Return the generations in the journal of a run's folder."""
-    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record.get("kind") == "generation"]
+def journal_of(runs: Path, algorithm: str, seed: int) -> list[dict[str, Any]]:
+    """Return the generations in the journal of a plain fp32 run of search.py, whatever its engine and budget.
+
+    Args:
+        runs: the folder of the runs on one task with one model.
+        algorithm: bbt or bbtv2.
+        seed: of the run.
+
+    Raises:
+        UsageError: if there is no such run.
+    """
+    for folder in sorted(runs.glob(f"{algorithm}[-+]*/{child_name(seed)}")):
+        plain = re.fullmatch(rf"{algorithm}([-+]\w+-fp32)?-\w+", folder.parent.name)
+        if plain and recorded_engine(folder).get("precision") == "fp32":
+            lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+            return [record for record in map(json.loads, lines) if record.get("kind") == "generation"]
+    raise UsageError(
+        f"{runs} has no run of {algorithm} in fp32 with seed {seed}. Make one with search.py and the same --runs, or "
+        "leave --runs out."
+    )
 
 
 def populations(
@@ -105,7 +125,7 @@ def populations(
     dim: int = 500,
     popsize: int = 20,
 ) -> list[Population]:
-    """Search with an engine, or as a journal tells, and return the populations of the generations wanted (0 first)."""
+    """Search with an engine, or repeat the search of a journal; return the populations of the wanted generations."""
     session = engine.open(data.examples)
     sigma, alpha = SIGMA_ALPHA[algorithm]
     layers = range(engine.staged.n_stages)
@@ -140,7 +160,7 @@ def figures(population: Population, reference: Tensor, found: Tensor, labels: Te
 
 
 def kendall_tau(a: Tensor, b: Tensor) -> float:
-    """Return the rank correlation tau of two vectors: the share of pairs in one order, minus the others'."""
+    """Return the rank correlation tau of two vectors: the share of concordant pairs minus that of discordant ones."""
     first, second = ((x[:, None] - x[None]).sign() for x in (a, b))
     upper = torch.triu(torch.ones_like(first), diagonal=1).bool()
     return float((first * second)[upper].mean())

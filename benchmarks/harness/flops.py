@@ -13,7 +13,7 @@ from bbt_fast.export.families import family_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the count needs to know of a model and its texts."""
+    """The sizes of a model and of its label words."""
 
     hidden: int
     inner: int
@@ -36,15 +36,15 @@ def round_flops(
 ) -> float:
     """Count a round of one generation per tuned layer; a multiply-add is two.
 
-    Counted are matrix products only: projections, attention scores and sums, feed-forward blocks and the head.
+    Only matrix products count: projections, attention scores and sums, feed-forward blocks and the head.
 
     Args:
         sizes: the model's.
         lengths: [N], tokens per text, prompt included.
         tuned: the layers whose prompts are tuned, one generation each.
         population: P.
-        savings: what the contender leaves out.
-        prefix: how many positions up to the prompt's end; a causal model's run once for all texts.
+        savings: the contender's savings.
+        prefix: the number of positions up to the prompt's end; a causal model runs them once for all texts.
     """
     seen = lengths if savings.buckets else lengths.new_full(lengths.shape, int(lengths.max()))
     before = prefix if sizes.causal and savings.prefix else 0
@@ -60,7 +60,7 @@ def round_flops(
 
 
 def layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
-    """Count one layer on texts of these lengths, of which so many positions before the text are run only once."""
+    """Count one layer on texts of these lengths, whose first ``before`` positions run only once."""
     tokens = float((lengths - before).sum()) + before
     squares = float(((lengths - before) * lengths).sum()) + before**2
     per_token = 8 * sizes.hidden**2 + 4 * sizes.hidden * sizes.inner
@@ -68,10 +68,10 @@ def layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
 
 
 def last_layer_flops(sizes: Sizes, lengths: Tensor, before: int = 0) -> float:
-    """Count the last layer when only the answer position is computed.
+    """Count the last layer at the answer position only.
 
-    A masked model's attends to the hidden states themselves, once per head, with its key and value matrices applied to
-    one query; a causal one's makes keys and values of all positions.
+    In a masked model each head attends to the hidden states themselves, and the key and value matrices apply to one
+    query. A causal model computes keys and values at all positions.
     """
     seen, texts = float(lengths.sum()), len(lengths)
     tokens = float((lengths - before).sum()) + before

@@ -1,4 +1,4 @@
-"""Which kernel an engine's attention runs on: a speed without it is half a story."""
+"""The kernel that an engine's attention runs on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .attention_calls import attention_calls, attention_kernels, listed
 
 
 def torch_kernel(engine: Engine, session: Session) -> str:
-    """Look on while one candidate is evaluated."""
+    """List the operators that the evaluation of one candidate calls."""
     return attention_calls(lambda: _evaluate_one(engine, session))
 
 
 def ort_kernel(engine: Engine, session: Session) -> str:
-    """Count the graphs' Attention nodes; on CUDA also the kernels that an evaluation runs."""
+    """Count the graphs' attention nodes; on CUDA also list the kernels of an evaluation."""
     counts = sum((node_counts(path) for path in engine.artifacts), Counter[str]())
     nodes = listed({name: counts[name] for name in ("Attention", "PackedMultiHeadAttention") if counts[name]})
     if engine.device.type == "cpu":
@@ -29,7 +29,7 @@ def ort_kernel(engine: Engine, session: Session) -> str:
 
 
 def openvino_kernel(engine: Engine, session: Session) -> str:
-    """Read the implementations out of the compiled graphs; a fused node lists the ONNX nodes that it stands for."""
+    """Read the implementations from the compiled graphs; a fused node lists the ONNX nodes that it replaces."""
     del session
     found: Counter[str] = Counter()
     for runner in engine._runners.values():
@@ -43,7 +43,7 @@ def openvino_kernel(engine: Engine, session: Session) -> str:
 
 
 def trt_kernel(engine: Engine, session: Session) -> str:
-    """TensorRT chooses when it builds; its plans tell only with detailed profiling."""
+    """Return a placeholder: TensorRT's plans do not name kernels without detailed profiling."""
     del engine, session
     return "TensorRT's own"
 

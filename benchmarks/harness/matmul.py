@@ -1,7 +1,7 @@
-"""The device's own matrix-product rate, in each library and number format: what a forward pass can reach at best.
+"""The device's matrix-product rate in each library and precision: the upper bound for a forward pass.
 
-The product is a feed-forward block's: [tokens, H] times [H, 4H] times [4H, H], with constant weights that the library
-may lay out as it likes.
+The product is that of a feed-forward block: [tokens, H] times [H, 4H] times [4H, H], with constant weights whose layout
+the library chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .ort_session import ort_session
 
 TOKENS = {"cpu": 2048, "cuda": 16384}
 SECONDS = 0.3
-"""How long to measure, after the first call."""
+"""The time of a measurement, after the first call."""
 
 Run = Callable[[], Any]
 
@@ -111,7 +111,7 @@ def _openvino(arrays: list[Any], precision: str, device: torch.device) -> Run:
     request.set_tensor("x", x)
 
     def run() -> Any:
-        return x, request.infer()  # OpenVINO does not keep the memory that it reads: this does
+        return x, request.infer()  # keeps x alive: OpenVINO does not own the memory that it reads
 
     return run
 

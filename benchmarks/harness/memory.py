@@ -1,9 +1,11 @@
-"""How much memory a contender takes at most."""
+"""The memory of processes and devices: now, at its peak, and its growth."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bbt_fast.tuner.artifacts.economics import forget_peak
@@ -12,7 +14,7 @@ KIB, MIB = 2**10, 2**20
 
 
 def memory_of(process: int | str, which: str) -> float:
-    """Return what a process holds in MiB, as Linux counts it; 0 on other systems.
+    """Return the memory of a process in MiB on Linux; 0 on other systems.
 
     Args:
         process: its id, or "self".
@@ -25,25 +27,31 @@ def memory_of(process: int | str, which: str) -> float:
     return float(line.split()[1]) * KIB / MIB
 
 
-class PeakMemory:
-    """The peak in MiB: of the process on a CPU, while running; on CUDA of the device, less what others have there.
+def growth(samples: Sequence[float]) -> float:
+    """Return the growth per sample over the last half, as the slope of a fitted line."""
+    half = samples[len(samples) // 2 :]
+    return float(np.polyfit(range(len(half)), half, 1)[0]) if len(half) > 1 else 0.0
 
-    On CUDA the first look counts, while others that are loaded are idle and those to come are not there yet.
+
+class PeakMemory:
+    """The peak in MiB: on a CPU that of the process; on CUDA that of the device, without the memory of others.
+
+    On CUDA only the first sample counts: other loaded contenders are idle then, and later ones are not loaded yet.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Remember what the device holds before the contender is loaded."""
+        """Record the device's memory before the contender is loaded."""
         self._device = device
         self._before = self._used() if device.type == "cuda" else 0.0
         self._peak = 0.0
 
     def start(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak of the process."""
         if self._device.type == "cpu":
             forget_peak()
 
     def sample(self) -> None:
-        """Look, after a round: the runtimes keep what they took."""
+        """Update the peak after a round; the runtimes do not release memory."""
         if self._device.type == "cpu" or not self._peak:
             self._peak = max(self._peak, self._used() - self._before)
 

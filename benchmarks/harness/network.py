@@ -1,4 +1,4 @@
-"""The tables of the records of service.py and efficiency.py: what a network costs, and what an API would."""
+"""The tables of the records of service.py and efficiency.py: the costs of a network and of an API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EFFICIENCY = {
     "CPU, at home": "{cpu_seconds[home]:.0f} s",
     "CPU, user + server": "{cpu_seconds[user]:.0f} + {cpu_seconds[server]:.0f} s",
 }
-"""Of each table: the columns and how their cells are written."""
+"""The columns of each table and the formats of their cells."""
 
 
 def share_table(record: dict[str, Any]) -> str:

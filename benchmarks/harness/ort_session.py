@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions for baselines and matrix products, as a user makes them."""
+"""ONNX Runtime sessions for baselines and matrix products, as a user would create them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bbt_fast.export.errors import DeviceError
 
 
 def ort_session(model: str | bytes, device: torch.device) -> ort.InferenceSession:
-    """Load a graph on a device, with as many threads as PyTorch has; on CUDA with fp32 whole, not TF32.
+    """Load a graph on a device, with PyTorch's number of threads; on CUDA without TF32.
 
     Raises:
-        DeviceError: if the CUDA provider does not load; ONNX Runtime by itself would go on on the CPU.
+        DeviceError: if the CUDA provider does not load; ONNX Runtime would silently use the CPU.
     """
     ort.set_default_logger_severity(3)
     options = ort.SessionOptions()

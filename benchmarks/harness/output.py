@@ -1,4 +1,4 @@
-"""What all benchmarks write: records, Markdown tables and plots."""
+"""The output of benchmarks: records, Markdown tables and plots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from bbt_fast.tuner.artifacts.files import write_whole
@@ -41,12 +42,18 @@ def markdown(headings: Collection[str], align: str, rows: Iterable[Sequence[obje
 
 
 def cells(columns: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
-    """Return a row of a table, given each column's heading and its format in terms of the values' names."""
+    """Return a row of a table from the formats of its columns, which refer to the values by name."""
     return [form.format_map(values) for form in columns.values()]
 
 
+def fault(figures: Mapping[str, Any]) -> str:
+    """Return the cell of a contender that has no figures: its status, and the first line of the reason."""
+    reason = shorten(figures["reason"].splitlines()[0], 100).replace("|", "/")
+    return f"**{figures['status']}**: {reason}"
+
+
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """Return the mean, and in parentheses the sample standard deviation where there are several values."""
+    """Return the mean and, for several values, the sample standard deviation in parentheses."""
     deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
@@ -60,7 +67,7 @@ def measured_on(environment: Mapping[str, Any], names: Iterable[str] | None = No
     """Return a record's environment as text: device, threads, packages and commit.
 
     Args:
-        environment: as ``record.environment`` makes it.
+        environment: from ``record.environment``.
         names: of the packages; None for all.
     """
     versions = environment["versions"]
@@ -70,7 +77,7 @@ def measured_on(environment: Mapping[str, Any], names: Iterable[str] | None = No
 
 
 def measured_by(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the runs of a record were measured with: devices, the last run's packages, and commits."""
+    """Return the devices and commits of a record's runs, and the packages of the last run."""
     devices, commits = (", ".join(dict.fromkeys(run[key] for run in runs)) for key in ("device", "commit"))
     return f"{devices}, {packages(runs[-1]['versions'])}; commit {commits}."
 
@@ -80,11 +87,11 @@ def drawing(path: Path, width: float, height: float, rows: int = 1, columns: int
     """Yield the panels of a new figure, row by row, and write the figure as PNG.
 
     Args:
-        path: of the file.
-        width: in inches.
-        height: in inches.
-        rows: of panels.
-        columns: of panels.
+        path: the file.
+        width: of the figure in inches.
+        height: of the figure in inches.
+        rows: the number of rows of panels.
+        columns: the number of columns of panels.
     """
     from matplotlib.figure import Figure
 

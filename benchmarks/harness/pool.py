@@ -1,7 +1,7 @@
 """Processes for contenders: one for each, or one for several that share a model.
 
-A process of its own keeps a contender's memory and threads apart from those of the others. A big model takes longer to
-make than to run, so contenders that can share a model also share a process.
+A separate process isolates a contender's memory and threads. A large model takes longer to create than to run, so
+contenders that can share a model also share a process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CLOSE = "close"
 
 
 class Pool:
-    """Starts contenders; those of one group run in one process, one command at a time, as they are told."""
+    """Starts contenders; those of a group share a process, which runs one command at a time."""
 
     def __init__(self, group_of: Callable[[str], str]) -> None:
-        """Take what tells a contender's group by its name."""
+        """Take the function from a contender's name to its group."""
         self._group_of = group_of
         self._shared: dict[str, Shared] = {}
 
@@ -38,15 +38,15 @@ class Pool:
 
 
 def own_process(name: str, workload: Workload, cache: str | None = None) -> Guest:
-    """Start a contender in a process that no other shares."""
+    """Start a contender in its own process."""
     return Guest(name, Shared(workload, cache))
 
 
 class Shared:
-    """The parent's end of one process."""
+    """The parent's end of a process."""
 
     def __init__(self, workload: Workload, cache: str | None) -> None:
-        """Start the process; it makes the model when the first contender is loaded."""
+        """Start the process; it creates the model when the first contender loads."""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve_many, args=(theirs, workload, cache), daemon=True)
@@ -54,13 +54,13 @@ class Shared:
         theirs.close()
         self.guests: set[str] = set()
         self.answers: dict[str, Any] = {}
-        """Those that came while another's was waited for."""
+        """The answers that arrived during the wait for another contender's, by contender."""
 
     def receive(self, name: str, seconds: float | None) -> Any:
         """Wait for the answer to a contender's last command.
 
         Raises:
-            WorkerError: if it failed there, or is not there in time.
+            WorkerError: if the command failed, or the time ran out.
         """
         while name not in self.answers:
             try:
@@ -70,7 +70,7 @@ class Shared:
             except (EOFError, OSError) as error:
                 self.process.join(timeout=10)
                 raise WorkerError("failed", f"its process died with exit code {self.process.exitcode}") from error
-            if whose in self.guests:  # the others were not waited for
+            if whose in self.guests:  # the others have left
                 self.answers[whose] = answer
         ok, answer = self.answers.pop(name)
         if not ok:
@@ -78,7 +78,7 @@ class Shared:
         return answer
 
     def leave(self, name: str) -> None:
-        """Drop a contender, and end the process with the last one."""
+        """Remove a contender; the last one ends the process."""
         self.guests.discard(name)
         self.answers.pop(name, None)
         if self.guests:
@@ -93,7 +93,7 @@ class Shared:
 
 
 class Guest:
-    """The parent's end of one contender: sends commands to its process and waits for answers."""
+    """The parent's end of a contender: sends commands to its process and waits for answers."""
 
     def __init__(self, name: str, shared: Shared) -> None:
         """Take the process."""
@@ -104,32 +104,32 @@ class Guest:
         """Run a method of Served and return its answer.
 
         Raises:
-            WorkerError: if it failed there, or took longer than these seconds.
+            WorkerError: if the command failed, or took longer than these seconds.
         """
         self.send(command)
         return self.receive(seconds)
 
     def send(self, command: str) -> None:
-        """Start a command whose answer receive() will return."""
-        with suppress(OSError):  # receive() will say so
+        """Start a command; receive() returns its answer."""
+        with suppress(OSError):  # receive() reports it
             self._shared.connection.send((self.name, command))
 
     def receive(self, seconds: float | None = None) -> Any:
-        """Return the answer to the command that was sent last.
+        """Return the answer to the last command.
 
         Raises:
-            WorkerError: if it failed there, or is not there in time.
+            WorkerError: if the command failed, or the time ran out.
         """
         return self._shared.receive(self.name, seconds)
 
     def close(self) -> None:
-        """Leave the process."""
+        """Remove the contender from its process."""
         if self.name in self._shared.guests:
             self._shared.leave(self.name)
 
 
 def serve_many(connection: Connection, workload: Workload, cache: str | None) -> None:
-    """Answer commands to several contenders until the parent hangs up."""
+    """Run commands of several contenders until the parent closes the connection."""
     with prepared(workload, cache):
         model = once(partial(make_model, workload.model))
         served: dict[str, Served] = {}

@@ -1,4 +1,4 @@
-"""ONNX Runtime with int8 weights, in its two ways: here to be measured, not offered."""
+"""ONNX Runtime's two kinds of int8 weights, which bbt-fast measures but does not offer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from bbt_fast.export.model import Encoded, StagedModel
 
 
 def quantize_all(source: Path, target: Path) -> None:
-    """Make weights int8 per channel; activations are quantized as they come, by one scale for a whole tensor.
+    """Quantize weights to int8 per channel, and activations dynamically with one scale per tensor.
 
-    Attention stays as it is, and so do products with a matrix per head: ONNX Runtime's tool would make invalid nodes
-    of them.
+    Attention and products with a matrix per head stay as they are: ONNX Runtime's tool would write invalid nodes.
     """
     graph = onnx.load(source, load_external_data=False).graph
     stacks = {weight.name for weight in graph.initializer if len(weight.dims) > 2}
@@ -39,18 +38,18 @@ def quantize_all(source: Path, target: Path) -> None:
 
 
 def quantize_blocks(source: Path, target: Path) -> None:
-    """Make weights int8 in blocks of 32; activations are quantized block by block within each row."""
+    """Quantize weights to int8 in blocks of 32, and activations per block of each row."""
     quantizer = MatMulNBitsQuantizer(str(source), bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     quantizer.model.save_model_to_file(str(target))
 
 
 WAYS: dict[str, Callable[[Path, Path], None]] = {"int8": quantize_all, "int8blocks": quantize_blocks}
-"""By the name that stands where a precision would."""
+"""By the name that replaces a precision."""
 
 
 class QuantizedOrtEngine(OrtEngine):
-    """The ort engine over the same graphs, quantized; the gate measures and does not refuse, to show what it would."""
+    """The ort engine on the same graphs, quantized. Its gate measures and does not refuse."""
 
     def __init__(self, staged: StagedModel, way: str) -> None:
         """Take a row of WAYS."""
@@ -59,7 +58,7 @@ class QuantizedOrtEngine(OrtEngine):
 
     def _load(self, encoded: Encoded) -> OrtRunner:
         files = onnx_files(self.staged, encoded, self.dtype)
-        # The tools advise on the root logger.
+        # The tools log to the root logger.
         with tempfile.TemporaryDirectory(prefix="bbt-fast-int8-") as folder, quiet():
             paths = tuple(Path(folder) / path.name for path in files.paths)
             for source, target in zip(files.paths, paths, strict=True):

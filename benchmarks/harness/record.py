@@ -1,4 +1,4 @@
-"""What a record says of the machine and the programs that made it."""
+"""Records: the machine and the programs that they describe, and how they are written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -30,16 +31,22 @@ PACKAGES = (
     "numpy",
 )
 MEASURED = ("engine", "export", "tuner", "service", "benchmarks/*.py", "benchmarks/harness")
-"""What a record is of: a change there makes another program."""
+"""The files that a record measures; an uncommitted change there marks the commit with a +."""
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-"""Where records go that were given no file."""
+"""The default folder of records."""
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
-    """Return device, driver, versions, thread count and git commit."""
+def record_of(benchmark: str, device: str, threads: int = 0, **results: Any) -> dict[str, Any]:
+    """Return a benchmark's results as a record, with date and environment."""
+    made = time.strftime("%Y-%m-%d")
+    return {"benchmark": benchmark, "made": made, "environment": environment(device, threads), **results}
+
+
+def environment(device: str, threads: int = 0) -> dict[str, Any]:
+    """Return device, driver, versions, thread count and git commit; 0 threads stands for PyTorch's number."""
     return {
         "format": FORMAT,
         "device": device_name(device),
@@ -56,7 +63,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """Return a device's name, as people know it."""
+    """Return the product name of a device."""
     return cpu_name() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
@@ -71,25 +78,25 @@ def cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found | {"onnxruntime": ort.__version__}  # of two packages that write over each other, the one that runs
+    return found | {"onnxruntime": ort.__version__}  # the installed one of two packages that overwrite each other
 
 
 def commit() -> str:
-    """Return the checkout's commit, with a + if files differ from it."""
+    """Return the checkout's commit, with a + if measured files differ from it."""
     found = _run("git", "rev-parse", "--short=12", "HEAD")
     changed = _run("git", "status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
     return f"{found}+" if found and changed else found or "unknown"
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Return a device's name, the versions and the commit: what a record keeps of each run."""
+    """Return a device's name, the versions and the commit, which a record keeps for each run."""
     return {"device": device_name(device), "versions": versions(), "commit": commit()}
 
 
@@ -110,6 +117,11 @@ def save(record: dict[str, Any], path: Path) -> None:
     """Write a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def usual_device() -> str:
+    """Return the default of --device: cuda if PyTorch can use it, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def say(text: str) -> None:

@@ -1,17 +1,19 @@
-"""A timed round: one generation per tuned layer, from ask to tell; on CUDA the mean of several rounds on end.
+"""A timed round: one generation per tuned layer, from ask to tell; on CUDA the mean of several consecutive rounds.
 
-There a generation takes less time than a machine needs to come to speed again after another contender's turn.
+On CUDA a generation is shorter than the time in which a machine regains its speed after another contender's turn.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from typing import Any
 
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
-from bbt_fast.tuner.search.generation import Array, Best, Generation, Scores
+from bbt_fast.tuner.search.generation import Array, Generation, Scores
 from bbt_fast.tuner.search.losses import cross_entropy_loss
 from bbt_fast.tuner.search.metrics import METRICS
 from bbt_fast.tuner.search.threads import background
@@ -21,14 +23,14 @@ from .contenders.base import Clock, Contender
 GENERATIONS = 10**6
 """More than any benchmark runs."""
 ON_END = {"cpu": 0.0, "cuda": 0.5}
-"""How many seconds a turn has at least, by the kind of device."""
+"""The least seconds of a turn, by kind of device."""
 
 
 class Oracle:
-    """Asks a contender what candidates are worth, and times the parts; layers are numbered as they are tuned."""
+    """Scores candidates with a contender and times the parts; numbers layers in the order in which they are tuned."""
 
     def __init__(self, contender: Contender) -> None:
-        """Draw the projections where the contender wants them."""
+        """Draw the projections on the contender's device for them."""
         workload, model = contender.workload, contender.model
         self.contender = contender
         self.layers = workload.tuned_layers(model)
@@ -51,16 +53,26 @@ class Oracle:
             self.contender.commit(self.projections[at](candidate[None])[0], at)
 
 
+class InTurn(Executor):
+    """Runs a task when it is submitted, in the caller's thread."""
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a task and return its result."""
+        done: Future[Any] = Future()
+        done.set_result(task(*args, **kwargs))
+        return done
+
+
 class Rounds:
-    """Goes on with one search, a timed round at a time."""
+    """Continues one search, a timed round at a time."""
 
     def __init__(self, contender: Contender) -> None:
         """Start the search."""
         self.oracle = Oracle(contender)
-        self._steps = overlapping(self.oracle) if contender.overlaps else plain(self.oracle)
+        self._steps = steps(self.oracle)
 
     def __call__(self) -> dict[str, float]:
-        """Run a turn and return a round's seconds: the parts', and "total"; what no part has is the optimizer's."""
+        """Run a turn; return the seconds of a round: "total" and its parts, the remainder as "optimizer"."""
         clock, layers = self.oracle.clock, len(self.oracle.layers)
         clock.seconds.clear()
         clock.unmeasured = 0.0
@@ -74,26 +86,12 @@ class Rounds:
         return {**parts, "optimizer": total - sum(parts.values()), "total": total}
 
 
-def overlapping(oracle: Oracle) -> Iterator[Generation]:
-    """BBT or BBTv2 as a run has it, with the optimizer's work beside the engine's."""
-    workload, model = oracle.contender.workload, oracle.contender.model
-    with background() as aside:
-        algorithm = {"bbt": bbt, "bbtv2": bbtv2}[workload.algorithm]
-        yield from algorithm(oracle, workload.evolutions(model, aside), GENERATIONS)
-
-
-def plain(oracle: Oracle) -> Iterator[Generation]:
-    """BBT or BBTv2 as the original runs it: ask, evaluate and tell one after the other."""
-    evolutions = oracle.contender.workload.evolutions(oracle.contender.model)
-    best = Best(len(evolutions), evolutions[0].dim)
-    for index in range(GENERATIONS):
-        layer = index % len(evolutions)
-        asked = evolutions[layer].ask()
-        before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, layer)
-        evolutions[layer].tell(scores.fitness)
-        if best.update(layer, asked.candidates, scores.fitness) and len(evolutions) > 1:
-            oracle.commit(best.candidates[layer], layer)
-        yield Generation(
-            index, layer, scores, tuple(best.candidates), tuple(best.losses), asked.sigma, asked.axis_ratio,
-            asked.candidates, before,
-        )  # fmt: skip
+def steps(oracle: Oracle) -> Iterator[Generation]:
+    """Run BBT or BBTv2, as bbt-fast does with the optimizer's work beside the engine's, or as the original in turn."""
+    contender, workload = oracle.contender, oracle.contender.workload
+    with background() if contender.overlaps else nullcontext() as aside:
+        evolutions = workload.evolutions(contender.model, aside)
+        if workload.algorithm == "bbt":
+            yield from bbt(oracle, evolutions, GENERATIONS)
+        else:
+            yield from bbtv2(oracle, evolutions, GENERATIONS, None if contender.overlaps else InTurn())

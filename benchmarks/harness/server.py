@@ -1,4 +1,4 @@
-"""`bbt-fast serve` in a process of its own, as on another machine, and what that process holds in memory."""
+"""`bbt-fast serve` in a separate process, and the memory and CPU time of that process."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Server:
-    """A running one."""
+    """A running server."""
 
     url: str
     pid: int
 
     def resident_mib(self) -> float:
-        """Return what it holds now."""
+        """Return its memory now."""
         return memory_of(self.pid, "VmRSS")
 
     def peak_mib(self) -> float:
-        """Return the most that it held so far."""
+        """Return its peak memory so far."""
         return memory_of(self.pid, "VmHWM")
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has taken so far."""
+        """Return its processor time so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def server_apart(*flags: str) -> Iterator[Server]:
-    """Start `bbt-fast serve` with flags, and end it by a signal.
+    """Start `bbt-fast serve` with flags, and stop it with a signal.
 
     Raises:
         DeviceError: if it does not start.
@@ -71,4 +71,4 @@ def _wait(process: subprocess.Popen[bytes], url: str, command: list[str]) -> Non
                 return
         except httpx.TransportError:
             time.sleep(0.1)
-    raise DeviceError(f"the server did not start; see what this says: {' '.join(command)}")
+    raise DeviceError(f"the server did not start. Run it by hand to see why: {' '.join(command)}")

@@ -1,4 +1,4 @@
-"""Model shapes by name, with random weights: how long a forward pass takes does not depend on them."""
+"""Model shapes by name, with random weights, on which the time of a forward pass does not depend."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ PROMPTABLE = ("bert", "roberta", "xlm-roberta", "gpt2")
 WIDTH = 1.5
 """Standard deviation of the random weights, times sqrt(H)."""
 EMBEDDING_SPREAD = 0.5
-"""Standard deviation of the random word embeddings, which is also the prompts'."""
+"""Standard deviation of the random word embeddings, and so of the prompts."""
 
 
 def make_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """Make a model of a shape with random weights, or load one from a folder or the hub; fp32, eval, frozen.
+    """Create a model of a shape with random weights, or load one from a folder or the hub; fp32, eval, frozen.
 
     "minilm:6" is the shape with 6 layers.
 
-    The weights are drawn wider than for training, so that a prompt moves the logits as it does in a trained model: with
-    the usual 0.02 all candidates get nearly the same loss, and no reduced precision can tell them apart.
+    The weights have a larger deviation than for training, so that a prompt changes the logits as in a trained model.
+    With the usual 0.02 all candidates have nearly the same loss, which no reduced precision can rank.
 
     Raises:
         UsageError: if there is no such model, or the baselines cannot prompt it.
@@ -72,8 +72,8 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
         model = load_model(Path(name) if Path(name).exists() else name)
         if model.config.model_type not in PROMPTABLE:
             raise UsageError(
-                f"{name} is a {family_of(model).name}, whose layers and head the PyTorch baselines do not know: they "
-                f"take models of type {', '.join(PROMPTABLE)}."
+                f"{name} is a {family_of(model).name}, whose layers and head the PyTorch baselines do not know. Give a "
+                f"model of type {', '.join(PROMPTABLE)}."
             )
         return model
     shape = SHAPES[name]

@@ -1,4 +1,4 @@
-"""Comparisons over the values of one option, as the papers' ablations: which there are, their table and their plot."""
+"""Comparisons over the values of one option, like the papers' ablations: the flag, the table and the plot."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bbt_fast.tuner.input.options import Options
 
 
 def parse(text: str) -> tuple[str, tuple[Any, ...]]:
-    """Return an option and its values, from "intrinsic_dim=50,100"; "none" leaves open what a run may leave open.
+    """Return an option and its values, from "intrinsic_dim=50,100"; "none" is None for options that can be None.
 
     Raises:
-        UsageError: if there is no such option, or it does not take a value.
+        UsageError: if there is no such option, or it cannot have a value.
     """
     name, _, values = text.partition("=")
     if not values:
@@ -29,7 +29,7 @@ def parse(text: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def label(value: Any) -> str:
-    """Return a value's name, of a path its last part."""
+    """Return a value as text; for a path its last part."""
     return "none" if value is None else Path(str(value)).name
 
 
@@ -37,10 +37,10 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
     """Write the table and the plot of a sweep, and return the table.
 
     Args:
-        option: what was swept.
-        values: of it.
+        option: the swept option.
+        values: its values.
         records: the comparison with each value.
-        folder: of the files.
+        folder: the folder of the files.
     """
     path = folder / "-".join(["sweep", *_same(option, records), option])
     text = table(option, values, records)
@@ -80,12 +80,12 @@ def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]
 
 
 def _same(option: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of what is not swept: the model, and the task."""
+    """Return the names of the model and of the task, unless they are swept."""
     return [records[0]["about"][name] for name in ("model_name", "task_name") if name != option]
 
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """Return each method's test metrics in percent: with each value, those of the seeds."""
+    """Return each method's test metrics in percent, for each value those of the seeds."""
     methods = dict.fromkeys(method for record in records for method in record["methods"])
     return {
         method: [

@@ -1,4 +1,4 @@
-"""Small random models of every family, for what depends on a model's structure and not on its weights."""
+"""Small random models of every family, for tests of a model's structure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TINY = {
     "bos_token_id": 2,
     "eos_token_id": 3,
     "decoder_start_token_id": 3,
-    # Far above the usual 0.02: logits that hardly depend on the input would let a wrong engine pass.
+    # Far above the usual 0.02: a wrong engine would pass with logits that hardly depend on the input.
     "initializer_range": 0.2,
 }
-"""What most configurations understand; they keep or ignore the rest. Sizes are as in tests/goldens, to share traces."""
+"""Fields of most configurations, which ignore the others. The sizes are those of tests/goldens, to share traces."""
 OWN_NAMES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2},
     "bart": {
@@ -52,7 +52,7 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
     "t5": {"d_kv": 16, "d_ff": 128, "num_decoder_layers": 3},
 }
-"""By ``model_type``: what its configuration calls otherwise, or has to itself."""
+"""By ``model_type``: the fields with other names or values."""
 
 
 def tiny_model(family: Family, model_type: str, **config: Any) -> PreTrainedModel:

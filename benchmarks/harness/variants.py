@@ -1,20 +1,19 @@
-"""``benchmarks/gpu.py --lab``: each engine's variants side by side, so that one run on one card decides."""
+"""``benchmarks/gpu.py --lab``: the variants of each engine, and the table that compares them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from bbt_fast.engine.savings import ON_CUDA
 
 from .breakdown import KINDS, shares
-from .contenders import WITH, WITHOUT
-from .output import markdown
+from .contenders import WITH, WITHOUT, parts
+from .output import fault, markdown
 
 ENGINES = ("torch", "ort")
 APART = {"torch": ("fusion",), "ort": ("packing", "fusion")}
-"""The savings by which each engine's variants are divided among processes: with and without them other code is compiled
-or another graph exported, which takes long, so they do it side by side. All others share a model and its memory."""
+"""The savings that need a process of their own: with and without them an engine compiles other code or exports another
+graph, which takes long, so processes do it at the same time. All other variants of an engine share a model."""
 BASELINE = "torch-best"
 HEADINGS = (
     "variant",
@@ -29,50 +28,33 @@ HEADINGS = (
 
 
 def variants(device_type: str) -> list[str]:
-    """Return the contenders' names: the strong baseline, then each engine with all, without one, and without any.
+    """Return the contenders' names: the strong baseline, then each engine with all savings, without one, without any.
 
-    A CPU has what pays on CUDA only on request, and neither fp16 nor fp8 worth timing: it shows that the lab works.
+    On a CPU these savings are off by default, and fp16 and fp8 are slow: there the list only tests the lab.
     """
     on_cuda = device_type == "cuda"
     precision, more = ("fp16", ("fp8", "fp16-fast")) if on_cuda else ("fp32", ("fp8",))
     names = [f"{BASELINE}-{precision}"]
     for engine in ENGINES:
-        base = f"bbt-fast-{engine}-{precision}"
-        for without in ((), *((saving,) for saving in ON_CUDA), ON_CUDA):
-            included = () if on_cuda else tuple(saving for saving in ON_CUDA if saving not in without)
-            left_out = without if on_cuda else ()
-            names.append(base + _joined(WITH, included) + _joined(WITHOUT, left_out))
-        included = () if on_cuda else ON_CUDA
-        names += [f"bbt-fast-{engine}-{one}{_joined(WITH, included)}" for one in more]
+        cases = [(precision, without) for without in ((), *((saving,) for saving in ON_CUDA), ON_CUDA)]
+        for kind, without in [*cases, *((other, ()) for other in more)]:
+            mark, savings = (WITHOUT, without) if on_cuda else (WITH, [one for one in ON_CUDA if one not in without])
+            names.append(f"bbt-fast-{engine}-{kind}" + (mark + "+".join(savings) if savings else ""))
     return names
 
 
-def _joined(mark: str, savings: Sequence[str]) -> str:
-    return mark + "+".join(savings) if savings else ""
-
-
 def group_of(name: str) -> str:
-    """Return which contenders share a process and a model, by their names."""
-    base, without = _split(name)
+    """Return the group of contenders that share a process and a model with this one."""
+    base, included, ablated = parts(name)
+    without = {*ablated, *(set(ON_CUDA) - set(included) if included else ())}
     apart = next((savings for engine, savings in APART.items() if base.startswith(f"bbt-fast-{engine}-")), ())
     return "-".join([base, *(saving for saving in apart if saving in without)])
 
 
-def _split(name: str) -> tuple[str, frozenset[str]]:
-    """Return a variant's engine and precision, and which of CUDA's savings it is without."""
-    base, _, without = name.partition(WITHOUT)
-    base, mark, included = base.partition(WITH)
-    left_out = set(without.split("+")) | (set(ON_CUDA) - set(included.split("+")) if mark else set())
-    return base, frozenset(left_out & set(ON_CUDA))
-
-
 def table(contenders: dict[str, Any]) -> str:
-    """Return variants' figures, as a record has them, as a Markdown table."""
+    """Return the figures of a record's variants as a Markdown table."""
     base = next((row for name, row in contenders.items() if name.startswith(BASELINE) and row["status"] == "ok"), None)
-    rows = [
-        [name, *(_cells(row, base) if row["status"] == "ok" else [f"**{row['status']}**: {_first_line(row)}"])]
-        for name, row in contenders.items()
-    ]
+    rows = [[name, *(_cells(row, base) if row["status"] == "ok" else [fault(row)])] for name, row in contenders.items()]
     return "\n".join(markdown(HEADINGS, f"l{'r' * (len(HEADINGS) - 2)}l", rows))
 
 
@@ -89,12 +71,8 @@ def _cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _first_line(row: dict[str, Any]) -> str:
-    return str(row["reason"]).splitlines()[0][:100].replace("|", "/")
-
-
 def winners(speed: dict[str, dict[str, Any]]) -> str:
-    """Say in one line which variant of each engine is fastest in each comparison, of those that gave right answers."""
+    """Name, in one line, the fastest variant with right answers of each engine in each comparison."""
     found = []
     for algorithm, record in speed.items():
         for engine in ENGINES:

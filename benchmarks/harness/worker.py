@@ -1,4 +1,4 @@
-"""What runs in a contender's process: the commands, and the answers to them."""
+"""The code of a contender's process: the commands and their answers."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ STATUS = {
 
 
 class WorkerError(BbtFastError):
-    """A contender could not be run: its status ("wrong", "unavailable", "skipped" or "failed") and why."""
+    """A contender cannot run: its status ("wrong", "unavailable", "skipped" or "failed") and the reason."""
 
     def __init__(self, status: str, reason: str) -> None:
-        """Take both."""
+        """Take status and reason."""
         super().__init__(reason)
         self.status, self.reason = status, reason
 
 
 class Served:
-    """The child's end: the commands."""
+    """The child's end of a contender: its commands."""
 
     def __init__(self, name: str, workload: Workload, model: Callable[[], PreTrainedModel] | None = None) -> None:
-        """Take the contender's name, and what returns its model; by default each contender has a model of its own."""
+        """Take the contender's name and a function that returns its model; by default a model of its own."""
         self.name, self.workload = name, workload
         self.model = model or partial(make_model, workload.model)
         self.memory = PeakMemory(torch.device(workload.device))
 
     def load(self) -> dict[str, Any]:
-        """Load the contender and say what it is."""
+        """Load the contender and describe it."""
         make = Reference if self.name == REFERENCE else contender(self.name)
         model = self.model()
         began = time.perf_counter()
@@ -99,7 +99,7 @@ class Served:
         }
 
     def check(self) -> list[Any]:
-        """Answer a first population at the first and the last tuned layer, with prompts committed at all of them."""
+        """Answer a random population at the first and the last tuned layer, with prompts committed at all of them."""
         contender, layers = self.contender, self.rounds.oracle.layers
         generator = torch.Generator().manual_seed(CHECK_SEED)
         dim, size = self.workload.intrinsic_dim, self.workload.population
@@ -128,7 +128,7 @@ class Served:
         return self.rate()
 
     def breakdown(self) -> dict[str, Any]:
-        """Take a generation apart, at the middle one of the tuned layers."""
+        """Profile a generation at the middle one of the tuned layers."""
         layers, workload = self.rounds.oracle.layers, self.workload
         layer = layers[len(layers) // 2]
         candidates = np.random.default_rng(CHECK_SEED).standard_normal((workload.population, workload.intrinsic_dim))
@@ -136,19 +136,19 @@ class Served:
         return breakdown(lambda: self.contender.answer(prompts, layer), self.contender.device)
 
     def finish(self) -> dict[str, Any]:
-        """Say what is known only at the end."""
+        """Return the figures that are known only at the end."""
         try:
             kernel = self.contender.attention_kernel()
-        except Exception as error:  # noqa: BLE001  whatever a profiler raises, the times stand
+        except Exception as error:  # noqa: BLE001  a failing profiler does not affect the times
             kernel = f"unknown ({type(error).__name__}: {error})"
         return {"peak_mib": self.memory.mib, "attention_kernel": kernel}
 
 
 @contextmanager
 def prepared(workload: Workload, cache: str | None) -> Iterator[None]:
-    """Make a process one of a contender's: quiet libraries, its threads, a folder for graphs."""
+    """Prepare a contender's process: quiet libraries, its threads, a folder for graphs."""
     warnings.simplefilter("ignore")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler else writes lines to standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler writes to standard error
     for library in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch._dynamo"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if workload.threads:
@@ -159,10 +159,10 @@ def prepared(workload: Workload, cache: str | None) -> Iterator[None]:
 
 
 def obey(served: Served, command: str) -> tuple[bool, Any]:
-    """Run a command: True and its answer, or False, the contender's status and the reason."""
+    """Run a command; return True and its answer, or False with the contender's status and the reason."""
     try:
         return True, getattr(served, command)()
-    except Exception as error:  # noqa: BLE001  whatever a contender raises ends that contender only
+    except Exception as error:  # noqa: BLE001  any error ends only this contender
         status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), "failed")
         if status == "failed":
             traceback.print_exc()

@@ -1,11 +1,11 @@
-"""What every contender is given: the same model, texts, prompts and search."""
+"""The workload of all contenders: model, texts, prompts and search."""
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,19 +20,18 @@ from bbt_fast.tuner.search.projection import Projection, draw_projections, norma
 from .lengths import CLASSES, draw_lengths
 
 ANSWER = {"decoder": 1, "masked": 3}
-"""How far from a text's end the answer is read, by kind of model: at the last token, at the mask."""
+"""The distance of the answer's position from a text's end, by kind of model: the last token, or the mask."""
 K_SHOT = 16
 DEEP_SPREAD = 1.0
-"""Standard deviation of the hidden states between layers, which end in a LayerNorm."""
+"""Standard deviation of the hidden states between layers, after a LayerNorm."""
 SIGMA_ALPHA = {"bbt": (1.0, 1.0), "bbtv2": (0.2, 0.2)}
-
-
 Algorithm = Literal["bbt", "bbtv2"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, a task's text lengths and a search, by name and number: small enough to send to another process."""
+    """A model, a task's text lengths and a search, as names and numbers that are cheap to send to a process."""
 
     model: str
     algorithm: Algorithm
@@ -45,11 +44,11 @@ class Workload:
     layers: tuple[int, ...] = ()
     """The layers that BBTv2 tunes in a round; empty for all."""
     sample: int = 0
-    """How many candidates a contender that takes them one by one is timed on, its time scaled up; 0 for all."""
+    """The number of candidates on which one-by-one contenders are timed, the time scaled up; 0 for all."""
     text_length: int = 0
-    """Give every text so many tokens; 0 draws the task's own lengths."""
+    """The tokens of every text; 0 draws the task's lengths."""
     threads: int = 0
-    """CPU threads; 0 for PyTorch's own number."""
+    """CPU threads; 0 for PyTorch's number."""
     device: str = "cpu"
     seed: int = 0
 
@@ -73,16 +72,16 @@ class Workload:
         return torch.arange(self.examples_count) % CLASSES[self.task]
 
     def examples(self, model: PreTrainedModel) -> Examples:
-        """Make random texts of these lengths."""
+        """Return random texts of these lengths."""
         config = model.config
         generator = torch.Generator().manual_seed(self.seed)
-        first = config.vocab_size // 10  # special tokens stand below
+        first = config.vocab_size // 10  # special tokens are below
         shape = (self.examples_count, int(self.lengths.max()))
         ids = torch.randint(first, config.vocab_size, shape, generator=generator)
         mask = (torch.arange(shape[1]) < self.lengths[:, None]).long()
         ids = ids.where(mask.bool(), torch.tensor(config.pad_token_id))
         family = family_of(config)
-        ids[:, : family.prompt_start + self.n_prompt_tokens] = first  # the placeholders, alike in all texts
+        ids[:, : family.prompt_start + self.n_prompt_tokens] = first  # the placeholders, equal in all texts
         words = torch.randperm(config.vocab_size - first, generator=generator)[: CLASSES[self.task]] + first
         return Examples(ids, mask, self.lengths - ANSWER[family.kind], words)
 
@@ -104,7 +103,7 @@ class Workload:
         return dict(zip(layers, drawn, strict=True))
 
     def evolutions(self, model: PreTrainedModel, aside: Executor | None = None) -> list[Evolution]:
-        """Make one CMA-ES per tuned layer; ``aside`` decomposes their covariances."""
+        """Return one CMA-ES per tuned layer; ``aside`` decomposes their covariances."""
         sigma, _ = SIGMA_ALPHA[self.algorithm]
         return [
             Evolution(self.intrinsic_dim, sigma, self.population, seed=self.seed, layer=layer, aside=aside)

@@ -1,1 +1,1 @@
-"""What black-box tuning is compared with: each method a file, and a row of ``table.METHODS``."""
+"""The methods that ``compare`` compares; each is a row of ``table.METHODS``."""

@@ -1,4 +1,4 @@
-"""BBT and BBTv2 (Sun et al. 2022, 2022b): this package's own ``tune``, on any engine, with the task's preset."""
+"""BBT and BBTv2 (Sun et al. 2022, 2022b): this package's ``tune``, on any engine, with the task's preset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bbt_fast.tuner.artifacts.result import RESULT, read_result
 
 
 def run(case: Case, test: bool, algorithm: str) -> Outcome:
-    """Tune, or go on with an interrupted run, or take a finished one over; ``tune`` tests once at the end."""
+    """Tune, resume an interrupted run, or read a finished one; ``tune`` tests once at the end."""
     del test
     folder = Path(case.options.output_dir or ".")
     options = case.options.changed(algorithm=algorithm, **dict(case.setting))

@@ -1,7 +1,7 @@
 """Feature-Linear, Feature-MLP, Feature-BiLSTM: classifiers on the hidden states of the frozen model.
 
-The model reads the same templated texts. The first two take the last hidden state where the answer is read, the third
-those of all tokens. A server computes them once; the user trains on what it returns.
+The model reads the same templated texts. The first two take the last hidden state at the answer's position, the third
+those of all tokens. A server computes them once, and the user trains on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bbt_fast.export.families import family_of
 from bbt_fast.export.layers import take
 
 VALUE = 4
-"""Bytes of a float32, and of a token's id."""
+"""Bytes of a float32 and of a token id."""
 
 
 def answer_states(model: Any, examples: Examples) -> Tensor:
@@ -34,7 +34,7 @@ def answer_states(model: Any, examples: Examples) -> Tensor:
 
 
 def token_states(model: Any, examples: Examples) -> Tensor:
-    """Return the last hidden states of all tokens, [N, S, H]; of an encoder-decoder model its encoder's."""
+    """Return the last hidden states of all tokens, [N, S, H]; for an encoder-decoder model those of the encoder."""
     outputs = model(**inputs_of(examples), output_hidden_states=True)
     seq2seq = family_of(model).kind == "seq2seq"
     states: Tensor = outputs.encoder_last_hidden_state if seq2seq else outputs.hidden_states[-1]
@@ -42,7 +42,7 @@ def token_states(model: Any, examples: Examples) -> Tensor:
 
 
 def linear(case: Case) -> Fitted:
-    """Logistic regression on standardised features.
+    """Fit logistic regression on standardised features.
 
     Raises:
         MissingExtraError: without `scikit-learn`.
@@ -67,7 +67,7 @@ def linear(case: Case) -> Fitted:
 
 
 def mlp(case: Case) -> Fitted:
-    """One hidden layer as wide as the features."""
+    """Train one hidden layer as wide as the features."""
     features = {part: _at_answer(case, part).to(case.device) for part in ("train", "dev")}
     width, classes = features["train"].shape[1], len(case.task.labels)
     head = nn.Sequential(
@@ -79,13 +79,13 @@ def mlp(case: Case) -> Fitted:
         with torch.no_grad():
             return head(features[part] if part in features else _at_answer(case, part).to(case.device)).cpu()  # type: ignore[no-any-return]
 
-    trained = train(case, head, lambda rows: head(features["train"][rows]), lambda: answer("dev"))
+    notes = train(case, head, lambda rows: head(features["train"][rows]), answer)
     held = (features, *head.parameters())
-    return Fitted(answer, "both", held, _traffic(case, features["train"].numel()), trained.as_notes())
+    return Fitted(answer, "both", held, _traffic(case, features["train"].numel()), notes)
 
 
 class BiLstm(nn.Module):
-    """[N, S, H] and lengths [N] -> [N, C]: one layer, both directions, read at their last states."""
+    """[N, S, H] and lengths [N] -> [N, C]: one layer, from the last state of each direction."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class BiLstm(nn.Module):
 
 
 def bilstm(case: Case) -> Fitted:
-    """An LSTM over the tokens, in both directions."""
+    """Train an LSTM over the tokens, in both directions."""
     examples = {part: case.examples(part) for part in ("train", "dev")}
-    # The test set's would not fit into memory: they are made and read a batch at a time.
+    # The states of the test set would not fit into memory: the answer computes them a batch at a time.
     with torch.no_grad():
         states = {part: token_states(case.model, some.to(case.device)) for part, some in examples.items()}
     width, classes = states["train"].shape[2], len(case.task.labels)
@@ -123,9 +123,9 @@ def bilstm(case: Case) -> Fitted:
         with torch.no_grad():
             return logits(part, torch.arange(len(examples[part]))).cpu()
 
-    trained = train(case, head, lambda rows: logits("train", rows), lambda: answer("dev"))
+    notes = train(case, head, lambda rows: logits("train", rows), answer)
     down = int(examples["train"].lengths.sum()) * width
-    return Fitted(answer, "both", (states, *head.parameters()), _traffic(case, down), trained.as_notes())
+    return Fitted(answer, "both", (states, *head.parameters()), _traffic(case, down), notes)
 
 
 def _at_answer(case: Case, part: str) -> Tensor:
@@ -134,5 +134,5 @@ def _at_answer(case: Case, part: str) -> Tensor:
 
 
 def _traffic(case: Case, values: int) -> Traffic:
-    """Return one query: the training texts go up, so many values come back."""
+    """Return one query: it sends the training texts and receives this many values."""
     return Traffic(1, VALUE * int(case.parts.train.examples.lengths.sum()), VALUE * values)

@@ -1,7 +1,7 @@
-"""In-context learning (Brown et al. 2020): training examples with their label words stand before the text.
+"""In-context learning (Brown et al. 2020): training examples with their label words precede the text.
 
-As many as the model has room for beside each text, at most ``demonstrations``, in an order that the seed draws and in
-which the classes alternate.
+Each text gets as many as the model has room for, at most ``demonstrations``. The seed draws their order, in which the
+classes alternate.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bbt_fast.tuner.data.encoding import longest_sequence, pad_id
 from bbt_fast.tuner.data.splits import Row
 
 SEPARATOR = {"decoder": "\n", "masked": " ", "seq2seq": " "}
-"""Between demonstrations, by the model's kind: what BERT's tokenizers make of a line's end is no token."""
+"""Between demonstrations, by the model's kind: BERT's tokenizers drop a newline."""
 
 
 def fit(case: Case) -> Fitted:
-    """Draw the demonstrations and let them stand before every text."""
+    """Draw the demonstrations and put them before every text."""
     tokenizer, start = case.encoder.tokenizer, family_of(case.model).prompt_start
     longest = longest_sequence(case.model.config, tokenizer)
     drawn = alternating(case.rows("train"), case.options.seed)[: case.setting["demonstrations"]]
@@ -46,7 +46,7 @@ def fit(case: Case) -> Fitted:
 
 
 def alternating(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return all rows in an order that the seed draws, one class after the other."""
+    """Return all rows in an order that the seed draws and in which the classes alternate."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     turn: dict[int, int] = {}
     placed = []
@@ -58,13 +58,13 @@ def alternating(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def before_texts(examples: Examples, contexts: Sequence[Sequence[int]], start: int, pad: int) -> Examples:
-    """Put tokens into each text, where a prompt would stand.
+    """Insert tokens into each text, where a prompt would be.
 
     Args:
         examples: N texts.
         contexts: the tokens of each.
-        start: the position of the first; 1 leaves the first special token at its place.
-        pad: fills texts up.
+        start: their first position; 1 keeps the first special token in its place.
+        pad: the id of the padding token.
     """
     rows = []
     for ids, length, context in zip(examples.input_ids, examples.lengths.tolist(), contexts, strict=True):
@@ -82,7 +82,7 @@ def before_texts(examples: Examples, contexts: Sequence[Sequence[int]], start: i
 def _contexts(case: Case, drawn: Sequence[Row]) -> list[list[int]]:
     """Return the tokens of the first 0, 1, 2, ... demonstrations."""
     encoder, kind = case.encoder, case.encoder.kind
-    words = encoder.tokenizer.batch_decode([words[:1] for words in encoder.label_words])
+    words = encoder.tokenizer.batch_decode([[words[0]] for words in encoder.label_words.classes])
     text = ""
     found: list[list[int]] = [[]]
     for row in drawn:

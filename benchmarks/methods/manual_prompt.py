@@ -1,4 +1,4 @@
-"""Manual prompt: the template and label words alone; nothing is trained."""
+"""Manual prompt: the template and label words without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method is, what it is given, and what it leaves."""
+"""A method, its input (a case) and its outcome."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bbt_fast.benchmarks.harness.record import usual_device
 from bbt_fast.export.examples import Examples
 from bbt_fast.tuner.artifacts.economics import MIB, Memory, forget_peak, held_bytes
 from bbt_fast.tuner.data.encoding import Encoded, TextEncoder
@@ -28,14 +29,14 @@ from bbt_fast.tuner.tasks.task import load_task
 Setting = Mapping[str, Any]
 """A method's hyper-parameters by name."""
 Place = Literal["user", "server", "both"]
-"""Who runs the model: the user, with gradients; a server; or a server, while the user trains on what it returns."""
+"""Who runs the model: the user, with gradients; a server; or a server, while the user trains on its answers."""
 
 
 class Case:
     """One seed's data and a fresh model, for one setting of one method.
 
-    All methods are given the same splits, the same template and label words, and texts that were cut to the same
-    length: that which leaves room for a prompt of ``n_prompt_tokens``.
+    All methods get the same splits, template and label words, and texts of the same maximal length, which leaves room
+    for a prompt of ``n_prompt_tokens``.
     """
 
     def __init__(self, options: Options, setting: Setting, max_epochs: int | None = None) -> None:
@@ -44,7 +45,7 @@ class Case:
         Args:
             options: of one seed.
             setting: the method's hyper-parameters.
-            max_epochs: lowers the setting's epochs, for a quick look.
+            max_epochs: an upper limit for the setting's epochs.
         """
         self.options = options
         self.setting = dict(setting)
@@ -61,7 +62,7 @@ class Case:
 
     @property
     def encoder(self) -> TextEncoder:
-        """Writes the texts without placeholders."""
+        """The encoder of texts without placeholders."""
         return self._plain.encoder
 
     @cached_property
@@ -71,18 +72,17 @@ class Case:
 
     @cached_property
     def prompted(self) -> Parts:
-        """The examples as a soft prompt finds them: in add mode with its placeholders."""
+        """The examples for a soft prompt: in add mode with its placeholders."""
         return self._setup.encode(self.splits)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the model runs."""
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(auto if self.options.device == "auto" else self.options.device)
+        """The device of the model."""
+        return torch.device(usual_device() if self.options.device == "auto" else self.options.device)
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model as it was trained: in fp32, in evaluation mode, frozen."""
+        """The model in fp32, in evaluation mode, frozen."""
         model: Any = self._setup.model
         model.config.use_cache = False
         moved: PreTrainedModel = model.to(self.device)
@@ -120,10 +120,10 @@ def encoded_part(parts: Parts, part: str) -> Encoded:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What tuning sends to a model that is on another machine; docs/runs.md explains."""
+    """The traffic of tuning if the model is on another machine; docs/runs.md explains it."""
 
     queries: int = 0
-    """Calls, each of which is answered on all training examples."""
+    """Calls; each is answered on all training examples."""
     up_bytes: int | None = None
     """Per query; None where there is none."""
     down_bytes: int | None = None
@@ -134,31 +134,31 @@ class Fitted:
     """A method after its training."""
 
     answer: Callable[[str], Tensor]
-    """From ``dev`` or ``test`` to scores of the classes, [N, C]; the highest is the answer."""
+    """From ``dev`` or ``test`` to scores of the classes, [N, C]; the class with the highest is the answer."""
     place: Place
     user_holds: tuple[Any, ...] = ()
-    """What a user beside a server holds in memory."""
+    """The objects that a user beside a server holds in memory."""
     traffic: Traffic = Traffic()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What else a record says: epochs, trained values, demonstrations."""
+    """Other values for the record: epochs, trained parameters, demonstrations."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method came to with one seed."""
+    """The result of a method with one seed."""
 
     dev: float
     """The metric on the development set."""
     dev_loss: float | None
-    """The cross entropy there; None where another loss was minimised."""
+    """The cross entropy there; None if another loss was minimised."""
     test: float | None
-    """The metric; None if the test set was left alone."""
+    """The metric on the test set; None if it was not read."""
     seconds: float
-    """Of tuning alone: without loading, choosing hyper-parameters, and the test."""
+    """Of tuning only, without loading, the choice of hyper-parameters, and the test."""
     user_mib: float | None
-    """Peak of what the user needs; None if unknown."""
+    """Peak memory of the user; None if unknown."""
     server_mib: float | None
-    """Peak of what the server needs; None if there is none."""
+    """Peak memory of the server; None without a server."""
     traffic: Traffic
     notes: Mapping[str, Any]
 
@@ -170,15 +170,15 @@ class Method:
     run: Callable[[Case, bool], Outcome]
     """From a case, and whether to test, to an outcome."""
     grid: tuple[Setting, ...]
-    """Settings that the development set of the first seed chooses from; one is taken as it is."""
+    """The settings; if there are several, the development set of the first seed selects one."""
     source: str
-    """Who published it, and where the settings come from."""
+    """The publication, or the source of the settings."""
 
 
 def own_peak(device: torch.device) -> float | None:
-    """Return the MiB that PyTorch has had of a GPU in this process; None on a CPU, or where it had nothing.
+    """Return the peak MiB of a GPU that PyTorch reserved in this process; None on a CPU, or if it reserved none.
 
-    Unlike what is in use on the device it does not count the other processes there.
+    Unlike the memory in use on the device, this does not count other processes.
     """
     if device.type != "cuda":
         return None
@@ -186,7 +186,7 @@ def own_peak(device: torch.device) -> float | None:
 
 
 def fitted_by(fit: Callable[[Case], Fitted]) -> Callable[[Case, bool], Outcome]:
-    """Return how a method is run whose training is a function: timed, measured, and tested once at the end."""
+    """Return the run of a method from its training function: timed, measured, and tested once at the end."""
 
     def run(case: Case, test: bool) -> Outcome:
         case.model, case.parts, case.prompted  # noqa: B018 - loaded before the clock starts

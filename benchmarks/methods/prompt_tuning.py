@@ -1,7 +1,6 @@
-"""Prompt Tuning (Lester et al. 2021) and P-Tuning v2 (Liu et al. 2022): BBT's and BBTv2's prompts, by gradients.
+"""Prompt Tuning (Lester et al. 2021) and P-Tuning v2 (Liu et al. 2022): the prompts of BBT and BBTv2, by gradients.
 
-The model is cut into the same stages, and the prompts join at the same positions: one at the input, or one at every
-layer.
+The stages and the positions of the prompts are those of a search: one prompt at the input, or one at every layer.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from bbt_fast.export.model import Cuts, StagedModel
 class SoftPrompt(nn.Module):
     """The prompts of all stages, [L or 1, n, H].
 
-    Where they are added to placeholder tokens they begin at zero, as a search does. In cat mode equal tokens at equal
-    positions would stay equal for ever, so they are drawn with the word embeddings' spread.
+    In add mode they start at zero, as a search does. In cat mode equal tokens would get equal gradients and stay equal,
+    so they are drawn with the spread of the word embeddings.
 
     Args:
-        staged: the model, cut; its parameters are not this module's.
+        staged: the model in stages; its parameters stay outside this module.
     """
 
     def __init__(self, staged: StagedModel) -> None:
         super().__init__()
-        self._staged = (staged,)  # in a tuple, so that the frozen model is no part of this module
+        self._staged = (staged,)  # in a tuple, so that PyTorch does not register the frozen model
         spread = LocalEmbeddings(staged.word_embeddings).spread if staged.mode == "cat" else 0.0
         shape = (staged.n_stages, staged.n_prompt_tokens, staged.hidden_size)
         self.values = nn.Parameter((spread * torch.randn(shape)).to(staged.model.device))
@@ -55,8 +54,7 @@ def fit(case: Case, cuts: Cuts) -> Fitted:
         return in_batches(encoded_part(case.prompted, part).examples, prompt)
 
     examples = case.prompted.train.examples
-    trained = train(case, prompt, lambda rows: prompt(examples.select(rows)), lambda: answer("dev"))
-    return Fitted(answer, "user", notes=trained.as_notes())
+    return Fitted(answer, "user", notes=train(case, prompt, lambda rows: prompt(examples.select(rows)), answer))
 
 
 shallow, deep = partial(fit, cuts="input"), partial(fit, cuts="layers")

@@ -1,4 +1,4 @@
-"""A stock model's answers to templated texts: the label words' logits where the answer is read."""
+"""A stock model's answers to templated texts: the label words' logits at the answer's position."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bbt_fast.export.examples import Examples
 from bbt_fast.export.layers import take
 
 TOKENS = 2**13
-"""Tokens, padding too, that are answered at once outside training: enough for a GPU to be busy."""
+"""Tokens of a batch outside training, with padding: enough to keep a GPU busy."""
 
 
 def inputs_of(examples: Examples) -> dict[str, Tensor]:
-    """Return what a stock model's forward() takes."""
+    """Return the arguments of a stock model's forward()."""
     inputs = {"input_ids": examples.input_ids, "attention_mask": examples.attention_mask}
     if examples.decoder_input_ids is not None:
         inputs["decoder_input_ids"] = examples.decoder_input_ids
@@ -27,7 +27,7 @@ def inputs_of(examples: Examples) -> dict[str, Tensor]:
 def label_logits(model: Any, examples: Examples) -> Tensor:
     """Return the label words' logits at the answer's position, [N, C]; gradients flow.
 
-    The vocabulary's head runs at that position alone: at all of them it costs a small model as much as its layers.
+    The head runs at that position only: at all positions it costs as much as the layers of a small model.
 
     Args:
         model: a `transformers` model with a language-model head, or one that wraps it.
@@ -49,7 +49,7 @@ def answer_of(case: Case, part: str, model: Any = None) -> Tensor:
 
 
 def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], tokens: int = TOKENS) -> Tensor:
-    """Return the answers [N, ...] to examples of any number, without gradients; those of like length go together."""
+    """Return the answers [N, ...] to any number of examples, without gradients, in batches of similar lengths."""
     order = torch.argsort(examples.lengths, stable=True)
     sizes = _sizes(examples.lengths[order].tolist(), tokens)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def in_batches(examples: Examples, answer: Callable[[Examples], Tensor], tokens:
 
 
 def _sizes(lengths: list[int], tokens: int) -> list[int]:
-    """Return how many texts of ascending lengths each batch takes: one at least, and as many as fit."""
+    """Return the size of each batch of texts of ascending lengths: at least one, and as many as fit."""
     sizes = [0]
     for length in lengths:
         if sizes[-1] and (sizes[-1] + 1) * length > tokens:

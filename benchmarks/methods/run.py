@@ -1,7 +1,7 @@
-"""One method with one seed, in a process of its own: so that peaks of memory are its own, and so is what breaks.
+"""One method with one seed, in its own process, which isolates its peak memory and its failures.
 
-Importing PyTorch and `transformers` takes longer than many a step. Where the system can, the processes are forked from
-one that has imported them and has done nothing else.
+Importing PyTorch and `transformers` takes longer than many steps. If the system can, it forks the processes from one
+that has only imported them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from bbt_fast.tuner.tasks.task import load_task
 def figures(
     method: str, options: Options, setting: Setting, *, test: bool, max_epochs: int | None = None
 ) -> dict[str, Any]:
-    """Run and return what a record keeps.
+    """Run a method and return its entry of the record.
 
     Args:
         method: a key of ``METHODS``.
-        options: of one seed; ``output_dir`` is where BBT and BBTv2 keep their run.
+        options: of one seed; ``output_dir`` is the folder of a run of BBT or BBTv2.
         setting: the hyper-parameters.
-        test: whether the test set is looked at.
+        test: whether to read the test set.
         max_epochs: see ``Case``.
 
     Raises:
-        BbtFastError: see ``bbt_fast.tune``; and for a package that is not installed.
+        BbtFastError: see ``bbt_fast.tune``; also if a package is not installed.
     """
     algorithm = method if method in ("bbt", "bbtv2") else options.algorithm
     resolved = resolve(options.changed(algorithm=algorithm), load_task(options.task_name).preset)
@@ -47,7 +47,7 @@ def figures(
 
 
 def figures_apart(method: str, options: Options, setting: Setting, **how: Any) -> dict[str, Any]:
-    """Do what ``figures`` does in a fresh process, and let its errors through."""
+    """Call ``figures`` in a fresh process; its errors pass through."""
     if options.output_dir:
         Path(options.output_dir).parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(1, _processes(), hide_progress_bars) as pool:
@@ -56,10 +56,10 @@ def figures_apart(method: str, options: Options, setting: Setting, **how: Any) -
 
 @cache
 def _processes() -> Any:
-    """Return how processes are made."""
+    """Return the context that starts processes."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
-    # CUDA cannot be used after a fork if it was before: with this PyTorch looks for a GPU without it.
+    # A process cannot use CUDA if it was initialised before the fork. With this, PyTorch detects a GPU without CUDA.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -1,4 +1,4 @@
-"""What a record lacks, and in which order that is measured: step by step, or several steps at once."""
+"""The steps that a record lacks, their order, and their execution, one by one or several at once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bbt_fast.benchmarks.harness.record import provenance, say
+from bbt_fast.benchmarks.harness.record import provenance, say, usual_device
 from bbt_fast.benchmarks.methods.run import figures_apart
 from bbt_fast.benchmarks.methods.table import METHODS
 from bbt_fast.tuner.input.options import Options
@@ -22,26 +20,26 @@ Measure = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to measure: a setting on the development set of the first seed, or a seed with the chosen setting."""
+    """One step: a setting on the development set of the first seed, or a seed with the chosen setting."""
 
     method: str
     seed: int
     setting: int | None
-    """The number of the setting to try; None for the chosen one."""
+    """The number of the setting; None for the chosen one."""
 
     def __str__(self) -> str:
-        """Name it for the progress line."""
+        """Return its name in the progress line."""
         return f"{self.method}, {self.step}"
 
     @property
     def step(self) -> str:
-        """Name it among its method's."""
+        """Return its name among the steps of its method."""
         tried = "" if self.setting is None else f", setting {self.setting + 1} of {len(METHODS[self.method].grid)}"
         return f"seed {self.seed}{tried}"
 
 
 def jobs(methods: Sequence[str], seeds: Sequence[int], record: Mapping[str, Any]) -> list[Job]:
-    """Return what a record lacks, method by method: first its grid, then its seeds."""
+    """Return the steps that a record lacks, by method: first its grid, then its seeds."""
     found = []
     for method in methods:
         row = record["methods"].get(method, empty())
@@ -53,7 +51,7 @@ def jobs(methods: Sequence[str], seeds: Sequence[int], record: Mapping[str, Any]
 
 
 def empty() -> dict[str, Any]:
-    """Return a method's part of a record before anything is measured."""
+    """Return a method's empty part of a record."""
     return {"grid": {}, "chosen": None, "seeds": {}, "failed": {}}
 
 
@@ -61,19 +59,19 @@ def compare(
     record: dict[str, Any], options: Options, methods: Sequence[str], seeds: Sequence[int], runs: Path,
     max_epochs: int | None = None, at_once: int = 1, measure: Measure = figures_apart,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Measure what a record lacks, and yield it after each step.
+    """Measure the steps that a record lacks, and yield the record after each step.
 
-    A step that fails is written down with its reason, and the others go on.
+    The record keeps the reason of a failed step; the others continue.
 
     Args:
-        record: the one to add to.
-        options: what all methods share.
+        record: the record to extend.
+        options: the options of all methods.
         methods: keys of ``METHODS``.
-        seeds: the first chooses the settings.
-        runs: BBT and BBTv2 keep their runs here.
-        max_epochs: for a quick look.
-        at_once: steps that run side by side.
-        measure: runs one method; a test need not take a process for each.
+        seeds: the first one selects the settings.
+        runs: the folder of the runs of BBT and BBTv2.
+        max_epochs: an upper limit for the epochs.
+        at_once: the number of steps that run in parallel.
+        measure: runs one method; tests replace it.
     """
     waiting = jobs(methods, seeds, record)
     total, took = len(waiting), list[float]()
@@ -92,7 +90,7 @@ def compare(
                 record["methods"] = {method: rows[method] for method in METHODS if method in rows}
                 row = record["methods"][job.method]
                 number = _choose(row, job)
-                if number is None:  # no setting could be used: there is nothing to run with this seed
+                if number is None:  # every setting of the grid failed, so the seed has none
                     total -= 1
                     continue
                 given = options.changed(seed=job.seed, output_dir=str(runs / job.method / f"seed-{job.seed}"))
@@ -108,7 +106,7 @@ def compare(
 
 
 def _next(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
-    """Return the first step that need not wait for another: a method's seeds wait for its grid."""
+    """Return the first step that can start: a method's seeds wait for its grid."""
     trying = {job.method for job in (*waiting, *running) if job.setting is not None}
     return next((job for job in waiting if job.setting is not None or job.method not in trying), None)
 
@@ -116,7 +114,7 @@ def _next(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
 def _choose(row: dict[str, Any], job: Job) -> int | None:
     """Return the number of a step's setting; None if the grid found none.
 
-    The chosen one has the best metric on the development set, and the lowest loss where metrics tie.
+    The chosen setting has the best metric on the development set, and on a tie the lowest loss.
     """
     if job.setting is not None:
         return job.setting
@@ -129,7 +127,7 @@ def _choose(row: dict[str, Any], job: Job) -> int | None:
 
 
 def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device: str) -> dict[str, Any]:
-    """Put a step's figures, or why there are none, into its method's part of the record, and return them."""
+    """Write a step's figures, or the reason of its failure, into its method's part of the record, and return them."""
     row["failed"].pop(job.step, None)
     if error := future.exception():
         row["failed"][job.step] = reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -140,11 +138,6 @@ def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device
         row["grid"][str(job.setting)] = {name: found[name] for name in kept}
         row["grid"] = dict(sorted(row["grid"].items(), key=lambda item: int(item[0])))
         return found | {"said": f"{100 * found['dev']:.1f} % on dev in {found['step_seconds']:.0f} s"}
-    row["seeds"][str(job.seed)] = found | provenance(_device(device))
+    row["seeds"][str(job.seed)] = found | provenance(usual_device() if device == "auto" else device)
     row["seeds"] = dict(sorted(row["seeds"].items(), key=lambda item: int(item[0])))
     return found | {"said": f"{100 * found['test']:.1f} % on test in {found['step_seconds']:.0f} s"}
-
-
-def _device(name: str) -> str:
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return auto if name == "auto" else name

@@ -1,8 +1,8 @@
-"""The methods, and the settings that each is tried with.
+"""The methods and their settings.
 
-BBT and BBTv2 have what their papers give (Sun et al. 2022, 2022b; the task's preset). The others' settings in those
-papers are for RoBERTa-large, so each has a grid of one hyper-parameter, and all else is fixed: batches of 16 texts,
-and epochs until the development set has not improved for ``patience`` of them.
+BBT and BBTv2 have the settings of their papers (Sun et al. 2022, 2022b; the task's preset). These papers tune the other
+methods for RoBERTa-large. So each of those has a grid of one hyper-parameter here, and the rest is fixed: batches of 16
+texts, and early stopping after ``patience`` epochs without a better development score.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from bbt_fast.benchmarks.methods import black_box, features, in_context, manual_
 from bbt_fast.benchmarks.methods.method import Method, Setting, fitted_by
 
 WHOLE: Final = {"batch_size": 16, "epochs": 40, "patience": 8, "weight_decay": 0.01}
-"""For methods that change weights."""
+"""For methods that train weights."""
 SOFT: Final = {"batch_size": 16, "epochs": 100, "patience": 15, "weight_decay": 0.0}
 """For prompts, which need more steps."""
 SMALL: Final = {"batch_size": 16, "epochs": 200, "patience": 40, "weight_decay": 0.01}
-"""For classifiers on features, whose epochs cost next to nothing."""
+"""For classifiers on features, whose epochs are cheap."""
 
 
 def grid(fixed: Setting, **choices: tuple[Any, ...]) -> tuple[Setting, ...]:
-    """Return every combination of the choices beside what is fixed."""
+    """Return every combination of the choices, each with the fixed values."""
     return tuple({**fixed, **dict(zip(choices, values, strict=True))} for values in product(*choices.values()))
 
 

@@ -1,15 +1,12 @@
-"""Gradient descent, the same for every method that has gradients: AdamW, judged on the development set.
+"""Gradient descent with AdamW and early stopping, the same for every method with gradients.
 
-The learning rate rises over the first tenth of the steps and falls linearly to zero after it. After each epoch the
-development set is scored; what is kept is the best of them, and the end comes early after ``patience`` epochs without a
-better one.
+The learning rate rises over the first tenth of the steps, then falls linearly to zero. The development set scores each
+epoch: the best epoch is kept, and training stops after ``patience`` epochs without a better one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,39 +14,25 @@ from torch.nn.functional import cross_entropy
 
 from bbt_fast.benchmarks.methods.method import Case
 from bbt_fast.tuner.run.selection import better
-from bbt_fast.tuner.search.objective import Score
 
 WARM_UP = 0.1
 CLIP = 1.0
-"""The norm that gradients are cut to."""
+"""The largest norm of the gradients."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to."""
-
-    score: Score
-    """Of the kept epoch, on the development set."""
-    epochs: int
-    """How many were run."""
-    kept: int
-    """The epoch that was kept, from 1; 0 is the beginning."""
-    parameters: int
-    """How many values were trained."""
-
-    def as_notes(self) -> dict[str, Any]:
-        """Return what a record says of it."""
-        return {"epochs": self.epochs, "kept_epoch": self.kept, "trained_parameters": self.parameters}
-
-
-def train(case: Case, learner: nn.Module, logits: Callable[[Tensor], Tensor], answer: Callable[[], Tensor]) -> Trained:
-    """Train what a learner has with ``requires_grad``, and leave it, in evaluation mode, as it was at its best.
+def train(
+    case: Case, learner: nn.Module, logits: Callable[[Tensor], Tensor], answer: Callable[[str], Tensor]
+) -> dict[str, int]:
+    """Train the parameters that require gradients; leave the learner at its best epoch, in evaluation mode.
 
     Args:
-        case: its setting has lr, epochs, batch_size and patience, and perhaps weight_decay.
-        learner: holds the parameters; its training mode is switched.
+        case: its setting has lr, epochs, batch_size and patience, and optionally weight_decay.
+        learner: holds the parameters.
         logits: from rows [M] of the training examples to scores of the classes [M, C], with gradients.
-        answer: the same for all development examples, without.
+        answer: from ``dev`` to scores of the classes [N, C], without gradients.
+
+    Returns:
+        The notes for a record: the epochs that ran, the epoch that was kept (0 is the start), the trained parameters.
     """
     setting, labels = case.setting, case.labels("train").to(case.device)
     parameters = [p for p in learner.parameters() if p.requires_grad]
@@ -62,7 +45,7 @@ def train(case: Case, learner: nn.Module, logits: Callable[[Tensor], Tensor], an
     )
     generator = torch.Generator().manual_seed(case.options.seed)
     learner.eval()
-    best, kept, state = case.score(answer(), "dev"), 0, _copy(parameters)
+    best, kept, state = case.score(answer("dev"), "dev"), 0, _copy(parameters)
     epoch = 0
     for epoch in range(1, setting["epochs"] + 1):
         learner.train()
@@ -73,7 +56,7 @@ def train(case: Case, learner: nn.Module, logits: Callable[[Tensor], Tensor], an
             optimizer.step()
             schedule.step()
         learner.eval()
-        score = case.score(answer(), "dev")
+        score = case.score(answer("dev"), "dev")
         if better(score, best):
             best, kept, state = score, epoch, _copy(parameters)
         elif epoch - kept >= setting["patience"]:
@@ -81,7 +64,7 @@ def train(case: Case, learner: nn.Module, logits: Callable[[Tensor], Tensor], an
     with torch.no_grad():
         for parameter, value in zip(parameters, state, strict=True):
             parameter.copy_(value)
-    return Trained(best, epoch, kept, sum(p.numel() for p in parameters))
+    return {"epochs": epoch, "kept_epoch": kept, "trained_parameters": sum(p.numel() for p in parameters)}
 
 
 def _copy(parameters: list[nn.Parameter]) -> list[Tensor]:

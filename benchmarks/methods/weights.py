@@ -1,15 +1,16 @@
-"""Methods that train weights: all of them, the biases, LoRA, adapters. The answer is read as everywhere.
+"""Methods that train weights: all of them, the biases, LoRA, adapters.
 
 - Model Tuning: every weight.
 - BitFit (Ben Zaken et al. 2022): the biases.
-- LoRA (Hu et al. 2022): products of thin matrices beside those that `peft` names for the architecture.
-- Adapter: a bottleneck behind each layer, with a norm of its own, as Bapna & Firat (2019) place it; of Houlsby et al.
-  (2019) it has the bottleneck and the start near the identity.
+- LoRA (Hu et al. 2022): low-rank updates of the weights that `peft` selects for the architecture.
+- Adapter: a bottleneck with a norm after each layer, as in Bapna & Firat (2019), that starts near the identity, as in
+  Houlsby et al. (2019).
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def bitfit(case: Case) -> Fitted:
 
 
 def lora(case: Case) -> Fitted:
-    """Train low-rank changes of the weights that `peft` names for the architecture.
+    """Train low-rank updates of the weights that `peft` selects for the architecture.
 
     Raises:
         MissingExtraError: without `peft`.
@@ -50,25 +51,25 @@ def lora(case: Case) -> Fitted:
     known = case.model.config.model_type in KNOWN
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=None if known else "all-linear")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for names that it renames
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers has renamed
         model = get_peft_model(case.model, config)
     return _fit(case, model)
 
 
 def adapter(case: Case) -> Fitted:
-    """Train a bottleneck behind each layer, of an encoder-decoder model's decoder too."""
+    """Train a bottleneck after each layer; of an encoder-decoder model, also after the decoder's layers."""
     parts = Anatomy(case.model, at_tokens=False)
     layers = list(dict.fromkeys([*parts.layers, *parts.decoder_layers]))
-    case.model.set_attn_implementation("sdpa")  # which the stages replace: theirs is for models that are not trained
+    case.model.set_attn_implementation("sdpa")  # the stages' attention has no gradients
     hidden, width = int(case.model.config.hidden_size), case.setting["bottleneck"]
     adapters = nn.ModuleList(Bottleneck(hidden, width) for _ in layers).to(case.device)
     for layer, bottleneck in zip(layers, adapters, strict=True):
-        layer.register_forward_hook(lambda _, __, output, own=bottleneck: _behind(own, output))
+        layer.register_forward_hook(lambda _, __, output, own=bottleneck: _after(own, output))
     return _fit(case, nn.ModuleDict({"adapters": adapters, "model": case.model}))
 
 
 class Bottleneck(nn.Module):
-    """[..., H] -> [..., H]: what goes in, plus a change that passes through ``width`` values and begins near zero."""
+    """[..., H] -> [..., H]: adds a change that passes through ``width`` values and starts near zero."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -82,18 +83,16 @@ class Bottleneck(nn.Module):
         return hidden + change
 
 
-def _behind(bottleneck: Bottleneck, output: Any) -> Any:
-    """Put a bottleneck behind what a layer returns: its hidden states, or a tuple that begins with them."""
+def _after(bottleneck: Bottleneck, output: Any) -> Any:
+    """Apply a bottleneck to a layer's output: hidden states, or a tuple that begins with them."""
     return bottleneck(output) if isinstance(output, Tensor) else (bottleneck(output[0]), *output[1:])
 
 
 def _fit(case: Case, learner: nn.Module) -> Fitted:
-    """Train what has gradients; the model within answers."""
+    """Train the parameters that require gradients; the model in the learner answers."""
     model: Any = learner["model"] if isinstance(learner, nn.ModuleDict) else learner
     examples = case.parts.train.examples.to(case.device)
 
-    def answer(part: str) -> Tensor:
-        return answer_of(case, part, model)
-
-    trained = train(case, learner, lambda rows: label_logits(model, examples.select(rows)), lambda: answer("dev"))
-    return Fitted(answer, "user", notes=trained.as_notes())
+    answer = partial(answer_of, case, model=model)
+    notes = train(case, learner, lambda rows: label_logits(model, examples.select(rows)), answer)
+    return Fitted(answer, "user", notes=notes)

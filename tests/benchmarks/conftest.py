@@ -42,9 +42,11 @@ class Local:
 
 @pytest.fixture
 def local() -> type[Local]:
+    """The class that runs a contender in this process."""
     return Local
 
 
 @pytest.fixture
 def toy() -> Workload:
+    """A workload of a few prompts and texts."""
     return Workload("toy", "bbt", population=4, n_examples=4, n_prompt_tokens=5, intrinsic_dim=10)

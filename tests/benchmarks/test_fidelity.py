@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bbt_fast.benchmarks import accuracy, fidelity
-from bbt_fast.benchmarks.harness.fidelity import generations, populations
-from bbt_fast.benchmarks.harness.runs import runs_of, search_in_fp32
+from bbt_fast.benchmarks import fidelity, search
+from bbt_fast.benchmarks.harness.fidelity import journal_of, populations
 from bbt_fast.engine import Session
 from bbt_fast.export.errors import UsageError
 from bbt_fast.tuner.input.options import Options
@@ -25,11 +25,11 @@ SMALL = {"engine": "torch", "precision": "fp32", "device": "cpu", "seed": 8, "bu
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What accuracy.py leaves of three generations."""
+    """What search.py leaves of three generations."""
     folder = tmp_path_factory.mktemp("runs")
-    small = ["--budget", "60", "--max_test_examples", "20", "--algorithms", "bbt", "--engines", "torch-fp32"]
+    small = ["--budget", "60", "--max_test_examples", "20", "--variants", "bbt+torch-fp32"]
     where = ["--runs", str(folder), "--output", str(folder / "record.json")]
-    accuracy.main([*small, *where, "--seeds", "8", "--device", "cpu"])
+    search.main([*small, *where, "--seeds", "8", "--device", "cpu"])
     return folder
 
 
@@ -39,7 +39,7 @@ def test_a_journal_leads_to_the_populations_of_its_search(runs: Path, monkeypatc
     engine, data = setup.load_engine({}), setup.encode(setup.splits(8)).train
     made = populations(engine, data, "bbt", 8, {0, 2})
     monkeypatch.setattr(Session, "evaluate", None)
-    journal = generations(search_in_fp32(runs_of(runs, "demo", "demo"), "bbt", 8))
+    journal = journal_of(runs / "demo-demo", "bbt", 8)
     told = populations(engine, data, "bbt", 8, {0, 2}, journal)
     assert [population.kind for population in told] == ["random", "cma"]
     for one, other in zip(made, told, strict=True):
@@ -49,8 +49,18 @@ def test_a_journal_leads_to_the_populations_of_its_search(runs: Path, monkeypatc
 
 
 def test_runs_of_another_task_are_not_taken_for_this_one_s(runs: Path) -> None:
-    with pytest.raises(UsageError, match=r"no run .*demo-sst2/bbt-\*-fp32-\*/seed-8: make it with accuracy.py"):
-        search_in_fp32(runs_of(runs, "demo", "sst2"), "bbt", 8)
+    with pytest.raises(UsageError, match=r"demo-sst2 has no run of bbt in fp32 with seed 8\. Make one with search.py"):
+        journal_of(runs / "demo-sst2", "bbt", 8)
+
+
+def test_a_run_of_other_options_or_in_another_precision_is_not_taken(runs: Path, tmp_path: Path) -> None:
+    (run,) = runs.glob("demo-demo/*/seed-8")
+    for name in ("bbt+mean-60", "bbt+snes+torch-fp32-60", "bbt+torch-bf16-60", "bbtv2-60"):
+        shutil.copytree(run, tmp_path / name / "seed-8")
+    with pytest.raises(UsageError, match="has no run of bbt in fp32"):
+        journal_of(tmp_path, "bbt", 8)
+    shutil.copytree(run, tmp_path / "bbt-60" / "seed-8")
+    assert len(journal_of(tmp_path, "bbt", 8)) == 3
 
 
 @pytest.fixture

@@ -137,8 +137,8 @@ def test_training_keeps_the_best_epoch_and_ends_without_a_better_one(make_case: 
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
-    trained = train(case, head, lambda rows: logits("train", rows), lambda: logits("dev").detach())
-    assert (trained.epochs, trained.kept) == (3, 0)
+    notes = train(case, head, lambda rows: logits("train", rows), lambda part: logits(part).detach())
+    assert (notes["epochs"], notes["kept_epoch"]) == (3, 0)
     assert not head.weight.any()
 
 

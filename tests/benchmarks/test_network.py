@@ -44,13 +44,13 @@ def test_nothing_is_timed_that_answers_otherwise(monkeypatch: pytest.MonkeyPatch
         return answered(self, prompts, layer) + 1e-4
 
     monkeypatch.setattr(RemoteSession, "evaluate", wrong)
-    with pytest.raises(BbtFastError, match="the remote engine answers otherwise than the one at home"):
+    with pytest.raises(BbtFastError, match="the remote engine and the one at home give different answers"):
         service.network_share(TORCH, Workload("demo", "bbt", "sst2", 4, 2, 5), 1)
 
 
 def test_a_server_that_does_not_start_is_an_error_that_names_the_command() -> None:
     with (
-        pytest.raises(DeviceError, match=r"did not start; see what this says: .* --host 0\.0\.0\.0"),
+        pytest.raises(DeviceError, match=r"did not start\. Run it by hand to see why: .* --host 0\.0\.0\.0"),
         server_apart("--model_name", "demo", "--host", "0.0.0.0"),
     ):
         pass

@@ -6,6 +6,7 @@ import itertools
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -54,7 +55,8 @@ def test_the_command_tunes_every_variant_and_goes_on_where_it_was(
     table = path.with_suffix(".md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == table
     tests = [[run["test"] for run in cell["seeds"].values()] for cell in record["cells"]]
-    assert f"| bbt | {100 * statistics.fmean(tests[0]):.1f} (" in table
+    before = statistics.fmean(run["zero_shot"] for run in record["cells"][0]["seeds"].values())
+    assert f"| bbt | {100 * before:.1f} -> {100 * statistics.fmean(tests[0]):.1f} (" in table
     assert f"| {100 * (statistics.fmean(tests[2]) - statistics.fmean(tests[0])):+.1f} | 2 | " in table
 
 
@@ -79,6 +81,28 @@ def test_a_run_that_another_process_makes_is_waited_for_and_taken_over(
     with other:
         search.make(runs)
     assert tuned == [13]
+
+
+def test_earlier_records_fill_the_cells_that_have_no_run_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cell(variant: str, task: str, test: float) -> dict[str, Any]:
+        run = {"test": test, "zero_shot": 0.5}
+        return {"variant": variant, "task": task, "test_examples": 9, "ensemble": None, "seeds": {"8": run}}
+
+    about = {"benchmark": "search", "model": "demo", "budget": 20, "device": "old", "commit": "abc"}
+    first, second, other = (tmp_path / f"{name}.json" for name in ("first", "second", "other"))
+    first.write_text(
+        json.dumps(about | {"cells": [cell("bbt+openvino-fp32", "subj", 0.6), cell("bbtv2", "subj", 0.9)]})
+    )
+    second.write_text(json.dumps(about | {"cells": [cell("bbt", "sst2", 0.7), cell("bbt", "subj", 0.1)]}))
+    other.write_text(json.dumps(about | {"budget": 40, "cells": []}))
+    given = ["--report", "--budget", "20", "--tasks", "sst2", "subj", "--variants", "bbt", "--seeds", "8"]
+    given += ["--runs", str(tmp_path), "--output", str(tmp_path / "all.json"), "--beside"]
+    search.main([*given, str(first), str(second)])
+    assert "| bbt | 50.0 -> 70.0 | 50.0 -> 60.0 | 65.0 |" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"other\.json has budget 40: give --beside records of"):
+        search.main([*given, str(other)])
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
@@ -107,6 +131,11 @@ def test_a_variant_of_unknown_parts_is_refused_before_any_run() -> None:
         search.main(["--variants", "bbt", "bbt+men"])
     with pytest.raises(UsageError, match="has 'bt' where one of bbt, bbtv2 must be"):
         search.changes_of("bt")
+
+
+def test_a_variant_can_name_its_engine_and_precision() -> None:
+    changes = {"algorithm": "bbt", "keep": "mean", "engine": "torch", "precision": "fp16-fast"}
+    assert search.changes_of("bbt+mean+torch-fp16-fast") == changes
 
 
 def test_transfer_begins_with_the_plain_runs_of_all_other_tasks(

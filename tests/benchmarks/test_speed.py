@@ -331,7 +331,7 @@ def test_a_page_shows_what_the_records_say(name: str, least: int, repo_root: Pat
 
 
 def test_a_page_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="benchmarks: begin"):
+    with pytest.raises(ValueError, match="no marks <!-- benchmarks: begin"):
         report.insert("nothing", [])
 
 

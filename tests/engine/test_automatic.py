@@ -19,12 +19,14 @@ needs_bf16 = pytest.mark.skipif(not cpu.has_bf16(), reason="needs a CPU with bf1
 
 @pytest.fixture
 def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bf16 faster than fp32."""
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 1.9)
     monkeypatch.setattr("bbt_fast.engine.openvino.has_bf16", lambda: True)
 
 
 @pytest.fixture
 def slow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that has bf16 instructions, but multiplies fp32 faster."""
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 0.54)
     monkeypatch.setattr("bbt_fast.engine.openvino.has_bf16", lambda: True)
 

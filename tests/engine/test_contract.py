@@ -31,7 +31,7 @@ CPU_ENGINES = [name for name, row in ENGINES.items() if name == "trt" or row.ins
 SLOW = pytest.mark.slow
 PACKED = [pytest.param(f"{name} packed", marks=SLOW) for name in ("torch", "ort")]
 """The engines as on CUDA, on twins of its kernels: texts in a row, fused kernels."""
-# TensorRT is a stand-in here, which has fast tests of its own.
+# The fake TensorRT has fast tests of its own.
 LOCAL = [*(pytest.param(name, marks=SLOW) if name == "trt" else name for name in CPU_ENGINES), *PACKED]
 AFAR = ["remote", pytest.param("workers", marks=[SLOW, pytest.mark.cluster])]
 EVERY = [*LOCAL, *AFAR]
@@ -41,11 +41,12 @@ SERVERS = ExitStack()
 ON_WORKERS: dict[Any, Any] = {}
 """The engine of two workers that was loaded last; another one ends it, since each has processes of its own."""
 pytestmark = pytest.mark.usefixtures("fake_tensorrt")
-"""For "trt", which here is TensorRT's stand-in on the CPU."""
+"""For "trt", which here runs the fake TensorRT on the CPU."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def servers() -> Iterator[None]:
+    """Stop the servers and workers of ``load`` after the last test."""
     with SERVERS:
         yield
     forget_workers()
@@ -111,11 +112,13 @@ def load_golden(folder: Path, engine: str, mode: str, cuts: str) -> Engine:
 
 
 def golden_examples(data: dict[str, np.ndarray]) -> Examples:
+    """The texts of the recorded answers."""
     tensors = [torch.from_numpy(data[name]).long() for name in ("input_ids", "attention_mask", "mask_pos")]
     return Examples(*tensors, label_token_ids=torch.arange(data["logits_add_0"].shape[-1]))
 
 
 def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
+    """A recorded value of all three candidates, as one tensor."""
     return torch.stack([torch.from_numpy(data[f"{what}_{k}"]).float() for k in range(3)])
 
 
@@ -292,7 +295,7 @@ def test_evaluate_depends_on_the_committed_prompts_of_the_other_layers_only(
 
 @pytest.mark.parametrize("engine", EVERY)
 @pytest.mark.parametrize("ablated", [(), ("label_head",)])
-def test_a_class_of_several_words_is_as_likely_as_their_mean(
+def test_a_class_of_several_biased_words_is_as_likely_as_their_mean(
     engine: str,
     ablated: tuple[str, ...],
     roberta: PreTrainedModel,
@@ -302,8 +305,10 @@ def test_a_class_of_several_words_is_as_likely_as_their_mean(
     words = make_examples(roberta, "add", N_PROMPT_TOKENS, n_classes=5)
     loaded = load_tiny(engine, "add", "input", roberta, *ablated)
     prompts = make_prompts(roberta, 3, N_PROMPT_TOKENS)
-    each = loaded.open(words).evaluate(prompts).double().exp()
-    of_classes = loaded.open(replace(words, label_classes=torch.tensor([0, 1, 1, 2, 0]))).evaluate(prompts)
+    bias = torch.tensor([0.5, -1.25, 0.0, 2.0, -0.75])
+    each = (loaded.open(words).evaluate(prompts).double() + bias).exp()
+    biased = replace(words, label_classes=torch.tensor([0, 1, 1, 2, 0]), label_bias=bias)
+    of_classes = loaded.open(biased).evaluate(prompts)
     expected = torch.stack([each[..., [0, 4]].mean(2), each[..., [1, 2]].mean(2), each[..., 3]], dim=2).log()
     torch.testing.assert_close(of_classes, expected.float(), atol=1e-5, rtol=0)
 

@@ -21,6 +21,7 @@ SIDE_BY_SIDE = [name for name in ("ort", "openvino") if ENGINES[name].installed]
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
+    """Let a crew have three members, on any machine."""
     usual = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

@@ -30,6 +30,7 @@ def engine(roberta: PreTrainedModel) -> Engine:
 
 @pytest.fixture
 def session(engine: Engine, roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Session:
+    """Three texts on the engine."""
     return engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS, n_examples=3, min_length=9, max_length=9))
 
 
@@ -64,6 +65,8 @@ def nan(answer: Tensor) -> Tensor:
 
 
 def failing(error: Exception) -> Answer:
+    """An answer that raises an error."""
+
     def fail(answer: Tensor) -> Tensor:
         raise error
 

@@ -27,6 +27,7 @@ def load(engine: str, folder: Path, cuts: str) -> Engine:
 
 
 def golden_examples(family: str, data: dict[str, np.ndarray]) -> Examples:
+    """The texts of the recorded answers, with the position at which each family answers."""
     ids, mask, position = (torch.from_numpy(data[k]).long() for k in ("input_ids", "attention_mask", "mask_pos"))
     decoder_ids = None
     if family == "gpt2":
@@ -37,6 +38,7 @@ def golden_examples(family: str, data: dict[str, np.ndarray]) -> Examples:
 
 
 def stacked(data: dict[str, np.ndarray], what: str) -> Tensor:
+    """A recorded value of all three candidates, as one tensor."""
     return torch.stack([torch.from_numpy(data[f"{what}_add_{k}"]).float() for k in range(3)])
 
 

@@ -86,6 +86,7 @@ def tiny(model_type: str) -> PreTrainedModel:
 
 @cache
 def load(model_type: str, engine: str, mode: str, cuts: str, *include: str) -> Engine:
+    """The engine on a tiny model, once for the same arguments."""
     return load_engine(
         engine,
         tiny(model_type),
@@ -118,6 +119,7 @@ def draw_prompts(engine: Engine, candidates: int, seed: int = 0) -> Tensor:
 
 
 def rows_of(engine: Engine, examples: Examples) -> list[Any]:
+    """The packed row of each bucket, or None if a bucket is padded."""
     return [bucket.encoded.row for bucket in engine.open(examples)._buckets]
 
 

@@ -70,6 +70,7 @@ class TapeQueue:
 
 
 def _write(old: Any, new: Any) -> None:
+    """Write a tensor over another; ignore other values."""
     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
         old.copy_(new)
 
@@ -84,6 +85,7 @@ def load(name: str, model: PreTrainedModel, cuts: str = "layers", **options: Any
 
 
 def replaying(name: str, model: PreTrainedModel, cuts: str = "layers", **options: Any) -> Engine:
+    """An engine that replays its generations on the CPU, by a tape or ONNX Runtime's own calls."""
     engine = load(name, model, cuts, **options)
     engine.crew.size = 1
     engine.replay = Replay(engine.calls if isinstance(engine, OrtEngine) else TapeQueue(), "the CPU")
@@ -94,6 +96,8 @@ def replaying(name: str, model: PreTrainedModel, cuts: str = "layers", **options
 def sessions(
     roberta: PreTrainedModel, make_examples: Callable[..., Examples]
 ) -> Callable[[str, int], tuple[Session, Session]]:
+    """A function that opens the same texts on an engine, without and with replay."""
+
     @cache
     def engines(name: str) -> tuple[Engine, Engine]:
         plain = load(name, roberta)

@@ -23,6 +23,7 @@ INSTALL = "pip install 'bbt-fast[trt-rtx]'` for GeForce and RTX cards, `pip inst
 
 @pytest.fixture(autouse=True)
 def without_tensorrt_for_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide TensorRT for RTX, which may be installed."""
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
 
 

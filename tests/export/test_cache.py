@@ -16,6 +16,7 @@ KEY = {"model": "m", "mode": "add"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for each test."""
     monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path))
     return tmp_path
 

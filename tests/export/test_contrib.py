@@ -77,6 +77,7 @@ class SkipLayerNormalization(OpRun):
 
 @cache
 def model() -> BertForMaskedLM:
+    """A tiny BERT whose biases and norms are random, so that a graph that drops one is wrong."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = BertForMaskedLM(
@@ -99,12 +100,14 @@ def model() -> BertForMaskedLM:
 
 @cache
 def plain(mode: str, cuts: str) -> Engine:
+    """PyTorch on padded texts, the reference."""
     return load_engine(
         "torch", model(), mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision="fp32", device="cpu"
     )
 
 
 def texts() -> Examples:
+    """Four texts of different lengths."""
     lengths = torch.tensor([7, 12, 9, 9])
     ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(12) < lengths[:, None]).long()
@@ -113,12 +116,14 @@ def texts() -> Examples:
 
 @cache
 def built(mode: str, cuts: str) -> tuple[Encoded, tuple[Path, ...]]:
+    """The packed texts, and the graphs for them."""
     engine = plain(mode, cuts)
     encoded = engine.staged.encode(texts(), kernel="contrib")
     return encoded, onnx_files(engine.staged, encoded, torch.float32, fused=True).paths
 
 
 def evaluated(path: Path, feed: dict[str, Values]) -> Values:
+    """The answer of a graph by the evaluator of the onnx package, with ONNX Runtime's operators from above."""
     operators: Any = [PackedMultiHeadAttention, BiasGelu, SkipLayerNormalization]
     answer: Values = ReferenceEvaluator(onnx.load(path), new_ops=operators).run(None, feed)[0]
     return answer

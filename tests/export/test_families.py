@@ -34,6 +34,7 @@ tiny = cache(tiny_model)
 
 
 def row_of(model_type: str) -> Family:
+    """The family of a model type."""
     return next(family for family in FAMILIES if model_type in family.model_types)
 
 
@@ -47,6 +48,7 @@ FIRST_OF_ROWS = [pytest.param(family, family.model_types[0], id=family.model_typ
 def load_tiny(
     engine: str, family: Family, model_type: str, mode: str, cuts: str, ablate: tuple[str, ...] = ()
 ) -> Engine:
+    """An engine on a family's tiny model, once for the same arguments."""
     return load_engine(
         engine,
         tiny(family, model_type),
@@ -77,6 +79,7 @@ def texts(family: Family, mode: str, lengths: tuple[int, ...] = (9, 12, 9, 16), 
 
 
 def draw(engine: Engine, count: int, seed: int = 0) -> Tensor:
+    """Random prompts with the scale of the word embeddings."""
     generator = torch.Generator().manual_seed(seed)
     scale = float(engine.word_embeddings.std())
     return scale * torch.randn(count, engine.n_prompt_tokens, engine.hidden_size, generator=generator)

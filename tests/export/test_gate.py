@@ -60,6 +60,7 @@ def nothing(stages: nn.Module) -> None:
 
 
 def tanh_gelu(stages: nn.Module) -> None:
+    """Replace GELU by its tanh approximation."""
     for module in list(stages.modules()):
         for name, part in module.named_children():
             if "gelu" in type(part).__name__.lower():
@@ -67,6 +68,7 @@ def tanh_gelu(stages: nn.Module) -> None:
 
 
 def wide_epsilon(stages: nn.Module) -> None:
+    """Multiply the epsilon of each LayerNorm by 1000."""
     for module in stages.modules():
         if isinstance(module, nn.LayerNorm):
             assert module.eps == EPSILON
@@ -82,6 +84,7 @@ class Unmasked(ModuleRunner):
 
 
 def no_mask(stages: nn.Module) -> Runner:
+    """Run the stages without their mask."""
     return Unmasked(tuple(stages))  # type: ignore[arg-type]
 
 
@@ -122,6 +125,7 @@ def answers(error: float, *, shared: float = 0.0, gain: float = 1e-3) -> Callabl
 
 
 def judged(found: Callable[[Tensor], Tensor], widest: float = 1e3, gain: float = 1e-3, error: float = 5e-4) -> Parity:
+    """The gate's figures for a graph with these answers; the format's own rounding is ``error``."""
     exact, rounded = answers(0, gain=gain), answers(-error, gain=gain)
     return judge(PROMPTS, widest, LOOSE, exact, found, rounded)
 

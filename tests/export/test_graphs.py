@@ -20,6 +20,7 @@ N_PROMPT_TOKENS = 5
 
 @cache
 def graphs(model: PreTrainedModel, mode: str, cuts: str, precision: str = "fp32") -> tuple[Path, ...]:
+    """The exported graphs of a model, built once for the same arguments."""
     engine = load_engine(
         "ort", model, mode=mode, n_prompt_tokens=N_PROMPT_TOKENS, cuts=cuts, precision=precision, device="cpu"
     )

@@ -90,6 +90,7 @@ def test_figures_survive_their_record(logits: Tensor) -> None:
 
 @pytest.fixture
 def graph(roberta: PreTrainedModel, tmp_path: Path) -> Path:
+    """A graph of the test's own, which it may change."""
     source = load_engine("ort", roberta, n_prompt_tokens=5, device="cpu", precision="fp32").artifacts[0]
     path = tmp_path / "graph.onnx"
     path.write_bytes(source.read_bytes())

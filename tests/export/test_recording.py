@@ -13,6 +13,7 @@ from bbt_fast.export.recording import Call
 
 
 def bart() -> tuple[nn.Module, Call]:
+    """A BART layer whose output overflows fp16, and a call of it."""
     config = BartConfig(d_model=16, encoder_attention_heads=2, encoder_ffn_dim=32)
     config._attn_implementation = "sdpa"
     layer = BartEncoderLayer(config)
@@ -21,6 +22,7 @@ def bart() -> tuple[nn.Module, Call]:
 
 
 def t5() -> tuple[nn.Module, Call]:
+    """A T5 layer whose output overflows fp16, and a call of it."""
     config = T5Config(d_model=16, d_kv=8, num_heads=2, d_ff=32, num_layers=1)
     config._attn_implementation = "sdpa"
     layer = T5Block(config, has_relative_attention_bias=True)

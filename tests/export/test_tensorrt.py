@@ -1,9 +1,9 @@
-"""Plans: what is built when, what is kept, and what is said when TensorRT fails. TensorRT itself is the stand-in."""
+"""Plans on the fake TensorRT: what is built when, what is kept, and the errors when TensorRT fails."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +28,10 @@ stage (float16[hidden_population,examples,sequence,4] hidden, float16[prompt_pop
 PROFILE = {"hidden": ((1, 3, 2, 4),) * 3, "prompt": ((5, 2, 4),) * 3}
 
 
-@pytest.fixture
-def fake(fake_tensorrt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The stand-in, with a cache of its own and nothing built."""
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test an empty cache."""
     monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path / "cache"))
-    fake_tensorrt.builds.clear()
-    yield fake_tensorrt
-    fake_tensorrt.faults.clear()
 
 
 @pytest.fixture

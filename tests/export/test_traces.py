@@ -42,6 +42,7 @@ CASES = [
 
 @cache
 def encode(model_type: str, mode: str, granularity: str = "layers", padded: bool = True) -> Encoded:
+    """A tiny model's stages for its probe examples, recorded once for the same arguments."""
     family = next(one for one in FAMILIES if model_type in one.model_types)
     staged = StagedModel(tiny_model(family, model_type, num_hidden_layers=LAYERS), mode, 7, granularity)
     examples = probe_examples(staged)
@@ -51,6 +52,7 @@ def encode(model_type: str, mode: str, granularity: str = "layers", padded: bool
 
 
 def content(source: Source) -> bytes:
+    """The exported graph of a stage, as bytes."""
     return ir.to_proto(onnx_from_stage(source)).SerializeToString(deterministic=True)
 
 
@@ -96,6 +98,7 @@ def size_of(weight: ir.Value) -> int:
 
 
 def signature(stage: Any, dtype: torch.dtype = torch.float32) -> str | None:
+    """The structure of a stage, by which stages share a trace."""
     hidden = torch.zeros(2, 6, 20, TINY["hidden_size"], dtype=dtype)
     mask = torch.ones(6, 1, 20, 20, dtype=torch.bool)
     return structure(stage, cast_weights(stage, dtype), (hidden, mask))

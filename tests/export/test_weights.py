@@ -27,16 +27,19 @@ def external(location: str, offset: int | None = None, length: int | None = None
 
 
 def initializer(tensor: TensorProto) -> onnx.GraphProto:
+    """A graph with a tensor among its weights."""
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     return helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [tensor])
 
 
 def attribute(tensor: TensorProto) -> onnx.GraphProto:
+    """A graph with a tensor in an attribute of a node."""
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     return helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor)], "g", [], [output])
 
 
 def subgraph(tensor: TensorProto) -> onnx.GraphProto:
+    """A graph with a tensor in the branches of an If node."""
     output = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
     condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
     inner = initializer(tensor)
@@ -45,6 +48,7 @@ def subgraph(tensor: TensorProto) -> onnx.GraphProto:
 
 
 def check(graph: onnx.GraphProto, folder: Path) -> None:
+    """Write a graph to a folder and check where its weights are."""
     path = folder / "graph.onnx"
     path.write_bytes(helper.make_model(graph).SerializeToString())
     check_weights(ir.load(path), path)

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT that computes with ONNX Runtime on the CPU.
+"""A fake of TensorRT that computes with ONNX Runtime on the CPU.
 
 It has the names, signatures and return values of the real bindings as far as bbt-fast uses them (a test compares the
 two), refuses what TensorRT refuses, and runs a plan's graph on the memory whose addresses it is given. It says nothing
@@ -27,7 +27,7 @@ faults: set[str] = set()
 build of attention by lengths. With "wrong" a population's answers come out in the wrong order; with "wrong lengths"
 attention by lengths sees some padding."""
 builds: list[dict[str, Any]] = []
-"""What has been built: the shapes, and how many timings were known beforehand."""
+"""What has been built: the shapes, and the number of timings that were known before."""
 
 
 class LayerType(enum.IntEnum):
@@ -125,7 +125,7 @@ class IAttentionBoundaryLayer(ILayer):
 
 
 class IAttentionInputLayer(IAttentionBoundaryLayer):
-    """What a layer must be turned into before its attention can be reached."""
+    """The type that a layer must be changed to before its attention is accessible."""
 
 
 class INetworkDefinition:
@@ -497,7 +497,7 @@ def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _read(address: int, shape: tuple[int, ...], dtype: DataType) -> np.ndarray[Any, Any]:
-    """Return what stands in memory; bf16 as fp32."""
+    """Return the array at an address; bf16 as fp32."""
     stored = np.dtype(np.uint16 if dtype is DataType.BF16 else onnx.helper.tensor_dtype_to_np_dtype(dtype.value))
     raw = (ctypes.c_char * (stored.itemsize * int(np.prod(shape)))).from_address(address)
     array = np.frombuffer(raw, stored).reshape(shape)
@@ -505,7 +505,7 @@ def _read(address: int, shape: tuple[int, ...], dtype: DataType) -> np.ndarray[A
 
 
 def _write(address: int, array: np.ndarray[Any, Any], dtype: DataType) -> None:
-    """Put an array into memory; fp32 as bf16 where the plan says so."""
+    """Write an array to an address; fp32 as bf16 if the plan's output is bf16."""
     if dtype is DataType.BF16:
         array = array.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype.value))
     array = np.ascontiguousarray(array)

@@ -27,6 +27,7 @@ from bbt_fast.service.server import in_background
 
 @pytest.fixture(scope="session")
 def serving() -> Callable[..., AbstractContextManager[str]]:
+    """The function that serves an application in the background."""
     return in_background
 
 
@@ -84,6 +85,7 @@ def cut_connections(port: int) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def flaky() -> Callable[[int], AbstractContextManager[str]]:
+    """The function that starts a proxy with cut connections."""
     return cut_connections
 
 
@@ -94,10 +96,12 @@ def make_scorer(model: PreTrainedModel, keys: Path | None = None, **limits: Any)
 
 @pytest.fixture(scope="session")
 def tiny_scorer() -> Callable[..., Service]:
+    """The function that makes a service of a tiny model."""
     return make_scorer
 
 
 @pytest.fixture(scope="module")
 def server(roberta: PreTrainedModel) -> Iterator[str]:
+    """The URL of a server of the shared tiny model."""
     with in_background(make_scorer(roberta)) as url:
         yield url

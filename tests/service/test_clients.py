@@ -74,6 +74,7 @@ def test_who_has_left_is_passed_over_and_errors_reach_who_asked() -> None:
 
 
 def start(port: int) -> subprocess.Popen[bytes]:
+    """Start a server process on the demo, and wait until it is ready."""
     command = [sys.executable, "-m", "bbt_fast.tuner.cli", "serve", "--model_name", "demo", "--engine", "torch"]
     server = subprocess.Popen([*command, "--precision", "fp32", "--port", str(port)], stderr=subprocess.DEVNULL)
     ends = time.monotonic() + 120

@@ -34,6 +34,8 @@ Serving = Callable[..., AbstractContextManager[str]]
 
 @pytest.fixture
 def open_session(roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Callable[[str], RemoteSession]:
+    """A function that opens texts on a server with a URL."""
+
     def make(url: str) -> RemoteSession:
         return load_remote(url, n_prompt_tokens=N, **QUICK).open(make_examples(roberta, "add", N))
 

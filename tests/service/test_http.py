@@ -42,11 +42,13 @@ def client(server: str) -> Iterator[httpx.Client]:
 
 
 def post(client: httpx.Client, call: str, tensors: dict[str, Any], **parameters: Any) -> httpx.Response:
+    """Call the scorer with tensors and parameters."""
     body, headers = encode("inputs", tensors, {"parameters": parameters})
     return client.post(f"{GRAPH}/{call}", content=body, headers=headers)
 
 
 def register(client: httpx.Client, examples: Examples, **more: Any) -> str:
+    """Register examples and return their name."""
     tensors = {k: v.numpy() for k, v in vars(examples).items() if v is not None} | more
     answer = post(client, "examples", tensors)
     assert answer.status_code == 200, answer.text
@@ -60,6 +62,7 @@ def examples(roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -
 
 
 def local_logits(model: PreTrainedModel, examples: Examples, prompts: Tensor) -> Tensor:
+    """The logits of the same call without a server."""
     engine = load_engine("torch", model, n_prompt_tokens=5, precision="fp32", device="cpu")
     return engine.open(examples).evaluate(prompts)
 
@@ -164,6 +167,7 @@ REQUESTS = st.tuples(
 
 
 def check_malformed(client: httpx.Client, request: tuple[str, bytes, str | None]) -> None:
+    """Check that a malformed request gets an error status and a JSON error."""
     call, body, length = request
     headers = {} if length is None else {"Inference-Header-Content-Length": length}
     answer = client.post(f"{GRAPH}/{call}", content=body, headers=headers)

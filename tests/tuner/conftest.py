@@ -44,6 +44,8 @@ N_PROMPT, HIDDEN, VOCABULARY, CLASSES, LAYERS = 3, 8, 40, 2, 3
 
 
 class ToySession:
+    """Texts on a toy engine: a tanh of a product per layer, as fast as a test needs."""
+
     def __init__(self, engine: ToyEngine, examples: Examples) -> None:
         self.engine, self.examples = engine, examples
         stages = 1 if engine.cuts == "input" else engine.n_layers
@@ -74,6 +76,8 @@ class ToySession:
 
 
 class ToyEngine:
+    """An engine without a model, which counts its evaluations."""
+
     name, precision, mode, device = "toy", "fp32", "add", torch.device("cpu")
     runs_on = place = "cpu"
     holds_model = True

@@ -15,6 +15,7 @@ INPUTS = 40
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The ``run`` of scripts/fuzz.py."""
     monkeypatch.setenv("BBT_FAST_CACHE", "unset")  # the script sets it; this has it set back
     found: Callable[..., Any] = FUZZ["run"]
     return found

@@ -26,6 +26,7 @@ POPSIZE, LAYERS = 4, 3  # as the fixture ``small`` has them
 
 
 def generations(folder):
+    """The generations in a run's journal."""
     records = [json.loads(line) for line in (Path(folder) / "journal.jsonl").read_text().splitlines()]
     return [record for record in records if record["kind"] == "generation"]
 

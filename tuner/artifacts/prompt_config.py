@@ -35,6 +35,8 @@ class PromptConfig:
     kind: Kind
     """What the model was trained to do, hence which of the task's templates holds."""
     task: Task
+    label_bias: tuple[float, ...] | None = None
+    """What is added to the logit of each of the task's label words, class after class."""
 
     def write(self, folder: Path) -> None:
         """Write it into a run's folder.

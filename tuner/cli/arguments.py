@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ...export.errors import UsageError
+from ..input.coerce import suggest
 from ..input.options import Options
 
 GROUPS = {
@@ -28,8 +30,11 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises an error of this package instead of printing the usage."""
 
     def error(self, message: str) -> Any:
-        """Raise a UsageError."""
-        raise UsageError(f"{message}. `{self.prog} --help` lists the flags.")
+        """Raise a UsageError, which suggests a spelling for an unknown flag."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        flags = [spelling for field in fields(Options) for spelling in spellings(field.name)]
+        hint = suggest(unknown[1], flags) if unknown and unknown[1] not in flags else ""
+        raise UsageError(f"{message}.{hint} `{self.prog} --help` lists the flags.")
 
 
 def spellings(name: str) -> list[str]:

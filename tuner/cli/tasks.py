@@ -85,7 +85,7 @@ def _facts(setup: Setup, row: Row) -> list[str]:
         prompt = f"{encoder.prompt_start} to {encoder.prompt_start + n - 1}, added to the placeholder tokens there"
     words = [
         f"    {label}: {encoder.tokenizer.convert_ids_to_tokens(token_id)!r}, id {token_id}"
-        for label, ids in zip(task.labels, encoder.label_words, strict=True)
+        for label, ids in zip(task.labels, encoder.label_words.classes, strict=True)
         for token_id in ids
     ]
     return [

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ...export.errors import DataError, UsageError
 from ...export.examples import Examples
 from ...export.families import Kind
+from ...export.words import LabelWords
 from ..tasks.label_words import label_word_ids
 from ..tasks.task import Task
 from ..tasks.template import MASK, Rendered, render
@@ -49,6 +50,10 @@ class Encoded:
     truncated: int
     """How many texts had to be cut to fit."""
 
+    def relabelled(self, words: LabelWords) -> Encoded:
+        """Return the same texts with other label words."""
+        return replace(self, examples=replace(self.examples, **words.fields))
+
 
 @dataclass(frozen=True)
 class _Tokens:
@@ -78,6 +83,7 @@ class TextEncoder:
         n_prompt_tokens: n.
         prompt_start: position of the first prompt token in add mode.
         max_length: the longest sequence that the model takes, prompt included (see ``longest_sequence``).
+        label_bias: what is added to the logit of each label word; nothing without it.
 
     Raises:
         UsageError: if the tokenizer and the task do not go together; the message says why.
@@ -92,6 +98,7 @@ class TextEncoder:
         n_prompt_tokens: int,
         prompt_start: int,
         max_length: int,
+        label_bias: Sequence[float] = (),
     ) -> None:
         if not tokenizer.is_fast:
             raise UsageError(
@@ -109,8 +116,7 @@ class TextEncoder:
         self.kind = kind
         self.mask_token = _mask_token(tokenizer, kind)
         self.mask_id: int = tokenizer.get_vocab().get(self.mask_token, NO_TOKEN)
-        self.label_words = label_word_ids(tokenizer, task, kind)
-        """Per class, its tokens."""
+        self.label_words = LabelWords(label_word_ids(tokenizer, task, kind), tuple(label_bias))
         self.placeholder_ids = placeholder_ids(tokenizer, n_prompt_tokens) if mode == "add" else []
         self.prompt_start = prompt_start
         self._template = task.template(kind)
@@ -118,11 +124,6 @@ class TextEncoder:
         self.special_tokens = [token for token in special if len(token) > 1]
         """What no text may spell, longest first."""
         self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
-
-    @property
-    def label_token_ids(self) -> list[int]:
-        """The tokens of all classes, [W]."""
-        return [token for words in self.label_words for token in words]
 
     @property
     def uses_sentinel(self) -> bool:
@@ -162,16 +163,9 @@ class TextEncoder:
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             answer_position=torch.tensor([one.answer_position for one in tokens]),
             decoder_input_ids=self._decoder_input_ids(len(tokens)),
-            label_token_ids=torch.tensor(self.label_token_ids),
-            label_classes=self._label_classes(),
+            **self.label_words.fields,
         )
         return Encoded(examples, torch.tensor([row.label for row in rows] * len(wordings)), truncated)
-
-    def relabelled(self, encoded: Encoded) -> Encoded:
-        """Return encoded texts with this encoder's label words instead of another's."""
-        words = torch.tensor(self.label_token_ids)
-        examples = replace(encoded.examples, label_token_ids=words, label_classes=self._label_classes())
-        return replace(encoded, examples=examples)
 
     def token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
         """Return the tokens of each row, placeholders among them, without padding."""
@@ -208,11 +202,6 @@ class TextEncoder:
             raise UsageError(f"the prompt of task {self.task.name!r} begins within a text for this model.")
         first[self.prompt_start : self.prompt_start] = self.placeholder_ids
         return found
-
-    def _label_classes(self) -> Tensor | None:
-        """Return the class of each label word, [W], if one has several."""
-        classes = [c for c, words in enumerate(self.label_words) for _ in words]
-        return torch.tensor(classes) if len(classes) > len(self.label_words) else None
 
     def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
         """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""

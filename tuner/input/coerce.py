@@ -82,8 +82,8 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
 def _several(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts:
-        what = "texts separated by commas" if kind is str else "whole numbers separated by commas, such as 8,13,42"
-        raise UsageError(f"{name} is {value!r}, but must be {what}.")
+        base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        raise UsageError(f"{name} is {value!r}, but must be {_SEVERAL[base]}.")
     return tuple(coerce(name, part, kind) for part in parts)
 
 
@@ -114,4 +114,9 @@ _CASTS: Mapping[type, tuple[Callable[[Any], Any], str]] = {
     float: (_number, "a number"),
     bool: (_boolean, "true or false"),
     str: (_text, "text"),
+}
+_SEVERAL = {
+    int: "whole numbers separated by commas, such as 8,13,42",
+    float: "numbers separated by commas",
+    str: "texts separated by commas",
 }

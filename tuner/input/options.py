@@ -68,6 +68,9 @@ class Options:
     """Which label words stand for a class: the first that is one token; all of them; or auto, all of them and words
     that the model predicts for the training examples. The task sets the default, usually first."""
 
+    calibrate: bool = False
+    """Make the label words equally likely over the training examples before tuning, by a bias on their logits."""
+
     model_name: str | None = None
     """Hub id or folder of the frozen model; by default roberta-large, and the demo's own model for the demo."""
     allow_pickle: bool = False

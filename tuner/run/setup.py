@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from ..input.options import Options
 from ..search.objective import answer
 from ..tasks.presets import DEMO
 from ..tasks.task import Task
-from ..tasks.word_choice import with_chosen_words
+from ..tasks.word_choice import calibration, with_chosen_words
 from ..tasks.wording import worded
 from .single import Parts
 
@@ -116,7 +117,7 @@ class Setup:
         """
         return self._encoder(self.task)
 
-    def _encoder(self, task: Task) -> TextEncoder:
+    def _encoder(self, task: Task, label_bias: Sequence[float] = ()) -> TextEncoder:
         options, family = self.options, family_of(self._answering)
         return TextEncoder(
             self.tokenizer,
@@ -126,6 +127,7 @@ class Setup:
             options.n_prompt_tokens,
             family.prompt_start,
             longest_sequence(self._answering, self.tokenizer),
+            label_bias,
         )
 
     def encode(self, splits: Splits) -> Parts:
@@ -139,24 +141,36 @@ class Setup:
         train = self.encoder.encode(splits.train, templates=self.options.templates)
         return Parts(train, self.encoder.encode(splits.dev), self._test[1])
 
-    def chosen(self, engine: Any, parts: Parts, origins: Tensor) -> tuple[Task, Parts]:
-        """Return the task and a seed's data with the label words that options ask for.
+    def adapted(self, engine: Any, parts: Parts, origins: Tensor) -> tuple[TextEncoder, Parts]:
+        """Return an encoder and a seed's data with the label words, and their calibration, that the options ask for.
+
+        The model answers the training texts, in the task's own template, once before the search.
 
         Args:
             engine: loaded.
             parts: encoded.
             origins: p0, [1 or L, n, H].
         """
-        if self.options.label_words != AUTO:
-            return self.task, parts
-        vocabulary = torch.arange(min(len(self.tokenizer), self._answering.vocab_size))
-        session = engine.open(replace(parts.train.examples, label_token_ids=vocabulary, label_classes=None))
-        logits = answer(session, origins[None].to(engine.device))[0]
-        task = with_chosen_words(self.task, self.encoder.kind, self.tokenizer, logits, parts.train.labels)
-        for label, words in zip(task.labels, task.words(self.encoder.kind), strict=True):
-            logger.info("label words of %s: %s", label, ", ".join(words))
-        encoder = self._encoder(task)
-        return task, Parts(*(encoder.relabelled(part) for part in (parts.train, parts.dev, parts.test)))
+        options, encoder = self.options, self.encoder
+        if options.label_words != AUTO and not options.calibrate:
+            return encoder, parts
+        own = torch.arange(len(parts.train.labels) // options.templates)
+        rows = torch.tensor(encoder.label_words.rows)
+        if options.label_words == AUTO:
+            rows = torch.arange(min(len(self.tokenizer), self._answering.vocab_size))
+        texts = replace(parts.train.examples.select(own), label_token_ids=rows, label_classes=None)
+        logits = answer(engine.open(texts), origins[None].to(engine.device))[0].cpu()
+        labels = parts.train.labels[own]
+        if options.label_words == AUTO:
+            task = with_chosen_words(self.task, encoder.kind, self.tokenizer, logits, labels)
+            for label, chosen in zip(task.labels, task.words(encoder.kind), strict=True):
+                logger.info("label words of %s: %s", label, ", ".join(chosen))
+            encoder = self._encoder(task)
+            logits = logits[:, encoder.label_words.rows]
+        if options.calibrate:
+            encoder = self._encoder(encoder.task, calibration(logits, labels))
+        words = encoder.label_words
+        return encoder, Parts(*(part.relabelled(words) for part in (parts.train, parts.dev, parts.test)))
 
     def load_engine(self, pinned: dict[str, str]) -> Any:
         """Load the engine.
@@ -223,12 +237,12 @@ class Setup:
             )
         return engine
 
-    def prompt_config(self, options: Options, task: Task, embeddings: str) -> PromptConfig:
+    def prompt_config(self, options: Options, encoder: TextEncoder, embeddings: str) -> PromptConfig:
         """Return what the prompt of a run with these options belongs to.
 
         Args:
             options: of one seed.
-            task: with the label words that are used.
+            encoder: with the label words that are used.
             embeddings: the digest of the model's word embeddings.
         """
         return PromptConfig(
@@ -240,8 +254,9 @@ class Setup:
             n_prompt_tokens=options.n_prompt_tokens,
             k_shot=options.k_shot,
             seed=options.seed,
-            kind=family_of(self._answering).kind,
-            task=task,
+            kind=encoder.kind,
+            label_bias=encoder.label_words.bias or None,
+            task=encoder.task,
         )
 
     @property

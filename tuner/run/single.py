@@ -237,7 +237,7 @@ class Run:
 
         logits = test_logits(engine, parts.test, sets, options.batch_size, between)
         _, test = self.yardstick(logits, parts.test.labels)
-        Answers(logits[1], parts.test.labels.cpu(), _digest(parts.test)).write(folder.path)
+        Answers(logits[1], parts.test.labels.cpu(), _digest(parts.test, words=False)).write(folder.path)
         dim = prompts[0].numel() if options.random_proj == NONE else options.intrinsic_dim
         placeholders = engine.n_prompt_tokens if options.cat_or_add == "add" else 0
         return Result(
@@ -293,8 +293,9 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().float().contiguous().numpy().tobytes()
 
 
-def _digest(part: Encoded) -> str:
-    """Return a digest of what the model is given and of the classes."""
+def _digest(part: Encoded, words: bool = True) -> str:
+    """Return a digest of texts and their classes, and of the label words."""
     it = part.examples
-    tensors = (it.input_ids, it.attention_mask, it.label_token_ids, part.labels, it.label_classes)
+    tensors: list[Tensor | None] = [it.input_ids, it.attention_mask, part.labels]
+    tensors += [it.label_token_ids, it.label_classes, it.label_bias] if words else []
     return digest(*(t.cpu().contiguous().numpy().tobytes() for t in tensors if t is not None))

@@ -12,7 +12,7 @@ from .template import before_answer
 FIRST_CJK_CHARACTER = 0x2E80
 
 
-def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -> list[list[int]]:
+def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -> tuple[tuple[int, ...], ...]:
     """Return the tokens of each class.
 
     Args:
@@ -29,20 +29,20 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
             vocabulary, or if two classes have the same token.
     """
     spaced = follows_space(task, kind)
-    ids: list[list[int]] = []
+    ids: list[tuple[int, ...]] = []
     for label, words in zip(task.labels, task.words(kind), strict=True):
         found = (word_token(tokenizer, task, word, spaced) for word in words)
         tokens = dict.fromkeys(token for token in found if token is not None)
         if not tokens:
             raise UsageError(_not_one_token(tokenizer, task, label, words, spaced))
-        ids.append(list(tokens)[: None if task.use_words == "all" else 1])
+        ids.append(tuple(tokens)[: None if task.use_words == "all" else 1])
         for other, known in zip(task.labels, ids[:-1], strict=False):
             if shared := set(known).intersection(ids[-1]):
                 raise UsageError(
                     f"classes {other!r} and {label!r} of task {task.name!r} have the same label word for this "
                     f"tokenizer, {tokenizer.convert_ids_to_tokens(min(shared))!r}. Give one of them another."
                 )
-    return ids
+    return tuple(ids)
 
 
 def follows_space(task: Task, kind: Kind) -> bool:

@@ -69,7 +69,8 @@ def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: 
     tokenizer = bake_tokenizer(encoder)
     mask_id = None if encoder.mask_id == NO_TOKEN else encoder.mask_id
     dtype = precision_of(precision).dtype
-    graph = Graph(classifier.engine.staged, classifier.prompts, encoder.label_words, mask_id, dtype)
+    words = classifier.words if len(set(classifier.words)) > 1 else classifier.words[:1]
+    graph = Graph(classifier.engine.staged, classifier.prompts, words, mask_id, dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:

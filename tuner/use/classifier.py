@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...export.ensemble import pooled
 from ...export.errors import ArtifactError, UsageError
+from ...export.words import LabelWords
 from ..artifacts.folder import CONFIG, PROMPT, members, read_config
 from ..artifacts.prompt import read_prompt
 from ..artifacts.prompt_config import PROMPT_CONFIG, PromptConfig, read_prompt_config
@@ -25,6 +26,7 @@ from ..run.single import test_logits
 from ..search.losses import LOSSES
 from ..search.metrics import METRICS
 from ..search.objective import Yardstick
+from ..tasks.label_words import label_word_ids
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
 """The files that a prompt is used with and shared by."""
@@ -64,8 +66,9 @@ class Classifier:
     """A frozen model with a tuned prompt, or with several whose answers are averaged; ``load`` makes it."""
 
     def __init__(
-        self, config: PromptConfig, encoder: TextEncoder, engine: Any, prompts: Tensor, folder: Path, batch_size: int
-    ) -> None:
+        self, config: PromptConfig, encoder: TextEncoder, engine: Any, prompts: Tensor, words: Sequence[LabelWords],
+        folder: Path, batch_size: int,
+    ) -> None:  # fmt: skip
         """Bind the parts.
 
         Args:
@@ -73,11 +76,12 @@ class Classifier:
             encoder: writes texts as the model reads them.
             engine: loaded.
             prompts: [K, 1 or L, n, H].
+            words: the label words of each prompt, [K].
             folder: of the first prompt.
             batch_size: texts that are answered at once.
         """
         self.config, self.encoder, self.engine, self.prompts = config, encoder, engine, prompts
-        self.folder, self.batch_size = folder, batch_size
+        self.words, self.folder, self.batch_size = tuple(words), folder, batch_size
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -111,7 +115,12 @@ class Classifier:
 
     def logits(self, encoded: Encoded) -> Tensor:
         """Return the label words' logits [N, C] of encoded texts; of several prompts, the mean log-probabilities."""
-        return pooled(test_logits(self.engine, encoded, self.prompts, self.batch_size, lambda: None))
+        answers = []
+        for words in dict.fromkeys(self.words):
+            its = [k for k, other in enumerate(self.words) if other == words]
+            texts = encoded.relabelled(words)
+            answers.append(test_logits(self.engine, texts, self.prompts[its], self.batch_size, lambda: None))
+        return pooled(torch.cat(answers))
 
     def evaluate(
         self,
@@ -185,7 +194,8 @@ def load(
     folders = [folder for each in sources for folder in members(local_folder(each))]
     if not folders:
         raise UsageError("there is no prompt to load: give the folder of a run, or several.")
-    config = _common([(folder, read_prompt_config(folder)) for folder in folders])
+    configs = [read_prompt_config(folder) for folder in folders]
+    config = _common(list(zip(folders, configs, strict=True)))
     prompts = [read_prompt(folder)[0] for folder in folders]
     options = Options.of(
         task_name=config.task.name,
@@ -212,7 +222,15 @@ def load(
     for folder, prompt in zip(folders, prompts, strict=True):
         if prompt.shape != shape:
             raise ArtifactError(f"{folder / PROMPT} is {list(prompt.shape)}, but the model takes {list(shape)}.")
-    return Classifier(config, encoder, loaded, torch.stack(prompts).to(loaded.device), folders[0], batch_size)
+    words = [LabelWords(label_word_ids(setup.tokenizer, own.task, own.kind), own.label_bias or ()) for own in configs]
+    for folder, own in zip(folders, words, strict=True):
+        if own.bias and len(own.bias) != len(own.rows):
+            raise ArtifactError(
+                f"{folder / PROMPT_CONFIG} is damaged: label_bias has {len(own.bias)} numbers for {len(own.rows)} "
+                "label words. Download the prompt again, or tune it again."
+            )
+    stacked = torch.stack(prompts).to(loaded.device)
+    return Classifier(config, encoder, loaded, stacked, words, folders[0], batch_size)
 
 
 def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
@@ -224,7 +242,7 @@ def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
     first, config = members[0]
     for folder, other in members[1:]:
         for name in SAME:
-            if getattr(other, name) != getattr(config, name):
+            if _compared(other, name) != _compared(config, name):
                 here, there = _shown(config, name), _shown(other, name)
                 raise UsageError(
                     f"{first} and {folder} do not make an ensemble: {here} in the one, {there} in the other. Its "
@@ -233,13 +251,18 @@ def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
     return config
 
 
+def _compared(config: PromptConfig, name: str) -> Any:
+    """Return one of ``SAME``; each prompt may have its own label words."""
+    return replace(config.task, label_words={}, use_words="first") if name == "task" else getattr(config, name)
+
+
 def _shown(config: PromptConfig, name: str) -> str:
     """Return one of ``SAME`` as it stands in a message."""
     if name == "embeddings":
         return f"base model {config.base_model} (embeddings {config.embeddings[:8]})"
     if name == "task":
         task, kind = config.task, config.kind
-        return f"task {task.name!r} with template {task.template(kind)!r} and label words {task.words(kind)}"
+        return f"task {task.name!r} with template {task.template(kind)!r}"
     return f"{name} {getattr(config, name)!r}"
 
 

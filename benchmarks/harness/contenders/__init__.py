@@ -40,23 +40,34 @@ ENGINES: dict[str, tuple[str, str]] = {
 }
 
 
-def contender(name: str) -> Make:
-    """Return what makes a contender.
+def parts(name: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return a contender's name without its savings, the savings after "-with-", and those after "-without-"."""
+    base, _, off = name.partition(WITHOUT)
+    base, _, on = base.partition(WITH)
+    include, ablate = (tuple(filter(None, names.split("+"))) for names in (on, off))
+    return base, include, ablate
 
-    "bbt-fast-ort-fp32-without-buckets+reuse" leaves savings out, "bbt-fast-ort-fp32-with-packing" takes one that does
-    not pay on the device; "-with-..." stands before "-without-..." if there are both.
+
+def contender(name: str) -> Make:
+    """Return the function that loads a contender.
+
+    "bbt-fast-ort-fp32-without-buckets+reuse" switches savings off. "bbt-fast-ort-fp32-with-packing" switches a saving
+    on that does not pay on the device. "-with-..." comes before "-without-...".
 
     Raises:
-        KeyError: if there is none of that name.
-        UsageError: if there is no saving of that name.
+        UsageError: if there is no such contender or saving.
     """
     if name in BASELINES:
         return BASELINES[name]
-    base, _, ablated = name.partition(WITHOUT)
-    base, _, included = base.partition(WITH)
-    engine, precision = ENGINES[base]
-    ablate, include = (tuple(filter(None, names.split("+"))) for names in (ablated, included))
-    Savings.on("cpu", ablate, include)
+    base, include, ablate = parts(name)
+    try:
+        engine, precision = ENGINES[base]
+        Savings.on("cpu", ablate, include)
+    except (KeyError, UsageError) as error:
+        raise UsageError(
+            f"there is no contender {name!r}; these are: {', '.join([*BASELINES, *ENGINES])}. The last {len(ENGINES)} "
+            f"may end in {WITH}SAVING[+SAVING] or {WITHOUT}SAVING[+SAVING]."
+        ) from error
     return partial(Fast, engine=engine, precision=precision, ablate=ablate, include=include)
 
 
@@ -64,16 +75,12 @@ def known(name: str) -> str:
     """Return a contender's name.
 
     Raises:
-        ArgumentTypeError: if there is none of that name.
+        ArgumentTypeError: if there is no such contender.
     """
     try:
         contender(name)
-    except (KeyError, UsageError) as error:
-        names = ", ".join([*BASELINES, *ENGINES])
-        raise ArgumentTypeError(
-            f"there is no contender {name!r}; these are: {names}, and these last "
-            f"with {WITH}SAVING[+SAVING] or {WITHOUT}SAVING[+SAVING] behind"
-        ) from error
+    except UsageError as error:
+        raise ArgumentTypeError(str(error)) from error
     return name
 
 
@@ -82,8 +89,8 @@ def usual(device: str, ablate: Sequence[str] = (), ablated: str = "") -> list[st
 
     Args:
         device: "cpu" or "cuda".
-        ablate: savings, each of which is switched off in a contender of its own.
-        ablated: the engine and precision, as in "ort-fp32", that these are switched off in.
+        ablate: adds a contender for each of these savings, without it.
+        ablated: the engine and precision of the added contenders, such as "ort-fp32".
     """
     if device == "cuda":
         best, engines = ["fp16"], ["torch-fp16", "ort-fp16", "trt-fp16"]

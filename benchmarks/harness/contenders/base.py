@@ -1,4 +1,4 @@
-"""What a contender is: something that answers a generation's candidates with label logits, its own way."""
+"""The interface of a contender: it answers a generation's candidates with label logits."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from bbt_fast.tuner.search.projection import Projection
 from ..workload import Workload
 
 PLAIN = Savings(**dict.fromkeys((saving.name for saving in fields(Savings)), False))
-"""What a baseline saves: nothing."""
+"""The savings of a baseline: none."""
 
 
 class Clock:
-    """Sums the seconds spent on each part of a generation; waits for the device at the end of each."""
+    """Sums the seconds of each part of a generation; synchronises the device at the end of a part."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start with nothing spent."""
+        """Start at zero."""
         self._device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.unmeasured = 0.0
-        """Seconds that were added for candidates that were not run."""
+        """Seconds that were added for candidates that did not run."""
 
     @contextmanager
     def __call__(self, part: str, times: float = 1.0) -> Iterator[None]:
-        """Count the block as this part, so many times over."""
+        """Add the seconds of the block, times a factor, to a part."""
         began = time.perf_counter()
         yield
         synchronise(self._device)
@@ -50,33 +50,33 @@ class Contender(ABC):
     """One way to evaluate a population of prompts on one model and one set of texts."""
 
     library: ClassVar[str] = "torch"
-    """Whose matrix product it is measured against."""
+    """The library whose matrix-product rate is its upper bound."""
     overlaps: ClassVar[bool] = False
-    """Whether BBTv2's asks and tells run beside the device's work."""
+    """Whether ask and tell overlap with the device's work."""
     algorithms: ClassVar[tuple[str, ...]] = ("bbt", "bbtv2")
-    """What it can run at all."""
+    """The algorithms that it can run."""
     precision: str = "fp32"
     savings: Savings = PLAIN
 
     def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
-        """Load everything that is needed before the first generation.
+        """Load everything for the first generation.
 
         Raises:
-            UsageError: if it does not run the workload's algorithm.
+            UsageError: if it cannot run the workload's algorithm.
         """
         if workload.algorithm not in self.algorithms:
-            raise UsageError(f"it does not run {workload.algorithm}")
+            raise UsageError(f"it cannot run {workload.algorithm}; it runs {', '.join(self.algorithms)}.")
         self.workload = workload
         self.model = model
         self.device = torch.device(workload.device)
 
     @abstractmethod
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer prompts [P, n, H] for a layer, the others' as committed: label logits [P, N, C] float32."""
+        """Answer prompts [P, n, H] for a layer under the other layers' commits: label logits [P, N, C] float32."""
 
     @abstractmethod
     def commit(self, prompt: Tensor, layer: int) -> None:
-        """Fix a layer's prompt [n, H] for all later calls."""
+        """Fix a layer's prompt [n, H] for later calls."""
 
     def evaluate(self, projection: Projection, candidates: Array, layer: int, clock: Clock) -> Tensor:
         """Project candidates [P, d] and answer them: [P, N, C]."""
@@ -87,25 +87,25 @@ class Contender(ABC):
 
     @property
     def projection_device(self) -> torch.device:
-        """Where A z is computed."""
+        """The device that computes A z."""
         return self.device
 
     @property
     def export_seconds(self) -> float:
-        """Time spent building and checking graphs while loading."""
+        """The time of building and checking graphs."""
         return 0.0
 
     @property
     def gate(self) -> dict[str, float]:
-        """The parity gate's figures; empty where there is no gate."""
+        """The parity gate's figures; empty without a gate."""
         return {}
 
     def attention_kernel(self) -> str:
-        """Name the kernel that attention runs on."""
+        """Name the kernel of attention."""
         return "unknown"
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

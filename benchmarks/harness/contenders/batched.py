@@ -1,4 +1,4 @@
-"""Whole populations in batches of the size that is fastest here, found by trying."""
+"""Whole populations in batches of the size that is fastest on this device."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FAILURES: tuple[type[Exception], ...] = (MemoryError, *ORT_ERRORS)
 
 
 class Batched(Stock):
-    """A contender that runs several candidates at once, on all texts padded to the longest."""
+    """A contender that runs several candidates at once, on all texts."""
 
     batch: int
-    """How many candidates it runs at once."""
+    """The number of candidates in a batch."""
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the population in batches of one size; a last one that is smaller is filled up."""
+        """Answer the population in batches of equal size; copies of the first prompt fill the last one."""
         missing = -len(prompts) % self.batch
         filled = torch.cat([prompts, prompts[:1].expand(missing, -1, -1)]) if missing else prompts
         answers = torch.cat([self._forward(some, layer) for some in torch.split(filled, self.batch)])
@@ -36,12 +36,12 @@ class Batched(Stock):
         """Run K candidates [K, n, H] on all texts in one forward pass: [K, N, C]."""
 
     def _best_batch(self) -> int:
-        """Return how many candidates to run at once."""
+        """Return the batch size with the least time per candidate."""
         sizes = sorted({1, min(4, self.workload.population), self.workload.population})
         return min(sizes, key=lambda size: self._seconds(size) / size)
 
     def _seconds(self, batch: int) -> float:
-        """Time one forward pass of a batch, after a first one; infinite if the device cannot hold it."""
+        """Time a forward pass of a batch, after a warm-up; infinite if memory is too small."""
         prompts = self.committed[:1].repeat(batch, 1, 1)
         try:
             for _ in range(2):

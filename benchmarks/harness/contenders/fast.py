@@ -1,22 +1,22 @@
-"""bbt-fast's engines, with all that they save or without some of it."""
+"""bbt-fast's engines, with all savings or without some."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Savings, load_engine
+from bbt_fast.tuner.run.setup import CUTS
 
 from ..kernels import KERNELS
 from ..workload import Workload
 from .base import Contender
 
-CUTS: dict[str, Any] = {"bbt": "input", "bbtv2": "layers"}
 LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}
-"""Whose matrix product an engine is measured against, if not PyTorch's; TensorRT has none to call by itself."""
+"""The library of an engine's matrix product, if not PyTorch; TensorRT offers no single product."""
 
 
 class Fast(Contender):
@@ -51,12 +51,12 @@ class Fast(Contender):
 
     @property
     def export_seconds(self) -> float:
-        """Time for export, compilation and the parity gate."""
+        """The time of export, compilation and the parity gate."""
         return self.engine.export_seconds
 
     @property
     def gate(self) -> dict[str, float]:
-        """What the engine's gate found on a random population."""
+        """The figures of the engine's gate on a random population."""
         return self.engine.parity
 
     def answer(self, prompts: Tensor, layer: int) -> Tensor:
@@ -68,5 +68,5 @@ class Fast(Contender):
         self.session.commit(prompt, layer)
 
     def attention_kernel(self) -> str:
-        """Name what the engine's runtime chose."""
+        """Name the kernel that the engine's runtime selected."""
         return KERNELS[self.engine.name](self.engine, self.session)

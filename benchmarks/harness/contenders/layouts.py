@@ -1,4 +1,4 @@
-"""How a strong PyTorch user lays texts out for the stock model: padded, in parts of like length, or in a row."""
+"""The layouts of texts for the stock model: padded, in parts of similar length, or in a row without padding."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bbt_fast.export.families import family_of
 from .stock import FullHead, PromptedEncoder
 
 ROW = "bbt-fast-row"
-"""The name under which `transformers` finds attention over texts in a row."""
+"""The name of attention over texts in a row in `transformers`."""
 PARTS = 4
-"""Into how many parts texts are sorted by length."""
+"""The number of parts of similar length."""
 
 
 class Padded(nn.Module):
-    """Texts in parts, each padded to its longest text; without a mask where all are equally long."""
+    """Texts in parts, each padded to its longest text; without a mask if all texts of the part have one length."""
 
     attention = "sdpa"
 
     def __init__(self, model: PreTrainedModel, deep: bool, examples: Examples, parts: int) -> None:
-        """Sort the texts by length into so many parts, on the device that they are on."""
+        """Sort the texts by length into parts, on their device."""
         super().__init__()
         order = examples.lengths.argsort()
         self.order = order.argsort()
@@ -50,10 +50,10 @@ class Padded(nn.Module):
 
 
 class RowEncoder(PromptedEncoder):
-    """The stock encoder over texts in a row, where each has a prompt of its own."""
+    """The stock encoder over texts in a row, each with its own prompt."""
 
     def __init__(self, model: PreTrainedModel, deep: bool, starts: Tensor, tokens: int, n_prompt_tokens: int) -> None:
-        """Take where the texts begin, [N], and how many tokens there are."""
+        """Take the texts' first positions [N] and the number of tokens."""
         super().__init__(model, deep)
         begins, n = starts + self.start, n_prompt_tokens
         joined = torch.full((tokens,), n, device=starts.device)  # row n of a prompt is zero
@@ -63,18 +63,18 @@ class RowEncoder(PromptedEncoder):
         self.joined = joined
 
     def added(self, hidden: Tensor, prompt: Tensor) -> Tensor:
-        """Return what is added to hidden states [K, T, H] for prompts [K, n, H]."""
+        """Return the summand of hidden states [K, T, H] for prompts [K, n, H]."""
         return pad(prompt, (0, 0, 0, 1))[:, self.joined]
 
 
 class InARow(nn.Module):
-    """All texts of a candidate behind each other, without padding and without a mask."""
+    """All texts of a candidate in one sequence, without padding and without a mask."""
 
     attention = ROW
     name = "in a row"
 
     def __init__(self, model: PreTrainedModel, deep: bool, examples: Examples, n_prompt_tokens: int) -> None:
-        """Take the texts, on the device that they are on."""
+        """Take the texts, on their device."""
         super().__init__()
         device = examples.input_ids.device
         lengths = examples.lengths.to(device)
@@ -106,7 +106,7 @@ class InARow(nn.Module):
 
 
 def layouts(model: PreTrainedModel, deep: bool, examples: Examples, n_prompt_tokens: int) -> list[Padded | InARow]:
-    """Return the ways in which these texts can be laid out for a model."""
+    """Return the possible layouts of these texts for a model."""
     found: list[Padded | InARow] = [Padded(model, deep, examples, parts) for parts in (1, PARTS)]
     fits = model.device.type == "cpu" or model.dtype is not torch.float32  # PyTorch's kernel takes no fp32
     if family_of(model.config).kind == "masked" and fits:
@@ -119,7 +119,7 @@ def attention_in_a_row(
 ) -> tuple[Tensor, None]:
     """Attend within each text: heads [K, A, T, D], texts' bounds in ``cu_seq_lens_q``; returns [K, T, A, D].
 
-    On a CPU, where PyTorch has no kernel for it, texts take turns: to check the layout.
+    On a CPU PyTorch has no kernel for it, so the texts run one by one, as a check of the layout.
     """
     del module
     rows, heads, tokens, width = query.shape

@@ -1,4 +1,4 @@
-"""What the original implementation does, on the stock model: with and without its ``--parallel``."""
+"""The original implementation's evaluation on the stock model, with and without its ``--parallel``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .stock import FullHead, PromptedEncoder, Stock
 class Original(Stock):
     """Eager fp32, one candidate per forward pass, all texts padded to the longest, every layer every time.
 
-    The full-vocabulary head runs at the answer position, as in the original's RoBERTa code (its BERT code runs it at
-    every position and takes twice as long). A z is computed on the CPU, one candidate at a time.
+    The full-vocabulary head runs at the answer position, as in the original's RoBERTa code. (Its BERT code runs it at
+    every position and takes twice as long.) The CPU computes A z, one candidate at a time.
     """
 
     attention = "eager"
@@ -42,7 +42,7 @@ class Original(Stock):
         return torch.stack([self._forward(prompt[None], layer)[0] for prompt in prompts])
 
     def evaluate(self, projection: Projection, candidates: Array, layer: int, clock: Clock) -> Tensor:
-        """Project and answer one candidate after another; if only a sample is timed, the others repeat its answers."""
+        """Project and answer one candidate after another; with a sample, the other candidates repeat its answers."""
         population = len(candidates)
         timed = min(self.workload.sample or population, population)
         answers = []
@@ -54,7 +54,7 @@ class Original(Stock):
         return torch.stack([answers[i % timed] for i in range(population)])
 
     def attention_kernel(self) -> str:
-        """Two matrix products and a softmax."""
+        """Name eager attention."""
         return "eager: matmul, softmax, matmul"
 
     def _forward(self, prompts: Tensor, layer: int) -> Tensor:
@@ -71,7 +71,7 @@ class Original(Stock):
 
 
 class OriginalParallel(Original):
-    """The original with ``--parallel``: the whole population in one forward pass. Its BBTv2 cannot do that."""
+    """The original with ``--parallel``: the whole population in one forward pass. Its BBTv2 has no such flag."""
 
     algorithms: ClassVar[tuple[str, ...]] = ("bbt",)
 
@@ -88,6 +88,6 @@ class OriginalParallel(Original):
 
 
 class Reference(Original):
-    """What contenders are checked against: the stock model, fp32, SDPA, nothing left out."""
+    """The reference of all answers: the stock model, fp32, SDPA, no savings."""
 
     attention = "sdpa"

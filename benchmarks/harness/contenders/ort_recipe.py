@@ -1,4 +1,4 @@
-"""The original's ONNX Runtime recipe, done right: hidden states exported whole, ORT's transformers optimizer."""
+"""The original's ONNX Runtime recipe, corrected: the whole encoder as a graph, and ORT's transformers optimizer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .batched import Batched
 from .stock import FullHead, PromptedEncoder
 
 OPSET = 18
-"""The newest whose attention the optimizer might know; from 23 on it is one node, which it does not touch."""
+"""The newest opset whose attention the optimizer can fuse; from 23 on attention is one node, which it ignores."""
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
 
 class OrtRecipe(Batched):
-    """One graph from token ids to hidden states, several candidates in one call, the head in PyTorch outside."""
+    """One graph from token ids to hidden states, several candidates per call, and the head in PyTorch."""
 
     library: ClassVar[str] = "onnxruntime"
 
@@ -48,11 +48,11 @@ class OrtRecipe(Batched):
 
     @property
     def export_seconds(self) -> float:
-        """Time for export and optimization."""
+        """The time of export and optimization."""
         return self._spent
 
     def attention_kernel(self) -> str:
-        """How much attention the optimizer fused."""
+        """Name the number of layers whose attention the optimizer fused."""
         fused = f"{self.fused} of {self.model.config.num_hidden_layers} attentions fused by the optimizer"
         return f"{fused} ({self.batch} candidates at once)"
 
@@ -69,13 +69,13 @@ class OrtRecipe(Batched):
             for name, tensor in inputs.items():
                 binding.bind_input(name, *_place(tensor), tuple(tensor.shape), tensor.data_ptr())
             binding.bind_output("hidden", *_place(output), tuple(output.shape), output.data_ptr())
-            synchronise(self.device)  # ONNX Runtime has a stream of its own, which does not wait for PyTorch's
+            synchronise(self.device)  # ONNX Runtime's stream does not wait for PyTorch's
             self.session.run_with_iobinding(binding)
             logits: Tensor = self.head(output)
             return logits.reshape(candidates, count, -1)
 
     def _optimized(self, folder: Path) -> Path:
-        """Export the encoder and let ORT's transformers optimizer at it."""
+        """Export the encoder, and run ORT's transformers optimizer on it."""
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model
 

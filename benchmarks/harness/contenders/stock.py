@@ -1,4 +1,4 @@
-"""The stock `transformers` model with prompts added to its layers' inputs, as in the original's modelling code."""
+"""The stock `transformers` model with prompts added to its layers' inputs, as in the original's model code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .base import Contender
 
 
 class Stock(Contender):
-    """A contender on the stock model, which runs all layers on all texts under the prompts of all layers."""
+    """A contender on the stock model, which runs all layers on all texts with the prompts of all layers."""
 
     def __init__(self, workload: Workload, model: PreTrainedModel) -> None:
-        """Make the texts, and start with prompts of zeros."""
+        """Draw the texts, and start with prompts of zeros."""
         super().__init__(workload, model)
         self.deep = workload.algorithm == "bbtv2"
         self.examples = workload.examples(model).to(self.device)
@@ -30,18 +30,18 @@ class Stock(Contender):
         """[L or 1, n, H]: the layers' prompts."""
 
     def commit(self, prompt: Tensor, layer: int) -> None:
-        """Keep a layer's prompt for all later forward passes."""
+        """Keep a layer's prompt for later forward passes."""
         self.committed[layer] = prompt
 
     def all_prompts(self, prompts: Tensor, layer: int) -> Tensor:
-        """Return the prompts of all layers, [K, L or 1, n, H]: K prompts of one layer, and those that are committed."""
+        """Return K prompts of one layer with the committed prompts of the others: [K, L or 1, n, H]."""
         full = self.committed.repeat(len(prompts), 1, 1, 1)
         full[:, layer] = prompts.to(full)
         return full
 
 
 class PromptedEncoder(nn.Module):
-    """RoBERTa, BERT or GPT-2 up to its last hidden states; the head stands outside."""
+    """RoBERTa, BERT or GPT-2 up to its last hidden states, without the head."""
 
     def __init__(self, model: PreTrainedModel, deep: bool) -> None:
         """Hook the layers that prompts enter: the first, or all."""
@@ -62,13 +62,13 @@ class PromptedEncoder(nn.Module):
         return (args[0] + self.added(args[0], self._prompts[:, index]), *args[1:]), kwargs
 
     def added(self, hidden: Tensor, prompt: Tensor) -> Tensor:
-        """Return what is added to hidden states [B, S, H] for prompts [B, n, H]."""
+        """Return the summand of hidden states [B, S, H] for prompts [B, n, H]."""
         return pad(prompt, (0, 0, self.start, hidden.shape[1] - self.start - prompt.shape[1]))
 
     def forward(self, ids: Tensor, mask: Tensor | None, prompts: Tensor, **more: Any) -> Tensor:
         """Return the hidden states [B, S, H] for ids and mask [B, S] and prompts [B, L or 1, n, H].
 
-        ``more`` goes to the model as it is.
+        ``more`` is passed to the model.
         """
         self._prompts = prompts
         hidden: Tensor = self.base(input_ids=ids, attention_mask=mask, **more).last_hidden_state

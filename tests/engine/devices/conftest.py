@@ -73,6 +73,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """A function that returns a context in which tensors are on a second, simulated device."""
     monkeypatch.setattr(Engine, "bucket_overhead", Engine.bucket_overhead | {"meta": 0})
     swaps = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)

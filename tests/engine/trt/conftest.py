@@ -1,9 +1,9 @@
-"""The TensorRT engine on its stand-in, and what it is asked."""
+"""Fixtures of the TensorRT engine on the fake TensorRT: the engine, texts, prompts and the reference."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,14 +15,6 @@ from bbt_fast.engine import Examples, Session, load_engine
 from bbt_fast.engine.tensorrt import TensorRtEngine
 
 N_PROMPT_TOKENS = 5
-
-
-@pytest.fixture
-def fake(fake_tensorrt: ModuleType) -> Iterator[ModuleType]:
-    """The stand-in, without faults or builds."""
-    fake_tensorrt.builds.clear()
-    yield fake_tensorrt
-    fake_tensorrt.faults.clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""TensorRT's attention by the texts' lengths in the place of padding masks, on the stand-in."""
+"""Attention by the lengths of texts instead of padding masks, on the fake TensorRT."""
 
 from __future__ import annotations
 

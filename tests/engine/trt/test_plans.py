@@ -1,4 +1,4 @@
-"""The TensorRT engine on TensorRT's stand-in: which plans it builds, checks and runs, and what it says if one fails."""
+"""The TensorRT engine on the fake TensorRT: which plans it builds, checks and runs, and its errors if one fails."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from bbt_fast.tuner.artifacts.answers import ANSWERS, Answers, read_answers
 
 @pytest.fixture
 def answers() -> Answers:
+    """Random answers to five texts."""
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     return Answers(logits, torch.tensor([0, 1, 2, 1, 0]), "abc")
 

@@ -63,6 +63,7 @@ def test_what_was_not_written_here_is_refused(content, tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
+    """A JSON file with a checksum."""
     path = tmp_path_factory.mktemp("json") / "config.json"
     write_json(path, {"budget": 2000, "loss_type": "ce", "seed": 42, "sigma": 0.25})
     return path

@@ -24,6 +24,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def write(path: Path) -> bytes:
+    """Write a journal of RECORDS and return its bytes."""
     with closing(Journal(path)) as journal:
         for record in RECORDS:
             journal.append(record)
@@ -31,6 +32,7 @@ def write(path: Path) -> bytes:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
+    """Open a journal and return its records."""
     with closing(Journal(path)) as journal:
         return journal.records
 

@@ -73,11 +73,13 @@ def test_a_changed_value_is_found(tmp_path):
 
 
 def tokenizer(text, add_special_tokens):
+    """A tokenizer whose tokens are numbers in a text."""
     assert not add_special_tokens
     return {"input_ids": [int(word) for word in text.split() if word.isdigit()]}
 
 
 def start(engine, **options):
+    """The initial prompts of options in cat mode."""
     return initial_prompts(Options(cat_or_add="cat", **options), engine, tokenizer)
 
 

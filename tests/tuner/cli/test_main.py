@@ -19,6 +19,7 @@ from bbt_fast.tuner.cli.main import main
 
 
 def flags(options):
+    """Options as flags of the command line."""
     switches = [f"--{'' if value else 'no-'}{name}" for name, value in options.items() if isinstance(value, bool)]
     known = {name: value for name, value in options.items() if not isinstance(value, bool)}
     return switches + [part for name, value in known.items() for part in (f"--{name}", str(value))]
@@ -84,7 +85,7 @@ def test_several_seeds_end_in_one_table(small, capsys):
         (["--resume"], r"--resume needs the folder of an unfinished run\. There is none below \./runs\."),
         (["--model_name", "/nosuch", "--task_name", "sst2"], "no model '/nosuch'"),
         (["--n_prompt_tokens", "100000"], "100000 tokens leaves no room for a text: this model takes [0-9]+ tokens in"),
-        (["export", "--budget", "5"], "unrecognized arguments: --budget 5"),
+        (["export", "--budget", "5"], "unrecognized arguments: --budget 5. `bbt-fast"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, small, capsys):
@@ -189,6 +190,7 @@ def start_process(arguments):
 
 
 def wait_for_generations(folder, n, process):
+    """Wait until a run's journal has n generations."""
     for _ in range(1200):
         if (folder / "journal.jsonl").exists() and (folder / "journal.jsonl").read_bytes().count(b"generation") >= n:
             return

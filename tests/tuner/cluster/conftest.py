@@ -18,6 +18,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    """A Ray cluster of two CPUs on this machine."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     import logging
 

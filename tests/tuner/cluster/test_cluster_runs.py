@@ -34,6 +34,7 @@ Tiny = Callable[..., dict[str, Any]]
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's journal."""
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
@@ -301,6 +302,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
+    """Whether a process is a worker of Ray."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Host")
     except OSError:
@@ -308,6 +310,7 @@ def is_worker(pid: int) -> bool:
 
 
 def is_server(pid: int) -> bool:
+    """Whether a process is one of Ray's servers."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].endswith((b"/raylet", b"/gcs_server"))
     except OSError:
@@ -315,6 +318,7 @@ def is_server(pid: int) -> bool:
 
 
 def alive(pid: int) -> bool:
+    """Whether a process runs and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

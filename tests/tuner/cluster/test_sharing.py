@@ -12,7 +12,9 @@ from bbt_fast.engine.sharing import Shares, even_parts, proportional
 
 
 @dataclass(eq=False)
-class Someone:
+class FakeWorker:
+    """A worker, of which only the speed counts."""
+
     speed: float = 0.0
 
 
@@ -41,7 +43,7 @@ def test_parts_of_texts_hold_about_as_many_tokens() -> None:
 
 
 def test_shares_follow_measured_speed_and_stay_where_little_would_be_gained() -> None:
-    shares, fast, slow = Shares(), Someone(), Someone()
+    shares, fast, slow = Shares(), FakeWorker(), FakeWorker()
     assert shares.of([fast, slow], 20) == [10, 10]
     shares.learn(fast, 10, 1.0)
     assert shares.of([fast, slow], 20) == [10, 10], "one of unknown speed is taken to be as fast"

@@ -23,6 +23,7 @@ PATIENCE = 2.0
 
 @pytest.fixture(scope="module")
 def workers(cluster: None, roberta: PreTrainedModel) -> Iterator[Any]:
+    """An engine of two workers."""
     from bbt_fast.engine.workers import load_workers
 
     del cluster
@@ -37,11 +38,13 @@ def workers(cluster: None, roberta: PreTrainedModel) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def one(roberta: PreTrainedModel) -> Any:
+    """The same engine in this process."""
     return load_engine("torch", roberta, n_prompt_tokens=N, cuts="layers", precision="fp32", device="cpu")
 
 
 @pytest.fixture
 def pair(workers: Any, one: Any, roberta: PreTrainedModel, make_examples: Callable[..., Examples]) -> Any:
+    """The same texts on the workers and in this process."""
     examples = make_examples(roberta, "add", N)
     return workers.open(examples), one.open(examples)
 

@@ -34,10 +34,12 @@ def some_records(n: int, task: Task = ONE) -> Records:
 
 
 def lines_of(records: Records, between: str) -> str:
+    """Records as the lines of a csv or tsv file."""
     return "".join(f"{between.join(map(str, line))}\n" for line in [records[0], *(r.values() for r in records)])
 
 
 def write(path: Path, records: Records) -> None:
+    """Write records in the format of a file's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     match path.suffix:
         case ".jsonl":
@@ -309,6 +311,7 @@ JUNK = st.recursive(
 
 
 def read_or_refuse(task: Task, path: Path) -> None:
+    """Read a file of any bytes: rows with valid labels, or a BbtFastError."""
     try:
         records = read_records(path, lambda first: None)
         columns = Columns(task, list(records[0].values), {}, str(path))

@@ -57,6 +57,7 @@ def row_of(task: Task, *texts: str) -> Row:
 
 
 def ids_of(encoded: Encoded, i: int = 0) -> list[int]:
+    """The token ids of an encoded text, without padding."""
     examples = encoded.examples
     return examples.input_ids[i, : examples.lengths[i]].tolist()  # type: ignore[no-any-return]
 
@@ -129,7 +130,7 @@ def test_a_leading_space_belongs_to_the_label_word_in_byte_level_vocabularies(
     make_encoder: Callable[..., TextEncoder],
 ) -> None:
     spelled = {
-        family: make_encoder(family, SST2).tokenizer.convert_ids_to_tokens(make_encoder(family, SST2).label_token_ids)
+        family: make_encoder(family, SST2).tokenizer.convert_ids_to_tokens(make_encoder(family, SST2).label_words.rows)
         for family in FAMILIES
     }
     assert spelled == {
@@ -146,7 +147,7 @@ def test_chinese_words_have_no_space_before_them(
     make_encoder: Callable[..., TextEncoder], family: str, word: str
 ) -> None:
     encoder = make_encoder(family, load_task("thucnews"))
-    assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids[0]) == word
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_words.rows[0]) == word
 
 
 def test_several_templates_are_all_rows_in_one_after_the_other(make_encoder, family):
@@ -163,6 +164,7 @@ def test_several_templates_are_all_rows_in_one_after_the_other(make_encoder, fam
 
 
 def with_words(*words: tuple[str, ...]) -> Task:
+    """SST-2 with other label words."""
     return replace(SST2, label_words=dict.fromkeys(SST2.templates, words))
 
 
@@ -178,7 +180,7 @@ def test_a_label_word_of_several_tokens_is_refused_with_its_pieces(
 
 def test_the_first_alternative_of_one_token_is_the_label_word(make_encoder: Callable[..., TextEncoder]) -> None:
     encoder = make_encoder("RoBERTa", with_words(("bad",), ("greats", "great", "good")))
-    assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_token_ids) == ["Ġbad", "Ġgreat"]
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.label_words.rows) == ["Ġbad", "Ġgreat"]
 
 
 def test_an_unknown_label_word_is_refused(make_encoder: Callable[..., TextEncoder]) -> None:
@@ -393,6 +395,6 @@ def test_a_real_english_vocabulary_has_the_label_words_or_says_which_it_lacks(na
         ):
             TextEncoder(tokenizer, task, "masked", "add", 50, 1, 512)
     else:
-        ids = TextEncoder(tokenizer, task, "masked", "add", 50, 1, 512).label_token_ids
+        ids = TextEncoder(tokenizer, task, "masked", "add", 50, 1, 512).label_words.rows
         words = [alternatives[0].lower() for alternatives in task.words("masked")]
         assert tokenizer.convert_ids_to_tokens(ids) == words

@@ -33,6 +33,7 @@ def model() -> PreTrainedModel:
 
 
 def digest_of(split: str) -> str:
+    """A digest of a split's rows."""
     return hashlib.sha256(json.dumps(rows(split)).encode()).hexdigest()[:16]
 
 
@@ -54,6 +55,7 @@ def margins(
 
 
 def accuracy(margin: torch.Tensor, labels: list[int]) -> float:
+    """The share of margins with the sign of their label."""
     return float(((margin > 0) == torch.tensor(labels).bool()).float().mean())
 
 

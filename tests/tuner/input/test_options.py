@@ -36,6 +36,7 @@ TAKES = {
 
 
 def parse(*flags: str) -> argparse.Namespace:
+    """Parse flags as the command line does."""
     parser = Parser()
     add_options(parser)
     return parser.parse_args(flags)
@@ -82,7 +83,7 @@ def test_flags_that_were_not_given_say_nothing():
 
 
 def test_a_shortened_or_unknown_flag_is_refused_in_a_sentence():
-    with pytest.raises(UsageError, match=r"unrecognized arguments: --budgt 5"):
+    with pytest.raises(UsageError, match=r"unrecognized arguments: --budgt 5\. Did you mean '--budget'\?"):
         parse("--budgt", "5")
     with pytest.raises(UsageError, match="expected one argument"):
         parse("--budget")

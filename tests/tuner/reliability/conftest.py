@@ -102,6 +102,8 @@ def traces(options: Callable[..., dict[str, Any]], tmp_path_factory: pytest.Temp
 
 
 def truncated(share: float) -> Callable[[Path], None]:
+    """Damage: the file ends after this share of it."""
+
     def damage(path: Path) -> None:
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
@@ -110,6 +112,8 @@ def truncated(share: float) -> Callable[[Path], None]:
 
 
 def flipped(share: float, bit: int) -> Callable[[Path], None]:
+    """Damage: a bit of the byte at this share of the file is flipped."""
+
     def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[int(share * len(content))] ^= 1 << bit

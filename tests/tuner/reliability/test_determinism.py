@@ -21,6 +21,7 @@ from bbt_fast.tuner.tasks.task import load_task
 
 
 def flags(options: dict[str, Any]) -> list[str]:
+    """Options as flags of the command line."""
     del options["plots"]
     return ["--no-plots", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 

@@ -21,10 +21,12 @@ POPSIZE = 4
 
 
 def nan(self: Session, prompts: Tensor, layer: int, original: Callable[..., Tensor]) -> Tensor:
+    """Evaluate to NaN."""
     return original(self, torch.full_like(prompts, float("nan")), layer)
 
 
 def broken(self: Session, prompts: Tensor, layer: int, original: Callable[..., Tensor]) -> Tensor:
+    """Fail as a broken CUDA device does."""
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 

@@ -16,7 +16,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
     ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
     ("bbtv2", {"templates": "3"}),
-    ("bbt", {"label_words": "auto"}),
+    ("bbt", {"label_words": "auto", "calibrate": "true"}),
     *((algorithm, {"embeddings": "3", "optimizer": "cma-local"}) for algorithm in ("bbt", "bbtv2")),
     *((algorithm, {"optimizer": name}) for name in OPTIMIZERS if name != "cma" for algorithm in ("bbt", "bbtv2")),
 ]

@@ -21,6 +21,7 @@ EXPECTED = {"bbt": {"search", "evolution", "confusion"}, "bbtv2": {"search", "ev
 
 
 def colours(path):
+    """The number of different colours in a picture."""
     picture = image.imread(BytesIO(path.read_bytes()), format="png")
     return len(np.unique((255 * picture[..., :3]).astype(int) @ [1 << 16, 1 << 8, 1]))
 

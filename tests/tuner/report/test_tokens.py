@@ -36,7 +36,8 @@ def in_place(model, kind, ids):
         return EMBEDDINGS[kind](model, torch.tensor([[0, *ids, 2]]))[0, 1 : 1 + len(ids)]
 
 
-def plain(model, special=range(5)):
+def not_special(model, special=range(5)):
+    """A mask of the vocabulary without the special tokens."""
     known = torch.ones(model.config.vocab_size, dtype=torch.bool)
     known[list(special)] = False
     return known
@@ -49,7 +50,7 @@ def test_a_prompt_that_turns_placeholders_into_tokens_is_seen_through(kind, cuts
     monkeypatch.setattr(tokens, "VALUES_AT_ONCE", at_once)
     model = make_model(kind)
     prompt = in_place(model, kind, TARGETS) - in_place(model, kind, PLACEHOLDERS)
-    found = look_at(StagedModel(model, "add", N, cuts), prompt, PLACEHOLDERS, plain(model), 3)
+    found = look_at(StagedModel(model, "add", N, cuts), prompt, PLACEHOLDERS, not_special(model), 3)
     for at, target, placeholder in zip(found, TARGETS, PLACEHOLDERS, strict=True):
         assert at.placeholder == placeholder
         for near in (at.nearest, at.towards):
@@ -79,7 +80,7 @@ OTHERS = {
 def test_where_nothing_is_added_the_placeholders_are_nearest(family, cuts):
     model = OTHERS[family]().eval()
     staged = StagedModel(model, "add", N, cuts)
-    found = look_at(staged, torch.zeros(N, staged.hidden_size), PLACEHOLDERS, plain(model), 2)
+    found = look_at(staged, torch.zeros(N, staged.hidden_size), PLACEHOLDERS, not_special(model), 2)
     assert [at.nearest[0].token for at in found] == PLACEHOLDERS
     assert all(at.nearest[0].cosine == pytest.approx(1, abs=1e-4) for at in found)
 
@@ -88,7 +89,7 @@ def test_a_concatenated_prompt_is_compared_with_word_embeddings(make_model):
     model = make_model("roberta")
     staged = StagedModel(model, "cat", N, "input")
     prompt = 3 * staged.word_embeddings[TARGETS].detach()
-    found = look_at(staged, prompt, [], plain(model), 2)
+    found = look_at(staged, prompt, [], not_special(model), 2)
     assert [at.nearest[0].token for at in found] == TARGETS
     assert [(at.placeholder, at.towards) for at in found] == [(None, ())] * N
 

@@ -13,11 +13,14 @@ from bbt_fast.tuner.run.progress import ProgressLine, Standing
 
 
 class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
     def isatty(self) -> bool:
         return True
 
 
 def search(line: ProgressLine) -> None:
+    """Report ten generations of a search to a progress line."""
     line.start("bbt seed 42", 80)
     for i in range(1, 11):
         line.update(Standing(8 * i, False, 1.0 / i, 0.5, math.nan if i < 3 else 0.75))
@@ -25,6 +28,7 @@ def search(line: ProgressLine) -> None:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, every: int = 8) -> list[str]:
+    """The states of the progress line of that search on a terminal."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     for name in ("COLUMNS", "LINES"):  # where tqdm asks for a width; readline sets them

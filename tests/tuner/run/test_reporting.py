@@ -18,16 +18,19 @@ from bbt_fast.tuner.run.control import Control, RunInterruptedError
 
 
 def lines(folder):
+    """The lines of a run's metrics."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def scalars(folder):
+    """The curves in TensorBoard's event files."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return {tag: [(e.step, pytest.approx(e.value)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def expected(folder, name):
+    """The curve of a metric, by the run's own file."""
     return [(line["evaluations"], line[name]) for line in lines(folder) if line[name] is not None]
 
 

@@ -50,6 +50,7 @@ def whole(request, tmp_path, make_options, start):
 
 
 def check_same(one, other):
+    """Check that two runs left the same files, except for times and memory."""
     for name in ("journal.jsonl", "prompt.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     timeless = []

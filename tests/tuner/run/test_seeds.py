@@ -24,25 +24,26 @@ RESULT = Result(
 )  # fmt: skip
 
 
-def of(*tests: float) -> SeedsResult:
+def seeds_result(*tests: float) -> SeedsResult:
+    """The result of seeds with these test metrics."""
     results = tuple(replace(RESULT, seed=i, tuned=Tuned(0.9, 0.8, test)) for i, test in enumerate(tests))
     return SeedsResult(results, None, Path("r"))
 
 
 def test_mean_and_sample_standard_deviation():
-    spread = of(0.6, 0.7, 0.8).spreads["test"]
+    spread = seeds_result(0.6, 0.7, 0.8).spreads["test"]
     assert (spread.mean, spread.std) == pytest.approx((0.7, 0.1))
-    assert of(0.6, 0.7, 0.8).spreads["zero-shot test"].std == 0
-    assert of(0.6).spreads["test"].std == 0
+    assert seeds_result(0.6, 0.7, 0.8).spreads["zero-shot test"].std == 0
+    assert seeds_result(0.6).spreads["test"].std == 0
 
 
 def test_the_table_has_a_row_for_each_seed_and_two_for_all():
-    lines = summary(of(0.6, 0.7)).splitlines()
+    lines = summary(seeds_result(0.6, 0.7)).splitlines()
     assert lines[2].split("  ")[0] == "seed"
     assert [line.split()[0] for line in lines[3:7]] == ["0", "1", "mean", "std"]
     assert [line.split()[-2] for line in lines[3:7]] == ["60.0", "70.0", "65.0", "7.1"]
     assert len({len(line) for line in lines[2:7]}) == 1
-    assert "ensemble" not in summary(of(0.6))
+    assert "ensemble" not in summary(seeds_result(0.6))
 
 
 def test_a_run_that_a_limit_ended_says_so():
@@ -81,7 +82,7 @@ SURE, UNSURE = [[3.0, 0.0], [0.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]]
 
 def test_the_ensemble_is_made_of_what_the_runs_left(tmp_path):
     assert ensemble_of(finished(tmp_path, UNSURE, SURE, sets=("a", "a"))) == 1.0
-    assert "ensemble of the 2 prompts on test: 100.0 %" in summary(replace(of(0.6, 0.7), ensemble=1.0))
+    assert "ensemble of the 2 prompts on test: 100.0 %" in summary(replace(seeds_result(0.6, 0.7), ensemble=1.0))
 
 
 def test_without_all_answers_or_on_different_sets_there_is_no_ensemble(tmp_path, caplog):

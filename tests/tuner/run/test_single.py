@@ -26,7 +26,8 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def kinds(path, kind):
+def records_of_kind(path, kind):
+    """The records of one kind in a run's journal."""
     return [record for record in lines(path / "journal.jsonl") if record["kind"] == kind]
 
 
@@ -38,7 +39,7 @@ def test_the_budget_counts_candidate_evaluations(algorithm, tmp_path, make_optio
     layers = [0] * 12 if algorithm == "bbt" else [0, 1, 2] * 4
     assert [layer for layer, _ in populations] == layers
     assert result.evaluations == 96
-    assert [record["layer"] for record in kinds(tmp_path / "r", "generation")] == layers
+    assert [record["layer"] for record in records_of_kind(tmp_path / "r", "generation")] == layers
 
 
 @pytest.mark.parametrize(("algorithm", "generations"), [("bbt", 12), ("bbtv2", 12)])
@@ -59,7 +60,7 @@ def test_tuning_lowers_the_training_loss(algorithm, tmp_path, make_options, star
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_kept_prompt_is_the_best_on_the_development_set(algorithm, tmp_path, make_options, start, toy_parts):
     result = start(tmp_path / "r", make_options(algorithm, budget=480))
-    scores = [record["score"] for record in kinds(tmp_path / "r", "development")]
+    scores = [record["score"] for record in records_of_kind(tmp_path / "r", "development")]
     assert len(scores) == 30
     metric, loss = max(scores, key=lambda score: (score[0], -score[1]))
     assert result.tuned.dev == metric
@@ -153,13 +154,13 @@ def test_the_same_command_writes_the_same_bytes(algorithm, tmp_path, make_option
 def test_another_seed_searches_elsewhere(tmp_path, make_options, start):
     start(tmp_path / "a", make_options(seed=1))
     start(tmp_path / "b", make_options(seed=2))
-    first = [kinds(tmp_path / name, "generation")[0]["candidates"] for name in "ab"]
+    first = [records_of_kind(tmp_path / name, "generation")[0]["candidates"] for name in "ab"]
     assert first[0] != first[1]
 
 
 def test_a_target_ends_the_search_at_the_first_score_that_reaches_it(tmp_path, make_options, start):
     start(tmp_path / "a", make_options(budget=480))
-    scores = [record["score"][0] for record in kinds(tmp_path / "a", "development")]
+    scores = [record["score"][0] for record in records_of_kind(tmp_path / "a", "development")]
     target = sorted(set(scores))[-1]
     result = start(
         tmp_path / "b", make_options(budget=480, target_metric=target), control=Control(target_metric=target)
@@ -173,7 +174,7 @@ def test_a_target_ends_the_search_at_the_first_score_that_reaches_it(tmp_path, m
 def test_patience_ends_a_search_that_gets_no_better_on_the_development_set(algorithm, tmp_path, make_options, start):
     options, patience = make_options(algorithm, budget=960), 64
     result = start(tmp_path / "r", options, control=Control(patience=patience))
-    scores = [record["score"] for record in kinds(tmp_path / "r", "development")]
+    scores = [record["score"] for record in records_of_kind(tmp_path / "r", "development")]
     found = [(metric, -loss) for metric, loss in scores]
     kept = found.index(max(found))
     assert result.stopped_by == "patience"
@@ -192,9 +193,9 @@ def test_the_kept_mean_is_none_of_the_candidates(algorithm, tmp_path, make_optio
         found.append(prompts)
         assert (json.loads((tmp_path / keep / "config.json").read_text())["keep"]) == keep
     assert not torch.allclose(*found)
-    assert kinds(tmp_path / "best", "generation")[0] == {
-        **kinds(tmp_path / "mean", "generation")[0],
-        "sum": kinds(tmp_path / "best", "generation")[0]["sum"],
+    assert records_of_kind(tmp_path / "best", "generation")[0] == {
+        **records_of_kind(tmp_path / "mean", "generation")[0],
+        "sum": records_of_kind(tmp_path / "best", "generation")[0]["sum"],
     }
 
 
@@ -276,7 +277,7 @@ def test_every_embedding_begins_at_the_best_prompts_of_the_one_before(
         lowest = [line["loss"] for line in curves]
         assert [line["best_loss"] for line in curves] == [min(lowest[: i + 1]) for i in range(12)]
         assert float(LOSSES["ce"](logits, train.labels, METRICS["accuracy"])) == pytest.approx(min(lowest[:6]))
-    first = [record["candidates"] for record in kinds(tmp_path / "r", "generation")]
+    first = [record["candidates"] for record in records_of_kind(tmp_path / "r", "generation")]
     assert first[0] != first[6]
 
 

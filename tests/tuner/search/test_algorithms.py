@@ -48,6 +48,7 @@ def evolutions(layers: int) -> list[Evolution]:
 
 
 def same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
+    """Whether two searches evaluated the same candidates at the same layers."""
     pairs = zip(one, other, strict=True)
     return all(a[:2] == b[:2] and np.array_equal(a[2], b[2]) for a, b in pairs)
 

@@ -18,6 +18,7 @@ def sphere(candidates: np.ndarray) -> np.ndarray:
 
 
 def trajectory(evolution: Evolution, generations: int = 6) -> np.ndarray:
+    """All candidates of some generations on the sphere."""
     asked = []
     for _ in range(generations):
         asked.append(evolution.ask().candidates)

@@ -30,15 +30,17 @@ def hinge(row: list[float], label: int) -> float:
     return sum(max(0.0, 2.0 + value - row[label]) for i, value in enumerate(row) if i != label)
 
 
-def smooth(row: list[float], label: int) -> float:
+def ce_smooth(row: list[float], label: int) -> float:
+    """Cross entropy with label smoothing."""
     return 0.9 * ce(row, label) + 0.1 * sum(ce(row, i) for i in range(3)) / 3
 
 
-def unsure(row: list[float], label: int) -> float:
+def ce_entropy(row: list[float], label: int) -> float:
+    """Cross entropy with a confidence penalty."""
     return ce(row, label) - 0.3 * sum(math.exp(-ce(row, i)) * ce(row, i) for i in range(3))
 
 
-PLAIN = {"ce": ce, "hinge": hinge, "ce-smooth": smooth, "ce-entropy": unsure}
+PLAIN = {"ce": ce, "hinge": hinge, "ce-smooth": ce_smooth, "ce-entropy": ce_entropy}
 
 
 @pytest.mark.parametrize(("name", "one"), PLAIN.items())
@@ -83,6 +85,7 @@ def test_accuracy_counts_the_highest_logit(logits):
 
 
 def two_classes(*predictions: list[int]) -> Tensor:
+    """Logits of predictions between two classes."""
     return torch.nn.functional.one_hot(torch.tensor(predictions), 2).float()
 
 

@@ -33,6 +33,7 @@ def make(name: str, dim: int = DIM, popsize: int = POPSIZE, sigma: float = 0.7, 
 
 
 def trajectory(evolution: Evolution, generations: int = 12, function: Any = sphere) -> Array:
+    """All candidates of some generations on a function."""
     asked = []
     for _ in range(generations):
         asked.append(evolution.ask().candidates)

@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 
 def draw(kind: str = "normal", seed: int = 1, scales: tuple[float, ...] = (0.5, 2.0)):
+    """Projections of layers with these scales."""
     origins = [torch.full((N, H), float(i)) for i in range(len(scales))]
     return draw_projections(kind, seed, D, scales, origins, CPU)
 

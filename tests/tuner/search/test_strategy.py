@@ -35,6 +35,7 @@ FUNCTIONS = (sphere, ellipsoid, rosenbrock)
 
 
 def search(function: Any, dim: int, generations: int, seed: int = 1, **options: Any) -> tuple[Evolution, list[Array]]:
+    """Our strategy after a search, and all its candidates."""
     evolution, asked = Evolution(dim, 0.5, 20, seed=seed, **options), []
     for _ in range(generations):
         asked.append(evolution.ask().candidates)
@@ -43,6 +44,7 @@ def search(function: Any, dim: int, generations: int, seed: int = 1, **options: 
 
 
 def published(function: Any, dim: int, generations: int, seed: int = 1, bound: float = 0.0) -> tuple[Any, list[Array]]:
+    """The strategy of pycma after the same search, and all its candidates."""
     options = {"randn": np.random.RandomState(seed).randn, "seed": float("nan"), "popsize": 20, "verbose": -9}
     strategy = cma.CMAEvolutionStrategy(
         dim * [0.0], 0.5, options | {"maxiter": generations} | ({"bounds": [-bound, bound]} if bound else {})

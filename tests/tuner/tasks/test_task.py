@@ -243,6 +243,7 @@ def test_a_missing_or_empty_task_file_is_named(tmp_path: Path) -> None:
 
 
 def read_or_refuse(path: Path, content: bytes) -> Task | None:
+    """Read a task file of any bytes: a task, or None after a BbtFastError."""
     path.write_bytes(content)
     try:
         return read_task(path)

@@ -77,6 +77,7 @@ def answers(folder: Path, texts: list[str], size: int = 64) -> np.ndarray[Any, A
 
 
 def expected_logits(classifier: bbt_fast.Classifier, texts: list[str]) -> np.ndarray[Any, Any]:
+    """The logits of the classifier that was baked."""
     logits: np.ndarray[Any, Any] = classifier.logits(
         classifier.encoder.encode([Row(t, None, 0) for t in texts])
     ).numpy()
@@ -123,9 +124,12 @@ def test_a_baked_file_in_fp16_answers_alike(algorithm, kind, mode, baked):
 
 
 @pytest.mark.slow
-def test_classes_of_several_words_are_baked(tuned, tmp_path):
-    classifier = bbt_fast.load(tuned(label_words="auto"), engine="torch", precision="fp32", device="cpu")
-    assert len(classifier.encoder.label_token_ids) == 8
+@pytest.mark.parametrize("seeds", [(42,), (42, 7)])
+def test_several_calibrated_words_of_a_class_are_baked(seeds, tuned, tmp_path):
+    runs = [tuned(label_words="auto", calibrate=True, seed=seed) for seed in seeds]
+    classifier = bbt_fast.load(runs, engine="torch", precision="fp32", device="cpu")
+    assert len(classifier.encoder.label_words.rows) == 8
+    assert len(set(classifier.words)) == len(seeds)
     made = bake(classifier, tmp_path / "baked")
     assert np.abs(answers(made.folder, FEW, 7) - expected_logits(classifier, FEW)).max() < FP32
 

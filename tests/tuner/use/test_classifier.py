@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TEXTS = [str(row["text"]) for row in rows("test")[:12]]
 
 
 def loaded(folder: Path | list[Path], **changes: Any) -> bbt_fast.Classifier:
+    """A classifier on PyTorch in fp32, unless changed."""
     return bbt_fast.load(folder, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))  # type: ignore[arg-type]
 
 
@@ -37,14 +39,14 @@ def loaded(folder: Path | list[Path], **changes: Any) -> bbt_fast.Classifier:
     [
         ("bbt", "roberta", {}),
         ("bbtv2", "bert", {}),
-        ("bbt", "bert", {"label_words": "auto", "templates": 2}),
+        ("bbt", "bert", {"label_words": "auto", "templates": 2, "calibrate": True}),
         ("bbtv2", "roberta", {"label_words": "auto"}),
     ],
 )
 def test_evaluate_gives_the_run_s_own_test_metric(algorithm, kind, changes, tuned):
     folder = tuned(algorithm, kind, **changes)
     result, classifier = read_result(folder), loaded(folder)
-    assert len(classifier.encoder.label_token_ids) == (8 if changes else 2)
+    assert len(classifier.encoder.label_words.rows) == (8 if changes else 2)
     found = classifier.evaluate()
     assert (found.metric, found.value) == (result.metric, result.tuned.test)
     assert (found.examples, found.truncated) == (30, result.examples["truncated"])
@@ -173,6 +175,25 @@ def test_the_folder_of_finished_seeds_is_their_ensemble(small, tmp_path):
     classifier = loaded(Path("both"))
     assert len(classifier.prompts) == 2
     assert classifier.evaluate().value == result.ensemble
+
+
+def test_prompts_with_label_words_of_their_own_are_an_ensemble(small, tmp_path):
+    result = tune_seeds(**small(seeds=(8, 13), budget=8, label_words="auto", calibrate=True), output_dir="both")
+    classifier = loaded(Path("both"))
+    assert len(set(classifier.words)) == 2
+    assert classifier.evaluate().value == result.ensemble
+    each = [loaded(Path("both") / f"seed-{seed}") for seed in (8, 13)]
+    logs = [torch.tensor([list(answer["scores"].values()) for answer in one(TEXTS)]).log() for one in each]
+    expected = torch.stack(logs).mean(dim=0).softmax(dim=1)
+    for answer, row in zip(classifier(TEXTS), expected.tolist(), strict=True):
+        assert list(answer["scores"].values()) == pytest.approx(row, abs=1e-5)
+
+
+def test_a_bias_for_other_words_than_the_task_s_is_refused(tuned, tmp_path):
+    copy = shutil.copytree(tuned(), tmp_path / "copy")
+    replace(read_prompt_config(copy), label_bias=(0.5, 0.25, 0.0)).write(copy)
+    with pytest.raises(ArtifactError, match="label_bias has 3 numbers for 2 label words"):
+        loaded(copy)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +333,8 @@ def test_the_card_says_what_the_prompt_is(tuned):
 
 @pytest.fixture
 def lines(capsys, monkeypatch):
+    """A function that runs a command and returns the lines of its output."""
+
     def run(*words: str) -> list[str]:
         assert main(list(words)) == 0
         return capsys.readouterr().out.splitlines()
