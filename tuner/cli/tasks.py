@@ -59,9 +59,6 @@ def show_task(args: argparse.Namespace) -> str:
     Args:
         args: ``task_name`` and any of ``SHOWN_OPTIONS``. With ``data_dir`` the first training example is shown, else
             ``SAMPLES``.
-
-    Raises:
-        BbtFastError: if the task, the model or the data cannot be used.
     """
     task = load_task(args.task_name)
     options = resolve(Options.of(task_name=args.task_name, **given(args, SHOWN_OPTIONS)), task.preset)
@@ -76,10 +73,10 @@ def _facts(setup: Setup, row: Row) -> list[str]:
     task, encoder, options = setup.task, setup.encoder, setup.options
     examples, n = encoder.encode([row]).examples, options.n_prompt_tokens
     answer = int(examples.answer_position)
-    ids, where = examples.input_ids, "input"
+    read, where = examples.input_ids, "input"
     if examples.decoder_input_ids is not None:
-        ids, where = examples.decoder_input_ids, "decoder input"
-    answer_token = encoder.tokenizer.convert_ids_to_tokens(int(ids[0, answer]))
+        read, where = examples.decoder_input_ids, "decoder input"
+    answer_token = encoder.tokenizer.convert_ids_to_tokens(int(read[0, answer]))
     prompt = f"{n} tokens before position 0"
     if options.cat_or_add == "add":
         prompt = f"{encoder.prompt_start} to {encoder.prompt_start + n - 1}, added to the placeholder tokens there"
