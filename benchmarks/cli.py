@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from bbt_fast.benchmarks import report, speed
 from bbt_fast.export.errors import BbtFastError
 
+DESCRIPTION = (
+    "Compare how fast bbt-fast and the PyTorch baselines evaluate a population, answers checked first. "
+    "Without flags: BBT on a small model's shape, with random weights and SST-2's text lengths."
+)
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; ``text`` of its parsed arguments is the function that runs it."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "bench",
-        allow_abbrev=False,
-        description="Compare how fast bbt-fast and the PyTorch baselines evaluate a population, answers checked first. "
-        "Without flags: BBT on a small model's shape, with random weights and SST-2's text lengths.",
-    )
-    parser.set_defaults(text=run)
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     speed.add_flags(parser)
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:

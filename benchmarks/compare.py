@@ -36,6 +36,10 @@ from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve
 from bbt_fast.tuner.tasks.task import load_task
 
+DESCRIPTION = (
+    "Compare BBT and BBTv2 with a manual prompt, in-context learning, classifiers on features, and "
+    "gradient-based tuning, on the same examples: accuracy, time, memory, queries and bytes."
+)
 SEEDS = (8, 13, 42)
 GIVEN = (
     "model_name",
@@ -175,19 +179,6 @@ def _compared(
         publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
     plot(record, path.with_suffix(".png"))
     return record
-
-
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; ``text`` of its parsed arguments is the function that runs it."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "compare",
-        allow_abbrev=False,
-        description="Compare BBT and BBTv2 with a manual prompt, in-context learning, classifiers on features, and "
-        "gradient-based tuning, on the same examples: accuracy, time, memory, queries and bytes.",
-    )
-    parser.set_defaults(text=run)
-    add_flags(parser)
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

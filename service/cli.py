@@ -7,14 +7,18 @@ import logging
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from bbt_fast.export.errors import MissingExtraError, UsageError
-from bbt_fast.tuner.cli.arguments import add_options, spellings
+from bbt_fast.tuner.cli.arguments import add_options, given, spellings
 from bbt_fast.tuner.cli.quiet import hide_progress_bars
 
 from .limits import Limits
 
+DESCRIPTION = (
+    "Serve a model over the Open Inference Protocol: to `bbt-fast --engine remote --url ...` a scorer "
+    "(--model_name), and to anybody a classifier (--run). docs/service.md shows how."
+)
 LOOPBACK, PORT = "127.0.0.1", 8000
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device")
 MEANINGS = {
@@ -24,15 +28,8 @@ MEANINGS = {
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client")
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "serve",
-        allow_abbrev=False,
-        description="Serve a model over the Open Inference Protocol: to `bbt-fast --engine remote --url ...` a scorer "
-        "(--model_name), and to anybody a classifier (--run). docs/service.md shows how.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument(
         "--run", metavar="DIR", help="a run's folder, or the hub id of a shared prompt, to classify with"
     )
@@ -54,7 +51,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
             *spellings(field.name), type=kind, default=field.default, metavar="N" if kind is int else "X",
             help=f"{field.metadata['help']} (default: {field.default})",
         )  # fmt: skip
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:
@@ -77,8 +73,7 @@ def run(args: argparse.Namespace) -> str:
     from .server import Models, build, configure, serve
 
     hide_progress_bars()
-    given = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
-    models = Models(given.pop("model_name", None), args.run, **given)
+    models = Models(run=args.run, **({"model_name": None} | given(args, OPTIONS)))
     service = build(models, Path(args.api_keys) if args.api_keys else None, limits)
     scheme = "https" if args.tls_certificate else "http"
     logging.getLogger("bbt_fast").info("serving at %s://%s:%d; Ctrl-C ends it", scheme, args.host, args.port)

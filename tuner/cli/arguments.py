@@ -6,10 +6,10 @@ import argparse
 import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ...export.errors import UsageError
@@ -17,33 +17,22 @@ from ..input.coerce import suggest
 from ..input.options import Options
 
 GROUPS = {
-    "task and data": (
-        "preset", "task_name", "data_dir", "column_mapping", "max_test_examples", "k_shot", "wording", "long_texts",
-        "templates", "label_words", "calibrate",
-    ),
-    "model and prompt": ("model_name", "allow_pickle", "cat_or_add", "n_prompt_tokens", "init_text", "init_from"),
-    "search": (
-        "algorithm", "alg", "optimizer", "intrinsic_dim", "random_proj", "projection_from", "embeddings", "budget",
-        "popsize", "sigma", "alpha", "bound", "loss_type", "keep", "select", "streams", "seed", "seeds",
-    ),
-    "engine": (
-        "engine", "url", "api_key", "inference_framework", "onnx_model_path", "precision", "device", "workers",
-        "ray_address", "batch_size", "parallel",
-    ),
-    "run": (
-        "eval_every", "print_every", "max_time", "target_metric", "patience", "plots", "report_to", "output_dir",
-        "resume", "push_to_hub",
-    ),
-}  # fmt: skip
+    "preset": "task and data",
+    "model_name": "model and prompt",
+    "algorithm": "search",
+    "engine": "engine",
+    "eval_every": "run",
+}
+"""The first option of each group of flags, and the group's title; the options are in the order of ``Options``."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are errors of this package: a sentence, not a page of usage."""
+    """A parser that raises an error of this package instead of printing the usage."""
 
     def error(self, message: str) -> Any:
-        """Raise instead of printing the usage and leaving."""
+        """Raise a UsageError, which suggests a spelling for an unknown flag."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        flags = [spelling for names in GROUPS.values() for name in names for spelling in spellings(name)]
+        flags = [spelling for field in fields(Options) for spelling in spellings(field.name)]
         hint = suggest(unknown[1], flags) if unknown and unknown[1] not in flags else ""
         raise UsageError(f"{message}.{hint} `{self.prog} --help` lists the flags.")
 
@@ -55,12 +44,12 @@ def spellings(name: str) -> list[str]:
 
 @cache
 def helps() -> dict[str, str]:
-    """Return each option's docstring, which Python itself throws away."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(Options))).body
+    """Return each option's docstring, which Python does not keep at run time."""
+    (body,) = ast.parse(inspect.getsource(Options)).body
     assert isinstance(body, ast.ClassDef)
     texts = {}
-    for statement, after in zip(body.body, body.body[1:], strict=False):
-        match statement, after:
+    for statement in pairwise(body.body):
+        match statement:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
     return texts
@@ -69,32 +58,44 @@ def helps() -> dict[str, str]:
 def add_options(
     parser: argparse.ArgumentParser, wanted: Collection[str] | None = None, meanings: Mapping[str, str] | None = None
 ) -> None:
-    """Add a flag for every option; those not given stay out of the namespace, so that files and presets can speak.
+    """Add a flag for each option. The namespace holds only the flags that were given, so that presets can set the rest.
 
     Args:
         parser: gets the flags.
         wanted: only these options.
         meanings: help texts for options that mean something else here than in a run.
     """
-    known = {field.name: field for field in fields(Options)}
-    hints = get_type_hints(Options)
-    for title, names in GROUPS.items():
-        names = tuple(name for name in names if wanted is None or name in wanted)
-        if not names:
-            continue
-        group = parser.add_argument_group(title)
-        for name in names:
-            group.add_argument(*spellings(name), **_argument(known[name], hints[name], (meanings or {}).get(name)))
+    hints, texts = get_type_hints(Options), {**helps(), **(meanings or {})}
+    for field in fields(Options):
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        if wanted is None or field.name in wanted:
+            group.add_argument(*spellings(field.name), **_argument(field, hints[field.name], texts[field.name]))
 
 
-def _argument(field: Field[Any], hint: Any, meaning: str | None) -> dict[str, Any]:
-    known: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+def given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
+    """Return those of the named options that were given as flags."""
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def checked(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
+    """Return those of the named options that were given as flags, converted to their types.
+
+    Raises:
+        UsageError: if a value is not valid.
+    """
+    found = given(args, names)
+    options = Options.of(**found)
+    return {name: getattr(options, name) for name in found}
+
+
+def _argument(field: Field[Any], hint: Any, text: str) -> dict[str, Any]:
     default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
-    known["help"] = ((meaning or helps()[field.name]) + default).replace("%", "%%")
+    known = {"dest": field.name, "default": argparse.SUPPRESS, "help": (text + default).replace("%", "%%")}
     if hint is bool:
         return known | {"action": argparse.BooleanOptionalAction}
-    if field.name == "resume":  # without a folder it is told which there is
-        known |= {"nargs": "?"}
+    if field.name == "resume":  # without a folder, the error names the last unfinished run
+        known["nargs"] = "?"
     return known | {"metavar": _metavar(hint)}
 
 

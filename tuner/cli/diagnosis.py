@@ -1,16 +1,16 @@
-"""What is installed and what the hardware can do, for people who ask why a run is slow or will not start."""
+"""What is installed and what the hardware can do: it explains why a run is slow or does not start."""
 
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
 import torch
 
 from ...engine.cpu import bf16_speedup, has_bf16, instruction_sets
 from ...engine.loading import ENGINES, Row, engine_class, prospects
-from ...export.bindings import Package, preferred
+from ...export.bindings import preferred
 from ...export.cache import cache_folder
 from ...export.errors import BbtFastError
 from ..artifacts.result import versions
@@ -46,10 +46,9 @@ def diagnosis() -> dict[str, Section]:
 
 
 def _versions() -> Section:
-    facts = {
-        name: f"{found}  (tested: {TESTED[name]})" if name in TESTED else found for name, found in versions().items()
-    }
-    if all(name in facts for name in ONNX_RUNTIMES):
+    facts = versions()
+    facts |= {name: f"{facts[name]}  (tested: {tested})" for name, tested in TESTED.items() if name in facts}
+    if facts.keys() >= {*ONNX_RUNTIMES}:
         facts |= {name: f"{facts[name]}  {BOTH_RUNTIMES}" for name in ONNX_RUNTIMES}
     return facts
 
@@ -66,16 +65,17 @@ def _hardware() -> Section:
         return facts | {"GPU": f"none that PyTorch ({build}) can use"}
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
+        package = preferred((about.major, about.minor))
         facts[f"cuda:{index}"] = (
             f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}, "
-            f"PyTorch for CUDA {torch.version.cuda}; "
-            f"for --engine trt: {_tensorrt(preferred((about.major, about.minor)))}"
+            f"PyTorch for CUDA {torch.version.cuda}; for --engine trt: {package.title}"
+            + ("" if package.installed else f", `{package.install}`")
         )
     return facts
 
 
 def _engines() -> Section:
-    """Say of every engine whether it is installed, and in what; --precision auto takes the first that pays."""
+    """Return whether each engine is installed, and its precisions; --precision auto takes the first that pays."""
     facts = {}
     for name in ENGINES:
         try:
@@ -90,7 +90,7 @@ def _engines() -> Section:
 
 
 def _automatic() -> Section:
-    """Say what --engine auto takes here, and why not what stands before it."""
+    """Return what --engine auto takes here, and why it does not take what is faster."""
     facts: Section = {}
     taken = False
     for choice, fault in prospects():
@@ -101,7 +101,7 @@ def _automatic() -> Section:
 
 
 def _workers() -> Section:
-    """Say whether --workers can be used, and how many workers of what kind this machine has room for."""
+    """Return whether --workers can be used, and how many workers of what kind this machine has room for."""
     if not find_spec("ray"):
         return {"--workers": "ray is not installed: `pip install 'bbt-fast[ray]'`"}
     gpus, threads = torch.cuda.device_count(), torch.get_num_threads()
@@ -115,24 +115,13 @@ def _files() -> Section:
     return {"graphs": f"{folder} ({size / GIB:.2f} GiB)"}
 
 
-def _tensorrt(package: Package) -> str:
-    """Say which TensorRT a GPU needs, and how to get it."""
-    return package.title if package.installed else f"{package.title}, `{package.install}`"
-
-
 def _driven(row: Row) -> str:
-    """Return the version of the package that an engine drives, by name where it can be one of several."""
-    found = []
-    for package in filter(find_spec, row.requires):
-        names = (package, f"{package}-gpu", *packages_distributions().get(package, ()))
-        known = next((version(name) for name in names if _is_installed(name)), "unknown version")
-        found.append(known if len(row.requires) == 1 else f"{package} {known}")
-    return ", ".join(found)
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
+    """Return the versions of the packages that an engine drives, by name where it can be one of several."""
+    distributions = packages_distributions()
+    found = {
+        package: next(map(version, distributions.get(package, ())), "unknown version")
+        for package in filter(find_spec, row.requires)
+    }
+    if len(row.requires) == 1:
+        return "".join(found.values())
+    return ", ".join(f"{package} {known}" for package, known in found.items())

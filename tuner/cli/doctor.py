@@ -1,18 +1,14 @@
-"""``bbt-fast doctor``: what is installed, what the hardware can do, and what a run would take."""
+"""``bbt-fast doctor``: what is installed, what the hardware supports, and what `auto` selects."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+
+DESCRIPTION = "Show what is installed, what the hardware supports, and what `auto` selects."
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "doctor", description="Say what is installed, what the hardware can do, and what `auto` takes."
-    )
-    parser.set_defaults(text=run)
-    return parser
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
 
 
 def run(args: argparse.Namespace) -> str:

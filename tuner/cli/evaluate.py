@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
-from .arguments import add_options
+from .arguments import add_options, checked
 from .predict import add_run_options, loaded
 
+DESCRIPTION = "Score a tuned prompt on the test file of a folder; without one, on what its run was tested on."
 DATA = ("data_dir", "column_mapping", "max_test_examples")
 MEANINGS = {
     "data_dir": "Folder with a test file (jsonl, csv, tsv or parquet); by default the data that the run was tested on."
 }
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "evaluate",
-        allow_abbrev=False,
-        description="Score a tuned prompt on the test file of a folder; without one, on what its run was tested on.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_run_options(parser)
     add_options(parser, DATA, MEANINGS)
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return the metric, the loss, and on how many texts.
-
-    Raises:
-        BbtFastError: if the prompt or the data cannot be loaded.
-    """
-    from ..input.options import Options
-
-    checked = Options.of(**{name: value for name, value in vars(args).items() if name in DATA})
-    data_dir, column_mapping, most = (getattr(checked, name) for name in DATA)
-    found = loaded(args).evaluate(data_dir, column_mapping=column_mapping, max_test_examples=most)
+    """Return the metric, the loss, and the number of texts."""
+    data = checked(args, DATA)
+    found = loaded(args).evaluate(**data)
     if args.json:
         return json.dumps(found.as_dict())
     cut = f", {found.truncated} of them cut to fit" if found.truncated else ""

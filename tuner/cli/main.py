@@ -21,26 +21,26 @@ PARTLY_FAILED = 1
 FAILED = 2
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 141
-"""What shells call the end of a program whose reader has gone."""
+"""The exit status in shells of a program that wrote to a closed pipe."""
 COMMANDS = {
     "tune": "tune and test a prompt (the default)",
     "predict": "classify texts with a tuned prompt",
     "evaluate": "score a tuned prompt on labelled texts",
-    "bake": "make a tuned prompt and its model one ONNX classifier",
-    "push": "put a tuned prompt on the Hugging Face hub",
-    "serve": "answer prompts and classify texts for other machines",
-    "export": "build and check a model's graphs ahead of a run",
+    "bake": "write a tuned prompt and its model as one ONNX classifier",
+    "push": "upload a tuned prompt to the Hugging Face hub",
+    "serve": "serve a model and a classifier to other machines",
+    "export": "build and check a model's graphs before a run",
     "report": "compare runs in a table and on a page",
     "tokens": "name the tokens that tuned prompts lie near",
     "tasks": "list the tasks, or show how one is encoded",
-    "doctor": "say what is installed, what the hardware can do, and what `auto` takes",
+    "doctor": "show what is installed, what the hardware supports, and what `auto` selects",
     "bench": "compare the engines' speed with the PyTorch baselines",
-    "compare": "compare black-box tuning with what a user would take instead",
+    "compare": "compare black-box tuning with the alternatives",
 }
-"""What the sub-commands do. The module of the same name adds its parser, whose ``text`` turns the parsed
-arguments into what is printed."""
+"""What the sub-commands do. Each is a module of that name with a ``DESCRIPTION``, ``add_flags(parser)``, and
+``run(args)``, which returns the text to print, or raises a BbtFastError that the user can correct."""
 GROUP = "bbt_fast.commands"
-"""The entry points that name the modules of commands from above this floor."""
+"""The entry points of commands that are defined above this floor."""
 DESCRIPTION = """\
 Tune a soft prompt for a frozen language model without gradients (BBT, BBTv2), as fast as the hardware allows.
 Without a command this is `bbt-fast tune`; without any flag that tunes the embedded demo.
@@ -50,7 +50,7 @@ Without a command this is `bbt-fast tune`; without any flag that tunes the embed
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit status.
 
-    It is 0, 1 if a part of a command failed, 2 for a mistake that can be mended, 130 for an interrupted run.
+    It is 0, 1 if a part of a command failed, 2 for an error that the user can correct, 130 for an interrupted run.
     """
     arguments = _with_command(list(sys.argv[1:] if argv is None else argv))
     logger = logging.getLogger("bbt_fast")
@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     except BbtFastError as error:
         print(f"bbt-fast: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # whoever read this, as `head` does, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it flushes at the end
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails when it flushes at exit
         return UNREAD
     except KeyboardInterrupt:
         print("bbt-fast: interrupted before the search began; nothing is lost.", file=sys.stderr)
@@ -78,16 +78,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
-    """Make the parser; only the chosen command is asked for its flags, since some take seconds to import."""
+    """Make the parser; only the chosen command gets its flags, since some commands take seconds to import."""
     parser = Parser(prog="bbt-fast", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"bbt-fast {version('bbt-fast')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
-        if name == chosen:
-            command = _module(name).add_parser(subparsers)
-            command.add_argument("--verbose", action="store_true", help="log more")
-        else:
+        if name != chosen:
             subparsers.add_parser(name, help=help_text)
+            continue
+        module = _module(name)
+        command = subparsers.add_parser(name, help=help_text, allow_abbrev=False, description=module.DESCRIPTION)
+        command.set_defaults(text=module.run)
+        module.add_flags(command)
+        command.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
 
@@ -99,7 +102,7 @@ def _module(name: str) -> Any:
 
 
 def _with_command(arguments: list[str]) -> list[str]:
-    """Put the default command in front, unless the first word is one or asks about all of them."""
+    """Put the default command first, unless the first word is a command or a flag of all of them."""
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     return ["tune", *arguments]

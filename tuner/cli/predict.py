@@ -10,25 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ...export.errors import DataError, UsageError
-from .arguments import add_options
+from .arguments import add_options, checked
 from .quiet import hide_progress_bars
 
+DESCRIPTION = "Classify texts: those given here, those of a file, or those of the standard input."
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device", "batch_size")
-"""The options of a run that the use of its prompt may change."""
+"""The options of a run that may differ when its prompt is used."""
 MEANINGS = {
     "model_name": "Hub id or folder of the base model, if it has moved since the run.",
     "batch_size": "Texts per batch.",
 }
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "predict",
-        allow_abbrev=False,
-        description="Classify texts: those given here, those of a file, or those of the standard input.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; for a task about pairs, two for each pair")
     parser.add_argument(
         "--file",
@@ -39,11 +34,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--json", action="store_true", help="print a JSON object per text, with the score of every class"
     )
     add_run_options(parser)
-    return parser
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which prompt to use, and how."""
+    """Add the flags of the prompts to use and of their engine."""
     add_run(parser)
     add_options(parser, OPTIONS, MEANINGS)
 
@@ -66,24 +60,17 @@ def loaded(args: argparse.Namespace) -> Any:
     Raises:
         BbtFastError: see ``classifier.load``.
     """
-    # Here, so that --help and mistakes in flags do not wait for PyTorch.
-    from ..input.options import Options
-    from ..use.classifier import load
+    options = checked(args, OPTIONS)
+    from ..use.classifier import load  # here, so that --help and mistakes in flags do not wait for PyTorch
 
     hide_progress_bars()
-    given = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    options = Options.of(**given)
-    return load(args.run, **{name: getattr(options, name) for name in given})
+    return load(args.run, **options)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return a line per text: its class, the class's probability, and the text itself.
-
-    Raises:
-        BbtFastError: if the prompt cannot be loaded, or the texts are not such as its task classifies.
-    """
+    """Return a line per text: its class, the class's probability, and the text itself."""
     if args.texts and args.file:
-        raise UsageError("give texts, or --file, not both.")
+        raise UsageError("both texts and --file are given: omit one of them.")
     classifier = loaded(args)
     size = len(classifier.config.task.texts)
     texts = _grouped(args.texts, size) if args.texts else _read(args.file or "-", size)
@@ -98,24 +85,24 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _grouped(words: Sequence[str], size: int) -> list[Any]:
-    """Return the texts, or every two of them as a pair."""
+    """Return the texts, or pairs of two texts each."""
     if len(words) % size:
         raise UsageError(f"the task classifies pairs, but was given {len(words)} texts: give two for each pair.")
     return list(words) if size == 1 else list(zip(words[::2], words[1::2], strict=True))
 
 
 def _read(name: str, size: int) -> list[Any]:
-    """Return the lines of a file, or of the standard input; those of pairs in two."""
+    """Return the lines of a file or of the standard input, split into pairs if the task needs them."""
     try:
         content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}.") from None
-    lines = content.removesuffix("\n").split("\n") if content else []
-    if not lines:
+    if not content:
         raise DataError(f"there are no texts in {'the standard input' if name == '-' else name}.")
+    lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     if size == 1:
-        return [line.removesuffix("\r") for line in lines]
-    pairs = [tuple(line.removesuffix("\r").split("\t")) for line in lines]
+        return lines
+    pairs = [tuple(line.split("\t")) for line in lines]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != size:
             raise DataError(f"{name}, line {number}: a pair is two texts with one tab between them, not {len(pair)}.")

@@ -1,35 +1,27 @@
-"""``bbt-fast push``: put a tuned prompt on the Hugging Face hub."""
+"""``bbt-fast push``: upload a tuned prompt to the Hugging Face hub."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from .arguments import spellings
 
+DESCRIPTION = "Upload a tuned prompt, its configuration and a model card to the Hugging Face hub."
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "push", allow_abbrev=False, description="Put a tuned prompt, what it belongs to and a model card on the hub."
-    )
-    parser.set_defaults(text=run)
-    parser.add_argument("repository", metavar="USER/NAME", help="the hub id; made if it does not exist")
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    parser.add_argument("repository", metavar="USER/NAME", help="the hub id; created if it does not exist")
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument(
         *spellings("base_model"), metavar="USER/MODEL", help="the base model's hub id, if the run read it from a folder"
     )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    return parser
+    parser.add_argument("--private", action="store_true", help="create a new repository as private")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Push, and say where.
-
-    Raises:
-        BbtFastError: if there is no prompt, or the hub refuses.
-    """
+    """Push, and return where the prompt is."""
     from ..use.push import push
 
     where = push(Path(args.run), args.repository, base_model=args.base_model, private=args.private)

@@ -1,9 +1,9 @@
-"""What a command prints is its own: no other library's progress bars among it."""
+"""No progress bars of other libraries in the output of a command."""
 
 
 def hide_progress_bars() -> None:
-    """Keep transformers from drawing a bar while it loads weights; a command calls this before it loads a model."""
-    # Takes seconds to import, and `--help` shall not.
+    """Hide the progress bar that transformers shows while it loads weights; call this before a model is loaded."""
+    # Here, because this import takes seconds, and `--help` must not.
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+DESCRIPTION = "Compare runs in a table: mean and standard deviation over the seeds of the same options."
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "report",
-        allow_abbrev=False,
-        description="Compare runs in a table: mean and standard deviation over the seeds of the same options.",
-    )
-    parser.set_defaults(text=run)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run's folder, or a folder of runs")
     parser.add_argument("--out", metavar="FILE", help="also write a page (HTML) with the table, curves and figures")
     parser.add_argument("--plots", action="store_true", help="draw the plots of each run into its folder again")
-    return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Return the table, and write what was asked for.
-
-    Args:
-        args: ``folders``, ``out`` and ``plots``.
-
-    Raises:
-        BbtFastError: if a folder holds no run, or a file cannot be read or written.
-    """
+    """Return the table, and write what was asked for."""
     from ..artifacts.files import write_whole
     from ..report.curves import find_runs
     from ..report.groups import group_runs, rows

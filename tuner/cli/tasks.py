@@ -1,4 +1,4 @@
-"""``bbt-fast tasks``: the tasks there are, and how one of them looks to a model."""
+"""``bbt-fast tasks``: the list of tasks, and how one of them looks to a model."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from ..input.options import Options
 from ..run.setup import Setup
 from ..tasks.presets import resolve
 from ..tasks.task import KINDS, Task, load_task, task_names
-from .arguments import add_options
+from .arguments import add_options, given
 
+DESCRIPTION = "List the tasks, or show how one is encoded."
 SAMPLES = ("a text to classify", "a second text to compare it with")
-"""What is encoded where no data are given."""
+"""The texts of an example where no data are given."""
 SHOWN_OPTIONS = ("model_name", "data_dir", "column_mapping", "cat_or_add", "n_prompt_tokens", "k_shot", "seed")
 """The options of a run that an encoded example depends on."""
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command; the parsed arguments hold the function that answers them as ``text``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("tasks", help="list the tasks, or show how one is encoded")
-    parser.set_defaults(text=list_tasks)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command, and its sub-command ``show``."""
     parser.add_argument("--kind", choices=KINDS, default="masked", help="the model kind whose templates are listed")
     actions = parser.add_subparsers(metavar="show NAME")
     show = actions.add_parser("show", help="print an encoded example of one task")
     show.set_defaults(text=show_task)
     show.add_argument("task_name", help="a task's name, or the path of your own task.yaml")
     add_options(show, SHOWN_OPTIONS)
-    return parser
 
 
-def list_tasks(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     """Return the packaged tasks with their classes, sizes, metric, preset, template and label words.
 
     Args:
@@ -48,54 +46,40 @@ def _summary(task: Task, kind: Any) -> str:
     names = f"{task.name} ({', '.join(task.aliases)})" if task.aliases else task.name
     rows = task.hub.rows if task.hub else {}
     preset = {name: value for name, value in vars(task.preset).items() if value is not None}
-    facts = [
-        f"{len(task.labels)} classes",
-        task.metric,
-        *(f"{count:,} {split}" for split, count in rows.items()),
-        *(f"{name} {value}" for name, value in preset.items()),
-    ]
+    facts = [f"{len(task.labels)} classes", task.metric]
+    facts += [f"{count:,} {split}" for split, count in rows.items()]
+    facts += [f"{name} {value}" for name, value in preset.items()]
     words = ", ".join("/".join(alternatives) for alternatives in task.words(kind))
-    lines = textwrap.wrap(words, 110)
-    return "\n".join([f"{names}: {', '.join(facts)}", f"    {task.template(kind)}", *(f"    {line}" for line in lines)])
+    return "\n    ".join([f"{names}: {', '.join(facts)}", task.template(kind), *textwrap.wrap(words, 110)])
 
 
 def show_task(args: argparse.Namespace) -> str:
     """Return one example of a task as a model reads it: tokens, prompt positions, answer position, label-word ids.
 
     Args:
-        args: ``task_name`` and any of ``SHOWN_OPTIONS``. With ``data_dir`` the example is the first of the training
-            examples, else a made-up one.
-
-    Raises:
-        BbtFastError: if the task, the model or the data cannot be used.
+        args: ``task_name`` and any of ``SHOWN_OPTIONS``. With ``data_dir`` the first training example is shown, else
+            ``SAMPLES``.
     """
     task = load_task(args.task_name)
-    given = {name: getattr(args, name) for name in SHOWN_OPTIONS if hasattr(args, name)}
-    options = resolve(Options.of(task_name=args.task_name, **given), task.preset)
+    options = resolve(Options.of(task_name=args.task_name, **given(args, SHOWN_OPTIONS)), task.preset)
     setup = Setup(options, task)
-    row = setup.splits(options.seed).train[0] if options.data_dir else _sample(task)
+    sample = Row(SAMPLES[0], SAMPLES[1] if len(task.texts) > 1 else None, 0)
+    row = setup.splits(options.seed).train[0] if options.data_dir else sample
     return "\n".join([*_facts(setup, row), "", *_token_lines(setup.encoder, row)])
-
-
-def _sample(task: Task) -> Row:
-    """Return a made-up row."""
-    return Row(SAMPLES[0], SAMPLES[1] if len(task.texts) > 1 else None, 0)
 
 
 def _facts(setup: Setup, row: Row) -> list[str]:
     """Return what holds for the whole example."""
     task, encoder, options = setup.task, setup.encoder, setup.options
-    examples = encoder.encode([row]).examples
-    n = options.n_prompt_tokens
+    examples, n = encoder.encode([row]).examples, options.n_prompt_tokens
     answer = int(examples.answer_position)
-    read = examples.input_ids if examples.decoder_input_ids is None else examples.decoder_input_ids
-    where = "input" if examples.decoder_input_ids is None else "decoder input"
-    answer_token = encoder.tokenizer.convert_ids_to_tokens(read[0].tolist())[answer]
-    prompt = (
-        f"{encoder.prompt_start} to {encoder.prompt_start + n - 1}, added to the placeholder tokens there"
-        if options.cat_or_add == "add"
-        else f"{n} tokens before position 0"
-    )
+    read, where = examples.input_ids, "input"
+    if examples.decoder_input_ids is not None:
+        read, where = examples.decoder_input_ids, "decoder input"
+    answer_token = encoder.tokenizer.convert_ids_to_tokens(int(read[0, answer]))
+    prompt = f"{n} tokens before position 0"
+    if options.cat_or_add == "add":
+        prompt = f"{encoder.prompt_start} to {encoder.prompt_start + n - 1}, added to the placeholder tokens there"
     words = [
         f"    {label}: {encoder.tokenizer.convert_ids_to_tokens(token_id)!r}, id {token_id}"
         for label, ids in zip(task.labels, encoder.label_words.classes, strict=True)

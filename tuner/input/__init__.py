@@ -1,1 +1,1 @@
-"""What a user may say, and how what cannot be meant is refused."""
+"""The user's input: options, their types and ranges, and YAML files."""

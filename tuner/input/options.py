@@ -1,4 +1,4 @@
-"""What a run can be told: one dataclass that the command line, YAML files and the Python API share.
+"""The options of a run: one dataclass that the command line, YAML files and the Python API share.
 
 Names and meanings are those of the original implementation wherever it has the option. ``None`` means "decide from the
 task and the algorithm"; ``tasks/presets.py`` does that in one place.
@@ -7,12 +7,16 @@ task and the algorithm"; ``tasks/presets.py`` does that in one place.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from ...export.errors import UsageError
-from .coerce import coerce, suggest
+from .coerce import Range, coerce, suggest
 
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, open_low=True)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 LossType = Literal["ce", "hinge", "perf", "ce-smooth", "ce-entropy"]
 FRAMEWORKS = {"pt": "torch", "ort": "ort"}
 """The original's names of the engines."""
@@ -26,58 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "precision": "fp32",
     }
 }
-"""Options that a preset's name stands for; docs/original.md says what each of them changes."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The range of some options' numbers."""
-
-    names: tuple[str, ...]
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    """Whether the lower limit itself is out of range."""
-
-    def check(self, options: Options) -> None:
-        """Refuse a number outside the range."""
-        for name in self.names:
-            value = getattr(options, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is None or self._holds(number):
-                    continue
-                side = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-                side += f" and at most {self.high:g}" if self.high < math.inf else ""
-                raise UsageError(f"{name} is {number}, but must be {side}.")
-
-    def _holds(self, number: float) -> bool:
-        above = number > self.low if self.open_low else number >= self.low
-        return math.isfinite(number) and above and number <= self.high
-
-
-LIMITS = (
-    Limit(
-        (
-            "k_shot",
-            "n_prompt_tokens",
-            "budget",
-            "batch_size",
-            "eval_every",
-            "print_every",
-            "max_test_examples",
-            "workers",
-            "patience",
-            "templates",
-            "embeddings",
-        ),
-        1,
-    ),
-    Limit(("intrinsic_dim",), 2),
-    Limit(("sigma", "alpha", "max_time"), 0, open_low=True),
-    Limit(("bound",), 0),
-    Limit(("seed", "seeds"), 0, 2**32 - 1),
-    Limit(("target_metric",), 0, 1),
-)
+"""The options that each preset sets; docs/original.md explains what each of them changes."""
 SMALLEST_POPSIZE = 4
 
 
@@ -100,15 +53,15 @@ class Options:
     the data come from the hub."""
     column_mapping: str | None = None
     """Names of the columns in your files: text=sentence,label=class."""
-    max_test_examples: int | None = None
+    max_test_examples: Count | None = None
     """Test on at most this many examples; by default on all."""
-    k_shot: int = 16
+    k_shot: Count = 16
     """Examples per class for training, and the same number for development."""
     wording: Literal["own", "original"] = "own"
     """original: use the original implementation's templates and label words."""
     long_texts: Literal["cut", "drop"] = "cut"
     """cut: truncate texts that are too long; drop: leave them out, also of the test set."""
-    templates: int = 1
+    templates: Count = 1
     """Write each training text in this many of the task's templates; a candidate's loss is the mean over them."""
 
     label_words: Literal["first", "all", "auto"] | None = None
@@ -124,7 +77,7 @@ class Options:
     """Load weights from a pickle file (pytorch_model.bin) if the model has no safetensors."""
     cat_or_add: Literal["add", "cat"] = "add"
     """add: add the prompt to n placeholder tokens; cat: concatenate it before the text."""
-    n_prompt_tokens: int = 50
+    n_prompt_tokens: Count = 50
     """Length of the soft prompt, n."""
     init_text: str | None = None
     """Start from the embeddings of this text (cat only), repeated or truncated to n tokens."""
@@ -142,7 +95,7 @@ class Options:
     streams: Literal["own", "original"] = "own"
     """own: a random stream for each layer's matrix A and search; original: PyTorch's and NumPy's generators, used in
     the order of the original, with BBTv2's matrices scaled by the padded batch that contains the first candidate."""
-    intrinsic_dim: int = 500
+    intrinsic_dim: Annotated[int, Range(2)] = 500
     """Length of the searched vector z, d."""
     random_proj: Literal["normal", "uniform", "none"] = "normal"
     """Distribution of the fixed random matrix A that maps z to a prompt; none: search all n x H numbers of the prompt
@@ -150,17 +103,17 @@ class Options:
     projection_from: tuple[str, ...] | None = None
     """Turn the random matrix A towards the prompts of earlier runs on this model: their folders, separated by commas; a
     folder of --seeds stands for all its seeds."""
-    embeddings: int = 1
+    embeddings: Count = 1
     """Search with this many random matrices A in turn, each from the best prompt so far."""
-    budget: int | None = None
+    budget: Count | None = None
     """Total candidate evaluations ("API calls"); the task sets the default, usually 8000."""
     popsize: int = 20
     """Candidates per generation; 0 for CMA-ES' own rule, 4 + 3 ln d."""
-    sigma: float | None = None
+    sigma: Positive | None = None
     """Initial step size of CMA-ES; by default 1 for bbt, 0.2 for bbtv2."""
-    alpha: float | None = None
+    alpha: Positive | None = None
     """Scale of the projection, in standard deviations of the embeddings; by default 1 for bbt, 0.2 for bbtv2."""
-    bound: float = 0.0
+    bound: Annotated[float, Range(0)] = 0.0
     """Keep each coordinate of z in [-bound, bound]; 0 for no bounds."""
     loss_type: LossType | None = None
     """Loss to minimise: ce (cross entropy), hinge (margin 2), perf (minus the metric); against overfitting ce-smooth
@@ -171,9 +124,9 @@ class Options:
     select: Literal["best", "due"] = "best"
     """Which prompt is scored on the development set every eval_every evaluations. best: the best so far on the training
     examples; ties go to the lower loss. due: the candidate at that evaluation; ties go to the first."""
-    seed: int = 42
+    seed: Seed = 42
     """Fixes the few-shot examples, the projection and the search."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Run several seeds (the papers use 8,13,42,50,60) and report mean, standard deviation and the test metric of the
     ensemble of all prompts."""
 
@@ -192,25 +145,25 @@ class Options:
     """fp32, bf16, fp16, or auto: the engine's first precision that is fast on this device."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
-    workers: int | None = None
+    workers: Count | None = None
     """Share each generation among this many processes of a Ray cluster, each with a GPU or a part of the CPU; with
     --seeds each process runs whole seeds."""
     ray_address: str | None = None
     """Ray cluster for --workers: auto, or host:port of its head; by default a new cluster on this machine."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Test texts per batch."""
     parallel: bool = True
     """Evaluate a population in one batch; always on. The budget counts evaluations, not generations."""
 
-    eval_every: int = 100
+    eval_every: Count = 100
     """Evaluations between two scores on the development set."""
-    print_every: int = 50
+    print_every: Count = 50
     """Evaluations between two updates of the progress line."""
-    max_time: float | None = None
+    max_time: Positive | None = None
     """Stop the search (of each seed) after this many seconds, and test the best prompt."""
-    target_metric: float | None = None
+    target_metric: Annotated[float, Range(0, 1)] | None = None
     """Stop the search when the development metric reaches this value, between 0 and 1."""
-    patience: int | None = None
+    patience: Count | None = None
     """Stop the search after this many evaluations without a better prompt on the development set."""
     plots: bool = True
     """Draw the plots of a finished run into its folder."""
@@ -224,22 +177,19 @@ class Options:
     """Upload the finished prompt to the Hugging Face hub under this id (user/name)."""
 
     def __post_init__(self) -> None:
-        """Turn values from files and flags into their types and refuse what cannot be meant."""
-        hints = get_type_hints(type(self))
+        """Convert the values of files and flags to the types of the fields, and check them."""
+        hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name), hints[field.name]))
-        for limit in LIMITS:
-            limit.check(self)
-        for problem, message in self._conflicts():
-            if problem:
-                raise UsageError(message)
+        if conflicts := [*self._engine_conflicts(), *self._search_conflicts()]:
+            raise UsageError(conflicts[0])
 
     @classmethod
     def of(cls, **values: Any) -> Options:
-        """Make options from names and values that a user wrote.
+        """Return options with the names and values that a user wrote.
 
         Raises:
-            UsageError: if a name is no option, or a value is not one that it takes.
+            UsageError: if a name is no option, or a value is not valid.
         """
         values = PRESETS.get(values.get("preset") or "", {}) | values
         known = [field.name for field in fields(cls)]
@@ -252,12 +202,12 @@ class Options:
 
     @property
     def generation_size(self) -> int:
-        """Candidates per generation, with CMA-ES' own rule (Hansen 2016, eq. 48) applied where popsize is 0."""
+        """Candidates per generation; if popsize is 0, by CMA-ES' own rule (Hansen 2016, eq. 48)."""
         return self.popsize or 4 + int(3 * math.log(self.intrinsic_dim))
 
     @property
     def engine_name(self) -> str:
-        """The engine asked for, under its own name."""
+        """The engine's own name, also where inference_framework names it."""
         return FRAMEWORKS[self.inference_framework] if self.inference_framework else self.engine
 
     def changed(self, **values: Any) -> Options:
@@ -265,80 +215,63 @@ class Options:
         return replace(self, **values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all values as JSON and YAML know them."""
+        """Return all values in the types of JSON and YAML."""
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     def written(self) -> dict[str, Any]:
-        """Return the values that differ from the defaults and, but for its name, from the preset's."""
+        """Return the values that differ from the defaults and the preset's, and the preset's name."""
         default = {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset or "", {})
         return {name: value for name in default if (value := getattr(self, name)) != default[name]}
 
-    def _conflicts(self) -> list[tuple[bool, str]]:
-        """Return what does not go together: whether it is the case, and what to say."""
+    def _engine_conflicts(self) -> Iterator[str]:
+        """Yield a message for each combination of engine options that cannot run."""
         engine, framework = self.engine, self.inference_framework
-        distinct = len(set(self.seeds or ())) == len(self.seeds or ())
-        return [
-            (
-                self.budget is not None and self.budget < self.generation_size,
-                f"budget {self.budget} makes no generation of {self.generation_size} candidates (popsize): raise the "
-                "budget or lower the popsize.",
-            ),
-            (
-                framework is not None and engine not in ("auto", self.engine_name),
-                f"inference_framework {framework} is the engine {self.engine_name}, but engine is {engine}: give one.",
-            ),
-            (
-                self.generation_size < SMALLEST_POPSIZE,
-                f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule.",
-            ),
-            (
-                (engine == "remote") != (self.url is not None),
-                "the engine remote needs --url, and --url the engine remote.",
-            ),
-            (
-                engine == "remote" and bool(self.onnx_model_path),
-                "onnx_model_path is a graph for an engine on this machine: leave it out with --engine remote.",
-            ),
-            (
-                engine == "remote" and self.workers is not None,
-                "workers hold the model themselves: leave --workers out with --engine remote.",
-            ),
-            (
-                self.workers is not None and ":" in self.device,
-                f"device is {self.device}, but each of the --workers gets a GPU of its own: say --device cuda.",
-            ),
-            (self.ray_address is not None and self.workers is None, "ray_address says where --workers are: give both."),
-            (not self.parallel, "parallel cannot be switched off: a population is always evaluated in one batch."),
-            (
-                bool(self.seeds and self.push_to_hub),
-                "push_to_hub shares the prompt of one run: leave --seeds out, or share a seed's folder afterwards "
-                "(`bbt-fast push`).",
-            ),
-            (
-                self.random_proj == "none" and self.optimizer not in ("sep-cma", "snes"),
+        if framework is not None and engine not in ("auto", self.engine_name):
+            yield f"inference_framework {framework} is the engine {self.engine_name}, but engine is {engine}: give one."
+        if (engine == "remote") != (self.url is not None):
+            yield "the engine remote needs --url, and --url needs --engine remote: give both or neither."
+        if engine == "remote" and self.onnx_model_path:
+            yield "onnx_model_path is a graph for an engine on this machine: omit it with --engine remote."
+        if engine == "remote" and self.workers is not None:
+            yield "each worker loads the model itself: omit --workers with --engine remote."
+        if self.workers is not None and ":" in self.device:
+            yield f"device is {self.device}, but each of the --workers gets a GPU of its own: use --device cuda."
+        if self.ray_address is not None and self.workers is None:
+            yield "ray_address needs --workers: give both or neither."
+        if not self.parallel:
+            yield "parallel cannot be switched off: a population is always evaluated in one batch."
+
+    def _search_conflicts(self) -> Iterator[str]:
+        """Yield a message for each combination of search options that cannot run."""
+        size, random_proj, original = self.generation_size, self.random_proj, self.streams == "original"
+        if self.budget is not None and self.budget < size:
+            yield (
+                f"budget {self.budget} is less than one generation of {size} candidates (popsize): raise the budget or "
+                "lower the popsize."
+            )
+        if size < SMALLEST_POPSIZE:
+            yield f"popsize is {self.popsize}, but must be at least {SMALLEST_POPSIZE}, or 0 for CMA-ES' own rule."
+        if self.seeds and self.push_to_hub:
+            yield (
+                "push_to_hub uploads the prompt of one run: omit --seeds, or upload a seed's folder afterwards "
+                "(`bbt-fast push`)."
+            )
+        if random_proj == "none" and self.optimizer not in ("sep-cma", "snes"):
+            yield (
                 "random_proj none searches all n x H numbers of a prompt, whose covariance is too large for the "
-                f"optimizer {self.optimizer}: take --optimizer sep-cma or snes.",
-            ),
-            (
-                self.random_proj == "none" and self.embeddings > 1,
-                "random_proj none has no matrix that could be drawn again: leave --embeddings out.",
-            ),
-            (
-                self.projection_from is not None and (self.random_proj != "normal" or self.streams == "original"),
-                "projection_from turns matrices of random_proj normal and streams own: leave the others out.",
-            ),
-            (
-                self.streams == "original" and self.embeddings > 1,
-                "streams original draws the matrices of one embedding: leave --embeddings out.",
-            ),
-            (
-                self.streams == "original" and (engine == "remote" or self.random_proj == "none"),
-                "streams original needs the model on this machine, and a random_proj that is not none.",
-            ),
-            (not distinct, f"seeds {self.seeds} has the same seed twice."),
-            (
-                self.init_text is not None and self.cat_or_add == "add",
-                "init_text needs --cat_or_add cat: in add mode prompts are added to placeholder tokens and start at 0.",
-            ),
-            (self.init_text is not None and self.init_from is not None, "give one of init_text and init_from."),
-        ]
+                f"optimizer {self.optimizer}: take --optimizer sep-cma or snes."
+            )
+        if random_proj == "none" and self.embeddings > 1:
+            yield "embeddings draws several matrices, but random_proj none has no matrix: omit one of the two."
+        if self.projection_from is not None and (random_proj != "normal" or original):
+            yield "projection_from needs random_proj normal and streams own: omit the other options."
+        if original and self.embeddings > 1:
+            yield "streams original draws the matrices of one embedding: omit --embeddings."
+        if original and (self.engine == "remote" or random_proj == "none"):
+            yield "streams original needs the model on this machine, and a random_proj that is not none."
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds {self.seeds} has the same seed twice: give each seed once."
+        if self.init_text is not None and self.cat_or_add == "add":
+            yield "init_text needs --cat_or_add cat: in add mode a prompt starts at 0, added to placeholder tokens."
+        if self.init_text is not None and self.init_from is not None:
+            yield "give one of init_text and init_from."

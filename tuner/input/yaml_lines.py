@@ -1,24 +1,26 @@
-"""YAML files whose complaints name the line.
+"""YAML files whose errors name the line.
 
-The file is composed into nodes, never constructed: no tag can make an object, and words such as ``No`` and ``Yes``,
-which YAML 1.1 turns into booleans, stay the words they are.
+The file is composed into nodes, never constructed: no tag can create an object, and words such as ``No`` and ``Yes``,
+which YAML 1.1 turns into booleans, stay words.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
-from ...export.errors import DataError
+from ...export.errors import DataError, UsageError
+from .coerce import Range, coerce
+
+DOCUMENT = "the file"
 
 
 class Value:
-    """One value of a YAML file, which knows where it stands."""
+    """One value of a YAML file, with its line. A method that reads it raises a DataError if it is of another kind."""
 
     def __init__(self, node: yaml.Node, path: Path, what: str) -> None:
         self._node = node
@@ -26,8 +28,11 @@ class Value:
         self._what = what
 
     def error(self, problem: str) -> DataError:
-        """Return an error that points at this value's line."""
-        return DataError(f"{self._path}, line {self._node.start_mark.line + 1}: {self._what} {problem}")
+        """Return an error that names this value and its line."""
+        return self._error(f"{self._what} {problem}")
+
+    def _error(self, message: str) -> DataError:
+        return DataError(f"{self._path}, line {self._node.start_mark.line + 1}: {message}")
 
     @property
     def is_text(self) -> bool:
@@ -40,77 +45,47 @@ class Value:
         return isinstance(self._node, yaml.MappingNode)
 
     def any_text(self) -> str:
-        """Return a string, which may be empty.
-
-        Raises:
-            DataError: if it is anything else.
-        """
+        """Return a string, which may be empty."""
         if not isinstance(self._node, yaml.ScalarNode):
             raise self.error("must be one string.")
         return str(self._node.value)
 
     def text(self) -> str:
-        """Return a string that is not empty.
-
-        Raises:
-            DataError: if it is anything else.
-        """
+        """Return a string that is not empty."""
         if not self.any_text().strip():
             raise self.error("is empty.")
         return self.any_text()
 
     def one_of(self, names: Iterable[str]) -> str:
-        """Return a string that is one of these names.
-
-        Raises:
-            DataError: if it is none of them.
-        """
+        """Return a string that is one of these names."""
         names = tuple(names)
         if self.text() not in names:
             raise self.error(f"is {self.text()!r}; it must be one of {', '.join(names)}.")
         return self.text()
 
-    def number(self) -> float:
-        """Return a finite number above zero.
-
-        Raises:
-            DataError: if it is anything else.
-        """
+    def of(self, kind: Any) -> Any:
+        """Return a string or a list of strings, converted to a type that ``coerce`` knows."""
         try:
-            value = float(self.text())
-        except ValueError:
-            raise self.error(f"is {self.text()!r}, not a number.") from None
-        if not (math.isfinite(value) and value > 0):
-            raise self.error(f"is {self.text()}; it must be above zero.")
-        return value
+            return coerce(self._what, self.text() if self.is_text else self.texts(), kind)
+        except UsageError as error:
+            raise self._error(str(error)) from None
 
-    def flag(self) -> bool:
-        """Return true or false.
-
-        Raises:
-            DataError: if it is anything else.
-        """
-        if self.any_text() not in ("true", "false"):
-            raise self.error("must be true or false.")
-        return self.any_text() == "true"
+    def number(self) -> float:
+        """Return a finite number above zero."""
+        return float(self.of(Annotated[float, Range(0, open_low=True)]))
 
     def count(self) -> int:
-        """Return a whole number above zero.
+        """Return a whole number above zero."""
+        if not self.number().is_integer():
+            raise self.error(f"is {self.text()}, but must be a whole number.")
+        return int(self.number())
 
-        Raises:
-            DataError: if it is anything else.
-        """
-        value = self.number()
-        if value != int(value):
-            raise self.error(f"is {self.text()}; it must be a whole number.")
-        return int(value)
+    def flag(self) -> bool:
+        """Return true or false."""
+        return self.one_of(("true", "false")) == "true"
 
     def items(self) -> Iterator[Value]:
-        """Yield the values of a list.
-
-        Raises:
-            DataError: if it is not a list, or an empty one.
-        """
+        """Yield the values of a list that is not empty."""
         if not isinstance(self._node, yaml.SequenceNode):
             raise self.error("must be a list.")
         if not self._node.value:
@@ -119,11 +94,7 @@ class Value:
             yield Value(node, self._path, f"{self._what}[{i}]")
 
     def texts(self) -> tuple[str, ...]:
-        """Return a list of strings, none of them twice.
-
-        Raises:
-            DataError: if it is anything else.
-        """
+        """Return a list of strings, none of them twice."""
         found: list[str] = []
         for item in self.items():
             if item.text() in found:
@@ -143,27 +114,24 @@ class Value:
         """
         if not isinstance(self._node, yaml.MappingNode):
             raise self.error("must be a mapping (lines of `key: value`).")
+        names = None if known is None else tuple(known)
         found: dict[str, Value] = {}
         for key_node, node in self._node.value:
             key = Value(key_node, self._path, "a key").text()
-            value = Value(node, self._path, key if self._what == DOCUMENT else f"{self._what}.{key}")
             here = Value(key_node, self._path, self._what)
-            if known is not None and key not in (known := tuple(known)):
-                raise here.error(f"has an unknown key {key!r}; the keys are {', '.join(known)}.")
+            if names is not None and key not in names:
+                raise here.error(f"has an unknown key {key!r}; the keys are {', '.join(names)}.")
             if key in found:
                 raise here.error(f"has the key {key!r} twice.")
-            found[key] = value
+            found[key] = Value(node, self._path, key if self._what == DOCUMENT else f"{self._what}.{key}")
         for key in required:
             if key not in found:
                 raise self.error(f"lacks the key {key!r}.")
         return found
 
 
-DOCUMENT = "the file"
-
-
 def value_of(content: Any, path: Path, what: str) -> Value:
-    """Return a part of a JSON file as if it were YAML, with what to call it in messages."""
+    """Return a part of a JSON file as a value of a YAML file that errors call ``what``."""
     node: Any = yaml.compose(json.dumps(content, ensure_ascii=False), Loader=yaml.SafeLoader)
     return Value(node, path, what)
 

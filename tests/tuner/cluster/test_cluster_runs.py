@@ -92,11 +92,11 @@ def killing(seed: int, times: int, how: Callable[[random.Random], signal.Signals
 
 
 def test_workers_are_refused_where_they_make_no_sense() -> None:
-    with pytest.raises(UsageError, match="ray_address says where --workers are: give both"):
+    with pytest.raises(UsageError, match="ray_address needs --workers: give both or neither"):
         Options.of(ray_address="auto")
-    with pytest.raises(UsageError, match="leave --workers out with --engine remote"):
+    with pytest.raises(UsageError, match="omit --workers with --engine remote"):
         Options.of(engine="remote", url="http://localhost:1", workers=2)
-    with pytest.raises(UsageError, match="each of the --workers gets a GPU of its own: say --device cuda"):
+    with pytest.raises(UsageError, match="each of the --workers gets a GPU of its own: use --device cuda"):
         Options.of(device="cuda:1", workers=2)
     with pytest.raises(UsageError, match="workers is 0, but must be at least 1"):
         Options.of(workers=0)

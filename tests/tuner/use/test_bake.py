@@ -333,7 +333,7 @@ def test_a_pair_task_is_baked_with_its_prefixes(tuned, model_folder, tmp_path, c
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     run = tuned("bbt", "roberta", task_name=str(task), data_dir=str(tmp_path))
     assert main(["bake", "--run", str(run), "--out", str(tmp_path / "baked")]) == 0
-    assert "this vocabulary needs these put before the stripped texts: '', ' '" in capsys.readouterr().out
+    assert "this vocabulary needs these before the stripped texts: '', ' '" in capsys.readouterr().out
     pairs = [(one, other) for one, other in zip(FEW, reversed(FEW), strict=True)]
     classifier = bbt_fast.load(run, engine="torch", precision="fp32", device="cpu")
     expected = classifier.logits(classifier.encoder.encode([Row(*pair, 0) for pair in pairs])).numpy()

@@ -371,7 +371,7 @@ def test_mistakes_on_the_command_line_are_sentences(tuned, tmp_path, capsys):
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     for words, message in (
-        ([*run, "a", "--file", "b"], "give texts, or --file, not both"),
+        ([*run, "a", "--file", "b"], "both texts and --file are given"),
         ([*run, "--file", str(tmp_path / "none")], "cannot read"),
         ([*run, "--file", str(empty)], "there are no texts in"),
         (["predict", "a"], "the following arguments are required: --run"),
