@@ -1,4 +1,4 @@
-"""Several label words as one class: the logarithm of their mean probability."""
+"""Combine the label words of a class: the logarithm of their mean probability."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, stack
 
 
 def class_logits(logits: Tensor, classes: list[list[int]]) -> Tensor:
-    """Return the logits of C classes, [..., C], from those of W label words, [..., W].
+    """Return the logits of C classes [..., C] from those of W label words [..., W].
 
-    A class is as likely as the mean of its words. The mean of their logits instead would let a word that fits no text
-    pull its class down, for all texts alike. A class of one word has its logit.
+    A class has the mean probability of its words. With the mean of their logits, one word that fits no text would lower
+    its class for all texts. If every class has one word, the logits are returned unchanged.
 
     Args:
-        logits: of the words.
-        classes: per class, which of the words are its own.
+        logits: the logits of the words.
+        classes: the indices of each class's words.
     """
     if all(len(words) == 1 for words in classes):
         return logits

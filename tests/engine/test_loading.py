@@ -50,7 +50,7 @@ def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
 def test_an_architecture_outside_the_table_is_refused_with_the_page_that_helps(tmp_path: Path) -> None:
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(
-        UsageError, match=r"model type 'vit' is not supported; these are: .*roberta.*docs/adding-a-model"
+        UsageError, match=r"model type 'vit' is not supported; the supported types are: .*roberta.*docs/adding-a-model"
     ):
         load_engine("torch", tmp_path)
 

@@ -204,7 +204,7 @@ def test_a_tensorrt_that_is_too_old_says_what_it_lacks(fake: ModuleType, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert TensorRtEngine.cuda_fault() is None
     monkeypatch.delattr(fake.IAttention, "key_value_lengths")
-    assert "has no attention by lengths; `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
+    assert "no attention by lengths; upgrade it: `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
 
 
 def test_a_plan_that_cannot_be_run_here_is_built_again_and_says_why(
