@@ -229,7 +229,7 @@ def test_a_plan_that_cannot_be_run_here_is_built_again_and_says_why(
         lambda path: "version mismatch" if path.read_bytes() == b"of another version" else None,
     )
     engine = load()
-    assert "cannot be run here (version mismatch): building it again" in caplog.text
+    assert "cannot run here (version mismatch): rebuilding it" in caplog.text
     assert plan.read_bytes() != b"of another version"
     logits = engine.open(examples).evaluate(prompts(1))
     torch.testing.assert_close(logits, reference(examples).evaluate(prompts(1)), atol=2e-5, rtol=0)
