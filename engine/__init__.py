@@ -1,4 +1,4 @@
-"""Answering: ``evaluate(prompts) -> label logits``, on PyTorch, ONNX Runtime and others."""
+"""Engines: evaluate soft prompts to label logits, on PyTorch, ONNX Runtime, OpenVINO or TensorRT."""
 
 from ..export.examples import Examples
 from .base import Engine

@@ -1,8 +1,8 @@
-"""TensorRT plans for a GPU that is not here.
+"""Build TensorRT plans for a GPU of another machine.
 
-TensorRT for RTX builds for a compute capability on any machine. The engine below does all that the engine on the card
-does, encode texts, cut them into buckets, and ask for plans, but runs none: what a plan would write is zeros. So the
-card finds the plans it asks for, and compares them with PyTorch before it uses them.
+TensorRT for RTX builds for a compute capability on any machine. The engine below encodes texts, makes buckets and
+builds plans like the engine on the card, but runs none: all outputs are zero. The card then finds its plans in the
+cache, and passes them through the parity gate before use.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .savings import Savings
 from .tensorrt import BUCKET_TOKENS, PRECISIONS, TensorRtEngine
 
 MEMORY_BYTES = 24 << 30
-"""Of the card, if nothing else uses it: how many tokens a call takes depends on it."""
+"""The assumed memory of the card; it limits the tokens per call."""
 
 
 class _Nowhere(Queue):
-    """Stands for the queue of a GPU that is not here."""
+    """Stands in for the queue of a GPU of another machine."""
 
     handle = 0
 
@@ -47,7 +47,7 @@ class _Nowhere(Queue):
 
 
 class _Unloaded(Plan):
-    """A plan's file."""
+    """A plan that is built but not loaded."""
 
     def __init__(self, path: Path, scratch: Scratch) -> None:
         del scratch
@@ -62,7 +62,7 @@ class _Unloaded(Plan):
 
 
 class AheadEngine(TensorRtEngine):
-    """Builds what the engine on a GPU would build. It answers nothing: all logits are zero."""
+    """Builds the plans of a GPU's engine without running them: all logits are zero."""
 
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": PRECISIONS}
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": BUCKET_TOKENS}
@@ -70,7 +70,7 @@ class AheadEngine(TensorRtEngine):
     runs: ClassVar[bool] = False
 
     def __init__(self, staged: StagedModel, precision: str, gpu: Gpu) -> None:
-        """Take a model cut into stages, and the GPU to build for."""
+        """Take a staged model and the GPU to build for."""
         self._gpu = gpu
         super().__init__(staged, precision, torch.device("cpu"), Savings.on("cuda", without=("graph",)))
 
@@ -87,11 +87,11 @@ class AheadEngine(TensorRtEngine):
 def load_ahead(
     model: PreTrainedModel, gpu: Gpu, *, mode: Mode, n_prompt_tokens: int, cuts: Cuts, precision: str = "auto"
 ) -> AheadEngine:
-    """Return an engine whose plans for one candidate are built; ``prepare()`` builds those of a population.
+    """Return an engine with built plans for one candidate; ``prepare()`` builds those for a population.
 
     Args:
         model: on the CPU.
-        gpu: what to build for.
+        gpu: the target.
         mode: "add" or "cat".
         n_prompt_tokens: n.
         cuts: "input" for BBT, "layers" for BBTv2.
@@ -99,19 +99,20 @@ def load_ahead(
 
     Raises:
         MissingExtraError: if TensorRT for RTX is not installed.
-        UsageError: if plans in this precision are not offered.
-        DeviceError: if a graph is refused.
+        UsageError: if plans do not support this precision.
+        DeviceError: if a plan cannot be built.
     """
     precision = PRECISIONS[0] if precision == "auto" else precision
     if precision not in PRECISIONS:
         raise UsageError(
-            f"TensorRT plans compute in {', '.join(PRECISIONS)}, not in {precision}. Give another --precision."
+            f"precision is {precision}, but TensorRT plans compute in {', '.join(PRECISIONS)}. Give one of these with "
+            "--precision."
         )
     if preferred(gpu.capability) is not RTX:
-        raise DeviceError(f"{RTX.title} does not build for {gpu.name}: build on the card itself, with --engine trt.")
+        raise DeviceError(f"{RTX.title} does not support {gpu.name}. Build on the card itself, with --engine trt.")
     if not RTX.installed:
         raise MissingExtraError(
-            f"plans for a GPU that is not here are built by {RTX.title}, which is not installed: `{RTX.install}`."
+            f"building plans for a GPU of another machine needs {RTX.title}, which is not installed: `{RTX.install}`."
         )
     savings = Savings.on("cuda")
     staged = StagedModel(model, mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)

@@ -1,4 +1,4 @@
-"""What ``--engine auto`` prefers."""
+"""The preferences of ``--engine auto``."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ FASTEST: dict[str, tuple[Choice, ...]] = {
 
 
 def hardware_fault(choice: Choice, device_type: str) -> str | None:
-    """Say why a choice is not worth taking on this hardware, or None."""
+    """Return why a choice is slow on this hardware, or None."""
     return bf16_fault() if device_type == "cpu" and choice.precision == "bf16" else None

@@ -1,4 +1,4 @@
-"""What every engine does: open examples in length buckets, and pass the parity gate."""
+"""The base class of engines: encodes examples in length buckets or packed, and runs the parity gate."""
 
 from __future__ import annotations
 
@@ -37,34 +37,40 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(ABC):
-    """Answers prompts on one runtime, device and precision.
+    """A model on one runtime and device, in one precision.
 
-    A new engine is one file that implements ``_load`` and fills in the facts.
+    A subclass implements ``_load`` and sets the class attributes.
     """
 
     name: ClassVar[str]
     holds_model: ClassVar[bool] = True
-    """Whether the model is in this process, so that its memory can be told."""
+    """Whether the model is in this process, so that its memory can be measured."""
     precisions: ClassVar[dict[str, tuple[str, ...]]]
-    """What it can compute in, by device type; the first that suits the hardware is what "auto" takes."""
+    """The supported precisions, by device type; "auto" takes the first that suits the hardware."""
     tensor_dtypes: ClassVar[dict[str, torch.dtype]] = {}
-    """The dtype of hidden states and prompts in precisions that the runtime converts to by itself."""
+    """The dtype of hidden states and prompts, for precisions that the runtime converts to internally."""
     bucket_overhead: ClassVar[dict[str, int]] = {"cpu": 0, "cuda": 512}
-    """What a further length bucket costs, in tokens, by device type."""
+    """The cost of one more length bucket, in tokens, by device type."""
     length_step: ClassVar[dict[str, int]] = {}
-    """What the length of a bucket that has padding must be a multiple of for a fast kernel, by device type."""
+    """The length of a bucket with padding must be a multiple of this for a fast kernel, by device type."""
     one_thread_calls: ClassVar[bool] = False
-    """Whether a call takes one CPU thread, so that as many run at a time as there are; else each takes all."""
+    """Whether a call uses one CPU thread, so that calls run in parallel; else each call uses all threads."""
     cpu_tokens: ClassVar[int] = 2048
-    """How many tokens a call takes on a CPU, as many as a cache holds: a layer's widest activations are 4 H each."""
+    """Tokens per call on a CPU, so that a layer's widest activations (4 H per token) fit into the cache."""
     packing_kernels: ClassVar[dict[str, str]] = {}
-    """By device type, the row of KERNELS that attention runs on where texts stand in a row."""
+    """The row of KERNELS for packed texts, by device type."""
     shares_prefix: ClassVar[bool] = False
-    """Whether it can run stages that do not lead to logits, as a causal model's prompt apart from the texts needs."""
+    """Whether the engine can run prefix stages, which return no logits."""
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
-        """Take a model cut into stages; load_engine() checks the rest."""
+        """Take a staged model; load_engine() validates the other arguments."""
         self.staged = staged
+        self.mode: Mode = staged.mode
+        self.cuts: str = staged.cuts
+        self.family: Family = staged.family
+        self.n_prompt_tokens, self.n_layers, self.hidden_size = (
+            staged.n_prompt_tokens, staged.n_layers, staged.hidden_size
+        )  # fmt: skip
         self.savings = savings
         self.precision = precision
         self.device = device
@@ -72,76 +78,46 @@ class Engine(ABC):
         self.parity: dict[str, float] = {}
         """The parity gate's figures; empty for the reference itself."""
         self.onnx_model_path: Path | None = None
-        """A file or folder of graphs to run in the place of the cache's."""
+        """A file or folder of graphs that replaces the cache's."""
         self.export_seconds = 0.0
-        """Time spent building and gating graphs."""
+        """Seconds spent on exports and parity gates."""
         self.tokens_per_call = self._tokens_per_call()
         self.crew = Crew(torch.get_num_threads() if self.one_thread_calls and device.type == "cpu" else 1)
-        """The threads that calls run on."""
+        """The threads for parallel calls."""
         self.packs = savings.packing
-        """Whether texts stand in a row where the model allows it; what fails there ends it."""
+        """Whether to pack texts; a failure with packed texts switches it off."""
         self.replay: Replay | None = None
-        """Replays generations, where the engine can record them and the saving is on."""
+        """Records and replays generations, if the engine supports it and the saving is on."""
         self._runners: dict[tuple[Stage, ...], Runner] = {}
 
     @classmethod
     def cuda_fault(cls) -> str | None:
-        """Say what this engine lacks to run on a CUDA device that PyTorch sees, or None if it can."""
+        """Return why this engine cannot run on a CUDA device that PyTorch sees, or None if it can."""
         return None
 
     @classmethod
     def precision_fault(cls, precision: str, device: torch.device) -> str | None:
-        """Say why this engine cannot compute in one of its precisions on this hardware, or None if it can."""
+        """Return why this engine cannot compute in one of its precisions on this hardware, or None if it can."""
         del precision, device
         return None
 
     @property
     def runs_on(self) -> str:
-        """The kind of device that computes: "cpu" or "cuda"."""
+        """The type of the device that computes: "cpu" or "cuda"."""
         return self.device.type
 
     @property
     def place(self) -> str:
-        """Where it computes, as a result says it."""
+        """The device as text, for results."""
         return str(self.device)
 
     def close(self) -> None:
-        """Give back what outlives the engine: here nothing does."""
+        """Release external resources; engines in this process have none."""
         return
 
     @property
-    def mode(self) -> Mode:
-        """How prompts join the text: "add" or "cat"."""
-        return self.staged.mode
-
-    @property
-    def cuts(self) -> str:
-        """Where prompts can enter: "input" or "layers"."""
-        return self.staged.cuts
-
-    @property
-    def family(self) -> Family:
-        """The model's family."""
-        return self.staged.family
-
-    @property
-    def n_prompt_tokens(self) -> int:
-        """The number of prompt tokens, n."""
-        return self.staged.n_prompt_tokens
-
-    @property
-    def n_layers(self) -> int:
-        """The number of layers that prompts can enter, L, at either cut."""
-        return self.staged.n_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """The width of a prompt's vectors, H."""
-        return self.staged.hidden_size
-
-    @property
     def artifacts(self) -> tuple[Path, ...]:
-        """The files this engine runs, in order; none for PyTorch."""
+        """The files that this engine runs, in order; none for PyTorch."""
         return tuple(path for runner in self._runners.values() for path in runner.artifacts)
 
     @property
@@ -151,7 +127,7 @@ class Engine(ABC):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What a search asks of them."""
+        """The word embeddings as a search reads them."""
         return LocalEmbeddings(self.word_embeddings)
 
     def open(self, examples: Examples) -> Session:
@@ -159,7 +135,7 @@ class Engine(ABC):
 
         Raises:
             ShapeError: if the model cannot take them.
-            ParityError: if a graph had to be built for them and is not faithful.
+            ParityError: if a newly built graph fails the parity gate.
         """
         self.staged.check(examples)
         columns, classes, bias = None, examples.words_of_classes, examples.label_bias
@@ -182,11 +158,11 @@ class Engine(ABC):
         return Session(self, buckets, classes, bias, columns)
 
     def packing_kernel(self) -> str | None:
-        """Return what attention runs on where texts stand in a row, or None if they cannot here."""
+        """Return the attention kernel for packed texts, or None if this engine cannot pack."""
         return None if self.onnx_model_path else self.packing_kernels.get(self.device.type)
 
     def prepare(self, examples: Examples, population: int) -> None:
-        """Build and check all that a search with this many candidates on these examples will run."""
+        """Build and check every artifact of a search with this many candidates on these examples."""
         session = self.open(examples)
         shape = (population, self.n_prompt_tokens, self.hidden_size)
         prompts = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * float(self.word_embeddings.std())
@@ -196,14 +172,14 @@ class Engine(ABC):
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run the stages from one on, as many as there are prompts.
+        """Run consecutive stages, one per prompt.
 
         Args:
             run: the loaded chain.
-            first: the stage that hidden enters.
-            hidden: [P', N, S, H].
-            prompts: one for each of the stages, [P, n, H] or [1, n, H].
-            tensors: what else the stages take, by name.
+            first: the first stage.
+            hidden: [P', N, S, H], the first stage's input.
+            prompts: one per stage, [P, n, H] or [1, n, H].
+            tensors: the stages' other inputs, by name.
         """
         if self.replay is None:
             return self._chain(run, first, hidden, prompts, tensors)
@@ -217,15 +193,15 @@ class Engine(ABC):
         return hidden
 
     def _fixed(self) -> tuple[int, ...]:
-        """Return the addresses of what all runners use, besides what they are given."""
+        """Return the addresses of memory that runners use besides their arguments."""
         return ()
 
     def check_parity(self) -> None:
-        """Build the graphs that most texts need and pass the gate with them, before any work depends on it."""
+        """Build the usual graphs and run the parity gate on them, so that a failure comes early."""
         self.open(probe_examples(self.staged))
 
     def _packed(self, examples: Examples, most: int) -> list[Bucket]:
-        """Encode examples that stand in rows and load what runs them; an empty list if that cannot be done."""
+        """Encode packed examples and load their runners; an empty list if they cannot be packed."""
         kernel = self.packing_kernel()
         if kernel is None or len(examples) == 1:
             return []
@@ -237,25 +213,29 @@ class Engine(ABC):
             ]
             if any(one.row is None for one in encoded):
                 self.packs = False
-                logger.info("%s: attention of %s needs padded texts", self.name, self.family.name)
+                logger.info(
+                    "%s: texts are padded, because attention of %s cannot run on packed ones",
+                    self.name,
+                    self.family.name,
+                )
                 return []
             buckets = [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
         except (RuntimeError, DeviceError, ParityError) as error:
             if is_out_of_memory(error):
                 raise
             self.packs = False
-            logger.warning("texts in a row fail on %s: continuing with padded ones (%s)", self.device, error)
+            logger.warning("packed texts fail on %s: continuing with padded ones (%s)", self.device, error)
             return []
-        logger.info("%s: %d texts stand in a row, and attention runs on %s", self.name, len(examples), kernel)
+        logger.info("%s: %d texts are packed, and attention runs on kernel %s", self.name, len(examples), kernel)
         return buckets
 
     def _shares(self, examples: Examples) -> bool:
-        """Tell whether the prompt of these texts runs apart from them."""
+        """Return whether the prompt of these texts runs once for all of them."""
         shares = self.savings.prefix and self.shares_prefix and self.onnx_model_path is None
         return shares and self.staged.shares_prefix(examples)
 
     def _buckets(self, rows: Sequence[Tensor], examples: Examples) -> list[Bucket]:
-        """Encode buckets of examples and load what runs them."""
+        """Encode buckets of examples and load their runners."""
         share = self._shares(examples)
         texts = [self._stepped(examples.select(some)) for some in rows]
         encoded = [self.staged.encode(some, share_prefix=share) for some in texts]
@@ -264,9 +244,9 @@ class Engine(ABC):
         return [self._bucket(some, one) for some, one in zip(rows, encoded, strict=True)]
 
     def _stepped(self, examples: Examples) -> Examples:
-        """Pad a bucket to the runtime's step, if it has a mask anyway and the model has positions for more.
+        """Pad a bucket to a multiple of ``length_step``, if it has padding and the model has enough positions.
 
-        A user's graph takes a mask where buckets are padded: there each gets one.
+        A user's graph takes a mask where buckets may be padded, so every bucket then gets padding.
         """
         length = self.staged.before + examples.input_ids.shape[1]
         step = self.length_step.get(self.device.type, 1)
@@ -292,19 +272,19 @@ class Engine(ABC):
 
     @abstractmethod
     def _load(self, encoded: Encoded) -> Runner:
-        """Make the runner for a stage chain.
+        """Return the runner for a stage chain.
 
         Args:
-            encoded: an example of what it will run, fp32 on the model's device.
+            encoded: an example of its inputs, fp32 on the model's device.
         """
 
     def _parity_record(self, runner: Runner) -> Path | None:
-        """Return the file that keeps the gate's figures for a runner here, if it runs files."""
+        """Return the file for a runner's parity figures on this device, or None if it runs no files."""
         del runner
         return None
 
     def _gated(self, encoded: Encoded) -> Runner:
-        """Load a runner and compare it with PyTorch fp32, unless its files have been compared here before."""
+        """Load a runner and compare it with PyTorch fp32, unless its files have passed the gate here before."""
         runner = self._load(encoded)
         record = self._parity_record(runner)
         parity = None if record is None else Parity.from_dict(read_record(record))
@@ -318,25 +298,25 @@ class Engine(ABC):
         return runner
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
-        """Let a runner and PyTorch answer a population at the first and at the last cut; return the worse."""
+        """Compare a runner with PyTorch at the first and the last cut; return the worse figures."""
         ours = self._placed(encoded), runner, self._prefix_runner(encoded)
         return measure(self.staged, encoded, precision_of(self.precision), self.device, partial(probe, *ours))
 
     def _placed(self, encoded: Encoded) -> Encoded:
-        """Move what the stages take to the device, in the engine's dtype."""
+        """Move the stages' inputs to the device, in the engine's dtype."""
         return placed(encoded, self.device, self.dtype)
 
     def _tokens_per_call(self) -> int:
-        """Return how many tokens a call takes.
+        """Return the maximum number of tokens per call.
 
-        On a GPU about 24 H values per token are alive at a time; half of what is free is used. The widest activation,
-        4 H per token, must stay within the 32-bit indices of many kernels.
+        On a GPU about 24 H values per token are alive at a time, and they may take half of the free memory. The widest
+        activation, 4 H per token, must fit the 32-bit indices of many kernels.
         """
         if self.device.type != "cuda":
             return self.cpu_tokens
         return self._tokens_within(torch.cuda.mem_get_info(self.device)[0])
 
     def _tokens_within(self, free: int) -> int:
-        """Return how many tokens a call takes on a GPU with so many bytes free."""
+        """Return the maximum number of tokens per call on a GPU with this many free bytes."""
         held = free // 2 // (24 * self.hidden_size * self.dtype.itemsize)
         return max(2048, min(held, torch.iinfo(torch.int32).max // (4 * self.hidden_size)))

@@ -1,4 +1,4 @@
-"""Which examples run together, and what is kept of them."""
+"""Group examples that run together."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ from .runner import Runner
 
 @dataclass
 class Bucket:
-    """Examples that run together, and the activations that enter the layer being tuned."""
+    """Examples that run together, and the activations below the tuned layer."""
 
     rows: Tensor
-    """[M] int64: which of the session's examples these are."""
+    """[M] int64: the indices of these examples in the session."""
     encoded: Encoded
     run: Runner
     run_prefix: Runner | None = None
-    """Runs the positions up to the prompt's end, if they are run apart from the texts."""
+    """Runs the shared prefix, if there is one."""
     layer: int = 0
     """The layer that ``hidden`` enters."""
     hidden: Tensor | None = None
-    """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None stands for the embedded text."""
+    """[1, M, S, H]: the activations below ``layer`` for the committed prompts; None for the embedded texts."""
 
     @property
     def entering(self) -> Tensor:
-        """What enters ``layer``: [1, M, S, H]."""
+        """The input of ``layer``: [1, M, S, H]."""
         return self.encoded.hidden if self.hidden is None else self.hidden
 
     def rewind(self) -> None:
-        """Forget the activations above the input."""
+        """Discard the activations."""
         self.layer, self.hidden = 0, None
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some candidates on a bucket's examples: what one call answers."""
+    """Some candidates on a bucket's examples: the work of one call."""
 
     bucket: Bucket
     candidates: slice
     tokens: int
 
     def __len__(self) -> int:
-        """Return how many candidates there are."""
+        """Return the number of candidates."""
         size: int = self.candidates.stop - self.candidates.start
         return size
 
 
 def bucket_rows(lengths: Tensor, overhead: int, most: int) -> list[Tensor]:
-    """Split examples into buckets of like length, so that little padding is computed.
+    """Split examples into buckets of similar length, so that little padding is computed.
 
-    The boundaries are the cheapest there are: a bucket costs its examples times its longest length, plus an overhead
-    for having one more batch.
+    The boundaries have the least total cost: a bucket costs its number of examples times its longest length, plus an
+    overhead for one more batch.
 
     Args:
         lengths: [N] int64, tokens per example.
-        overhead: what a further bucket costs, in tokens; 0 gives every length a bucket of its own.
-        most: examples times tokens a bucket may have; larger ones are split.
+        overhead: the cost of one more bucket, in tokens; 0 gives every length its own bucket.
+        most: the maximum number of examples times tokens of a bucket; larger ones are split.
 
     Returns:
-        For each bucket the rows in it ([M] int64), shortest first; each row is in exactly one.
+        The rows of each bucket ([M] int64), shortest first; each row is in exactly one.
     """
     order = torch.argsort(lengths, stable=True)
     values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
     ends = counts.cumsum(0)
     starts = ends - counts
     best: list[tuple[int, int]] = [(0, 0)]
-    """For each number of distinct lengths: the least cost of bucketing those, and where its last bucket begins."""
+    """For the first k distinct lengths: the least cost of bucketing them, and the start of the last bucket."""
     for end in range(1, len(values) + 1):
         longest = int(values[end - 1])
         best.append(
@@ -89,14 +89,14 @@ def bucket_rows(lengths: Tensor, overhead: int, most: int) -> list[Tensor]:
 
 
 def pack_rows(lengths: Tensor, most: int) -> list[Tensor]:
-    """Split examples into rows of tokens.
+    """Split examples into rows of packed texts.
 
     Args:
         lengths: [N] int64, tokens per example.
-        most: tokens a row may have, at least the longest example's.
+        most: the maximum number of tokens of a row, at least the longest example's.
 
     Returns:
-        For each row the examples in it ([M] int64, M > 1 where N > 1), shortest first; each is in exactly one.
+        The examples of each row ([M] int64, M > 1 if N > 1), shortest first; each is in exactly one.
     """
     order = torch.argsort(lengths, stable=True)
     count = -(-int(lengths.sum()) // most)

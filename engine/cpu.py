@@ -1,4 +1,4 @@
-"""What the CPU can compute fast."""
+"""The CPU's instruction sets, and its speed in bf16."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ NOTABLE = (
 )  # fmt: skip
 
 BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
-"""Those of them that multiply bf16."""
+"""The instruction sets with bf16 products."""
 LIMIT = "ONEDNN_MAX_CPU_ISA"
-"""The environment variable that keeps oneDNN, which PyTorch and OpenVINO multiply with, from newer instructions."""
+"""The environment variable that limits the instruction set of oneDNN, the library of PyTorch and OpenVINO."""
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
-"""Its values that leave no bf16 instructions."""
+"""The values of LIMIT without bf16 instructions."""
 
 PAYS = 1.2
-"""How many times fp32's rate of matrix products bf16 must reach to be worth its lost digits."""
+"""The least speedup of bf16 matrix products over fp32 that justifies the loss of precision."""
 SIZE = 512
-"""Rows and columns of the matrices that are timed; three fp32 ones fill 3 MB, about what a core's own cache holds."""
+"""Rows and columns of the timed matrices; three in fp32 take 3 MB, about the cache of one core."""
 TURNS = 5
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return the instruction sets that matter here and that this CPU has."""
+    """Return this CPU's instruction sets among NOTABLE."""
     return tuple(name for name in NOTABLE if get_capabilities().get(name))
 
 
 def has_bf16() -> bool:
-    """Tell whether this CPU has bf16 instructions that oneDNN may use."""
+    """Return whether this CPU has bf16 instructions that oneDNN may use."""
     hidden = os.environ.get(LIMIT, "").upper() in WITHOUT_BF16
     return not hidden and any(get_capabilities().get(name) for name in BF16)
 
 
 @cache
 def bf16_speedup() -> float:
-    """Measure how many times as fast as in fp32 this CPU multiplies matrices in bf16; takes some milliseconds.
+    """Measure this CPU's speedup of matrix products in bf16 over fp32; takes some milliseconds.
 
-    The instructions alone do not tell: a core with AVX512-BF16 may do twice fp32's rate or, if it was built to leave
-    that to matrix units (AMX) that a virtual machine hides, half of it. The two take turns and each counts its best
-    time, so that other work on the machine does not decide.
+    The instruction set is not enough: a core with AVX512-BF16 may reach twice the rate of fp32, or half of it if a
+    virtual machine hides its matrix units (AMX). The measurements alternate and the best times count, which reduces the
+    influence of other processes.
     """
     matrices = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     best: dict[torch.dtype, float] = {}
@@ -56,13 +56,13 @@ def bf16_speedup() -> float:
             began = time.perf_counter()
             linear(a, b)
             spent = time.perf_counter() - began
-            if turn:  # the first prepares kernels
+            if turn:  # the first is a warm-up
                 best[dtype] = min(spent, best.get(dtype, spent))
     return best[torch.float32] / best[torch.bfloat16]
 
 
 def bf16_fault() -> str | None:
-    """Say why bf16 is not worth taking on this CPU, or None if it is."""
+    """Return why bf16 does not pay on this CPU, or None if it does."""
     speedup = bf16_speedup()
     if speedup >= PAYS:
         return None
@@ -70,5 +70,5 @@ def bf16_fault() -> str | None:
 
 
 def cpu_kind() -> str:
-    """Return what a kernel's numbers depend on, as part of a file name."""
+    """Return the instruction sets, which affect numerical results, as part of a file name."""
     return "-".join(instruction_sets()) or "cpu"

@@ -1,4 +1,4 @@
-"""Several calls of a runtime at a time, each on a CPU thread of its own."""
+"""Run calls of a runtime in parallel, each on one CPU thread."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 
 
 class Crew:
-    """Threads that share out pieces of work; where there would be one, the caller's own does it.
+    """A thread pool; with one thread, the caller's thread does the work.
 
     Args:
-        size: how many.
+        size: the number of threads.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        """How many threads work; it may become less."""
+        """The number of threads; it may be reduced."""
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Do something with each item and return the results in order.
+        """Process all items and return the results in order.
 
-        An item is begun when a thread is free, so put large ones first. If one fails, what has begun is waited for and
-        the rest dropped.
+        Items are started in order, so put large ones first. If one fails, the running ones finish and the others are
+        cancelled.
         """
 
         def untracked(item: Item) -> Result:

@@ -1,4 +1,4 @@
-"""What a search needs to know of a model's word embeddings and hidden states: how far their values spread."""
+"""Statistics of a model's word embeddings and hidden states for the search."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DIGEST_LENGTH = 16
 
 
 def spread_of(values: Tensor) -> float:
-    """Return the standard deviation of all values, in double precision."""
+    """Return the standard deviation of all values, computed in double precision."""
     return float(values.double().std(correction=0))
 
 
 def clipped_spread(values: Tensor) -> float:
-    """Return the standard deviation after five rounds of clipping to mean +- 3 of it (BBTv2, Sun et al. 2022b)."""
+    """Return the standard deviation after clipping five times to mean +- 3 deviations (BBTv2, Sun et al. 2022b)."""
     values = values.double()
     for _ in range(CLIPPING_ROUNDS):
         mean, spread = values.mean(), CLIPPING_WIDTH * values.std(correction=0)
@@ -30,51 +30,51 @@ def clipped_spread(values: Tensor) -> float:
 
 
 class Embeddings(Protocol):
-    """The word embeddings of a model that may be elsewhere."""
+    """The word embeddings of a local or remote model."""
 
     @property
     def digest(self) -> str:
-        """A digest of all of them."""
+        """The digest of the table."""
         ...
 
     @property
     def spread(self) -> float:
-        """Their standard deviation."""
+        """The standard deviation of all values."""
         ...
 
     @property
     def width(self) -> int:
-        """E, the length of one."""
+        """E, the length of a vector."""
         ...
 
     def rows(self, ids: Sequence[int]) -> Tensor:
-        """Return those of tokens, [len(ids), E] float32 on the CPU."""
+        """Return the embeddings of tokens, [len(ids), E] float32 on the CPU."""
         ...
 
 
 class LocalEmbeddings:
-    """The word embeddings of a model that is here."""
+    """The word embeddings of a model in this process."""
 
     def __init__(self, table: Tensor) -> None:
-        """Take [V, E]."""
+        """Take the table [V, E]."""
         self._table = table
 
     @cached_property
     def digest(self) -> str:
-        """A digest of all of them, as float32."""
+        """The digest of the table as float32."""
         content = self._table.detach().cpu().float().contiguous().numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
     @cached_property
     def spread(self) -> float:
-        """Their standard deviation."""
+        """The standard deviation of all values."""
         return spread_of(self._table)
 
     @property
     def width(self) -> int:
-        """E, the length of one."""
+        """E, the length of a vector."""
         return self._table.shape[1]
 
     def rows(self, ids: Sequence[int]) -> Tensor:
-        """Return those of tokens, [len(ids), E] float32 on the CPU."""
+        """Return the embeddings of tokens, [len(ids), E] float32 on the CPU."""
         return self._table[torch.tensor(ids, device=self._table.device)].detach().float().cpu()

@@ -1,4 +1,4 @@
-"""An engine that fails in the middle of a run: it is asked once more in smaller chunks, then the failure is said."""
+"""Engine failures during a run: retry once with fewer candidates per call, then raise."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..export.errors import ArtifactError, DeviceError, NumericsError, ParityError
+from ..export.errors import ArtifactError, DeviceError, NumericsError, ParityError, first_line
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad_alloc", "can't allocate memory")
-"""What the runtimes call it, in lower case."""
+"""The runtimes' texts for it, in lower case."""
 
 logger = logging.getLogger(__name__)
 
 
 class MemoryShortError(DeviceError):
-    """The device cannot hold one candidate, so smaller chunks are no way out."""
+    """The device has not enough memory for one candidate, so smaller chunks do not help."""
 
 
 HOPELESS = (ArtifactError, ParityError, MemoryShortError)
-"""What is said at once: smaller chunks would not mend it."""
+"""Errors that smaller chunks cannot fix: they are raised without a retry."""
 
 
 class Fallible(Protocol):
-    """What is asked of an engine here."""
+    """The attributes of an engine that this module needs."""
 
     name: ClassVar[str]
     precision: str
@@ -36,19 +36,19 @@ class Fallible(Protocol):
 
 
 def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor:
-    """Do a generation's work; if the engine fails, once more with half as many candidates at a time.
+    """Run a generation's work; after a failure, retry once with half as many candidates per call.
 
-    The size of a chunk changes no result. What failed by chance, or in one of a kernel's shapes only, is mended by
-    this; what fails again is a fault of the model, the precision or the device.
+    The chunk size does not change results. The retry fixes random failures and failures of single kernel shapes; a
+    second failure points to the model, the precision or the device.
 
     Args:
-        engine: the one that works.
-        work: returns the answer; starts afresh on each call.
-        tokens: how many the whole population has, so that half of them is a smaller chunk.
+        engine: the engine that does the work.
+        work: returns the answer; each call starts from the beginning.
+        tokens: the tokens of the largest call, so that half of them is a smaller chunk.
 
     Raises:
         NumericsError: if an answer is NaN or infinite, twice.
-        DeviceError: if the engine fails in any other way, twice, or has not enough memory for one candidate.
+        DeviceError: if the engine fails twice in any other way, or has not enough memory for one candidate.
     """
     try:
         return work()
@@ -69,26 +69,19 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor
         engine.tokens_per_call = usual
         raise DeviceError(
             f"{engine.name} in {engine.precision} failed on {engine.device}, and again with fewer candidates at a "
-            f"time: {first_line(error)}. A run keeps every generation that it finished: the same command, started "
-            "again, continues from there. If that fails too, start in another --output_dir with --engine torch or "
-            "--device cpu."
+            f"time: {first_line(error)}. Every finished generation is saved: run the same command again to resume. If "
+            "that fails too, start in another --output_dir with --engine torch or --device cpu."
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether a runtime's error means that memory was short."""
+    """Return whether a runtime's error means that it ran out of memory."""
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def release_memory() -> None:
-    """Free what only a caught error's traceback holds, and give what PyTorch keeps for later back to the device."""
+    """Free the objects of a caught error's traceback, and return PyTorch's cached memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,7 +1,4 @@
-"""PyTorch layers with fewer kernels.
-
-One product where several read the same input, a product that ends in GELU, and sums fused with norms.
-"""
+"""Fuse PyTorch layers into fewer kernels: merged products, products with GELU, and sums with norms."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..export.errors import first_line
 from ..export.stages import Stage
-from .faults import first_line
 from .gelu import GeluLinear
 
 COMPILE_FROM = 4096
-"""Tokens from which on a call runs compiled layers: fewer do not make up for the seconds that compiling takes."""
+"""The least number of tokens for which a call runs compiled layers; with fewer, compiling does not pay."""
 
 logger = logging.getLogger(__name__)
 
 
 class Products(nn.Module):
-    """Linear maps of one input as one matrix product."""
+    """Linear layers with the same input, merged into one matrix product."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -44,7 +41,7 @@ class Products(nn.Module):
         self._parts: list[Tensor | None] = []
 
     def part(self, states: Tensor, number: int) -> Tensor:
-        """Return one map's output; the first of the maps that is asked for computes all of them."""
+        """Return one layer's output; the first call for an input computes all outputs."""
         if states is not self._read:
             self._read, self._parts = states, list(self.linear(states).split(self.sizes, dim=-1))
         part = self._parts[number]
@@ -56,24 +53,24 @@ class Products(nn.Module):
 
 
 class Part(nn.Module):
-    """One of several linear maps of one input."""
+    """One of several merged linear layers."""
 
     def __init__(self, products: Products, number: int) -> None:
         super().__init__()
         self.products, self.number = products, number
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it keeps state; a product is a kernel of its own anyway
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is stateful; a product is a separate kernel anyway
     def forward(self, states: Tensor) -> Tensor:
-        """Return this map's output, [..., out]."""
+        """Return this layer's output, [..., out]."""
         return self.products.part(states, self.number)
 
 
 def merge_products(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
-    """Put one product in the place of all linear maps that read the same input.
+    """Merge linear layers that read the same input into one product.
 
     Args:
-        stages: those whose layers are changed.
-        run: runs the stages once, from which is seen what reads what.
+        stages: the stages; their layers are modified.
+        run: runs the stages once, to observe the inputs of linear layers.
     """
     readers: list[tuple[Tensor, list[nn.Linear]]] = []
 
@@ -96,10 +93,10 @@ def merge_products(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
 
 
 def merge_gelus(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
-    """Put one operator in the place of a linear map and the exact GELU that reads what it returns.
+    """Merge a linear layer and the exact GELU that reads its output into one operator.
 
     Args:
-        stages: those whose layers are changed.
+        stages: as for ``merge_products``.
         run: as for ``merge_products``.
     """
     written: list[tuple[nn.Linear, Tensor]] = []
@@ -126,7 +123,7 @@ def merge_gelus(stages: Sequence[Stage], run: Callable[[], Any]) -> None:
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Tell whether a module is the exact GELU, which has no parameters, by what it returns."""
+    """Return whether a module without parameters computes the exact GELU."""
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
     probe = torch.linspace(-3, 3, 7)
@@ -137,13 +134,13 @@ def _is_gelu(module: nn.Module) -> bool:
 
 
 def _modules(stages: Sequence[Stage]) -> list[nn.Module]:
-    """Return all modules of the stages' layers, each once."""
+    """Return the modules of the stages' layers, without duplicates."""
     layers = dict.fromkeys(layer for stage in stages for layer in stage.layers.stack)
     return list(dict.fromkeys(module for layer in layers for module in layer.modules()))
 
 
 def _watch(run: Callable[[], Any], hooks: Sequence[Any]) -> None:
-    """Run with hooks, and remove them."""
+    """Run, then remove the hooks."""
     try:
         with torch.no_grad():
             run()
@@ -153,7 +150,7 @@ def _watch(run: Callable[[], Any], hooks: Sequence[Any]) -> None:
 
 
 def _replace(modules: Sequence[nn.Module], places: dict[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever they stand within these."""
+    """Replace modules wherever they occur within these."""
     for parent in modules:
         for name, child in list(parent.named_children()):
             if child in places:
@@ -161,7 +158,7 @@ def _replace(modules: Sequence[nn.Module], places: dict[nn.Module, nn.Module]) -
 
 
 def compile_layers(stages: Sequence[Stage]) -> None:
-    """Compile the layers for calls of many tokens; what cannot be compiled runs as it is."""
+    """Compile the layers for calls with many tokens; a failure falls back to the uncompiled layers."""
     for stage in stages:
         whole = stage.layers.stack[:-1] if stage.answers and stage.decoder is None else stage.layers.stack
         for layer in dict.fromkeys(whole):
@@ -169,7 +166,7 @@ def compile_layers(stages: Sequence[Stage]) -> None:
 
 
 class _Compiled:
-    """A layer's forward pass, compiled where that pays."""
+    """A layer's forward pass, compiled for calls with many tokens."""
 
     broken = False
 

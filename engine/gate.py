@@ -1,4 +1,4 @@
-"""The parity gate of a chain: its answers beside those of PyTorch's own modules, on the same probes."""
+"""The parity gate of a stage chain: compare its answers with those of PyTorch modules on the same probes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def measure(
     device: torch.device,
     found: Callable[[int, Tensor], Tensor],
 ) -> Parity:
-    """Let what is to be checked and PyTorch answer a population at the first and at the last cut; return the worse.
+    """Compare a chain with PyTorch on a population, at the first and the last cut; return the worse figures.
 
-    PyTorch runs in fp32 on the device, which is seconds faster than beside a large model in main memory; where the
-    device has no room for it, beside the model.
+    PyTorch runs in fp32 on the engine's device. If that device runs out of memory, it runs on the model's device, which
+    can take seconds longer.
 
     Args:
         staged: the model.
-        encoded: an example of what the stages take, fp32 on the model's device.
-        precision: of what is to be checked.
-        device: where that computes.
-        found: answers prompts [P, L or 1, n, H] at a layer.
+        encoded: an example of the stages' inputs, fp32 on the model's device.
+        precision: the precision of the chain.
+        device: the device of the chain.
+        found: the chain's answers to prompts [P, L or 1, n, H] at a layer.
     """
     try:
         return _compared(staged, encoded, precision, device, found)
@@ -53,7 +53,7 @@ def measure(
 
 
 def placed(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encoded:
-    """Move what the stages take to a device, in a dtype."""
+    """Move the stages' inputs to a device, in a dtype."""
     tensors = {k: v.to(device, cast_dtype(k, v.dtype, dtype)).contiguous() for k, v in encoded.tensors.items()}
     hidden = encoded.hidden.to(device, dtype).contiguous()
     prefix = None if encoded.prefix is None else placed(encoded.prefix, device, dtype)
@@ -62,7 +62,7 @@ def placed(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encode
 
 
 def probe(at: Encoded, run: Runner, run_before: Runner | None, layer: int, prompts: Tensor) -> Tensor:
-    """Return a chain's answers to prompts [P, L or 1, n, H] that enter a layer; all others have the first one's."""
+    """Return a chain's answers to prompts [P, L or 1, n, H] at one layer; other layers have the first candidate's."""
     hidden, moved = at.hidden, prompts.to(at.hidden.device, at.hidden.dtype)
     stages = range(moved.shape[1])
     entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in stages]
@@ -81,7 +81,7 @@ def _compared(
     device: torch.device,
     found: Callable[[int, Tensor], Tensor],
 ) -> Parity:
-    """Do what ``measure`` does with PyTorch on this device."""
+    """Do the same as ``measure``, with PyTorch on this device."""
     prompts = probe_prompts(staged)
     widest = float(encoded.hidden.std().cpu() / prompts.std())
     modules = cache(partial(_modules, encoded.whole or encoded, device))
@@ -104,7 +104,7 @@ def _compared(
 
 
 def _modules(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> tuple[Encoded, Runner, Runner | None]:
-    """Return what the stages take, PyTorch's own modules, and those of a shared prefix, on a device in a dtype."""
+    """Return the stages' inputs, their PyTorch runner and that of the shared prefix, on a device in a dtype."""
 
     def runner(stages: tuple[Stage, ...]) -> Runner:
         own = dtype is torch.float32 and device == encoded.hidden.device

@@ -1,8 +1,8 @@
-"""A linear map and the GELU that follows it as one operator, which is one kernel on Hopper GPUs.
+"""A linear layer and its GELU as one operator: one kernel on Hopper GPUs.
 
-cuBLAS can end a product with the tanh form of GELU only, which is another function; so the wide product of a
-feed-forward block is written to memory, read, and written once more. ``gelu_kernel.py`` puts the exact GELU behind the
-product; a generation's breakdown with and without "fusion" (benchmarks/gpu.py) shows what that is worth.
+cuBLAS can only fuse the tanh approximation of GELU. So the wide product of a feed-forward block is written to memory,
+read, and written again. ``gelu_kernel.py`` fuses the exact GELU; a generation's breakdown with and without "fusion"
+(benchmarks/gpu.py) shows its effect.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from .faults import first_line
+from ..export.errors import first_line
 
 HOPPER = (9, 0)
-"""The compute capability that the kernel's tiles are made for."""
+"""The compute capability that the kernel's tiles are tuned for."""
 ALIGNED = 8
-"""What sizes must be multiples of: rows of 16 bytes."""
+"""Sizes must be multiples of this: rows of 16 bytes."""
 
 logger = logging.getLogger(__name__)
 
 
 class GeluLinear(nn.Module):
-    """A linear map and the exact GELU behind it."""
+    """A linear layer followed by the exact GELU."""
 
     bias: Tensor
 
     def __init__(self, source: nn.Linear) -> None:
-        """Take the map's weight and bias."""
+        """Take the layer's weight and bias."""
         super().__init__()
         self.weight = source.weight
         bias: Tensor | None = source.bias
@@ -44,7 +44,7 @@ class GeluLinear(nn.Module):
 
 @torch.library.custom_op("bbt_fast::linear_gelu", mutates_args=())
 def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return gelu(states @ weight.T + bias), [..., in] -> [..., out]; the compiler takes it as it is."""
+    """Return gelu(states @ weight.T + bias), [..., in] -> [..., out]; opaque to the compiler."""
     if states.is_cuda and states.dtype in (torch.float16, torch.bfloat16) and _has_kernel(states.device):
         rows = states.reshape(-1, states.shape[-1])
         if len(rows) and not any(size % ALIGNED for size in weight.shape):
@@ -62,7 +62,7 @@ def _(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @cache
 def _has_kernel(device: torch.device) -> bool:
-    """Tell whether the kernel runs on a GPU, by running it."""
+    """Return whether the kernel runs on a GPU, by running it."""
     if torch.cuda.get_device_capability(device) != HOPPER:
         return False
     try:
@@ -70,7 +70,7 @@ def _has_kernel(device: torch.device) -> bool:
 
         some = torch.zeros(ALIGNED, ALIGNED, dtype=torch.float16, device=device)
         linear_gelu_rows(some, some, some[0])
-    except Exception as error:  # noqa: BLE001  Triton raises what its many parts raise
-        logger.warning("GELU is a kernel of its own here (%s)", first_line(error))
+    except Exception as error:  # noqa: BLE001  Triton raises many types
+        logger.warning("the fused GELU kernel fails: continuing with a separate kernel (%s)", first_line(error))
         return False
     return True

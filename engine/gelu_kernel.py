@@ -1,8 +1,7 @@
-"""A matrix product that ends in GELU, for Hopper GPUs, in Triton, which comes with PyTorch's CUDA builds.
+"""A matrix product fused with GELU for Hopper GPUs, in Triton (part of PyTorch's CUDA builds).
 
-A persistent kernel: each program takes tiles of the product in turn, and the copy engine fetches a tile's operands
-while the one before it is finished. The GELU is a polynomial, as the error function of CUDA's library would take as
-long as a third of the product.
+The kernel is persistent: each program loops over tiles of the product, and the copy engine fetches the next tile's
+operands meanwhile. GELU is a polynomial, because CUDA's error function would take a third of the product's time.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .gelu_polynomial import COEFFICIENTS, LIMIT
 
 ROWS, COLUMNS, DEPTH = 128, 256, 64
-"""A tile of the product, and how much of its operands is fetched at a time."""
+"""The size of a tile of the product, and the depth of its operands per fetch."""
 TOGETHER = 8
-"""So many tiles of rows meet all tiles of columns before others do, to find their operands in the cache."""
+"""Tiles of rows per band; a band is finished before the next starts, so that its operands stay in the cache."""
 WARPS, STAGES = 8, 3
 
 _P = tl.constexpr(COEFFICIENTS)
@@ -60,7 +59,7 @@ def _linear_gelu(  # type: ignore[no-untyped-def]
         total = tl.zeros([ROWS, COLUMNS], tl.float32)
         for start in range(0, depth, DEPTH):
             total = tl.dot(states.load([row, start]), weight.load([column, start]).T, total)
-        # In halves: what is written goes through shared memory, which the operands need.
+        # In halves: the output goes through shared memory, which the operands also need.
         halves = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
         for half in tl.static_range(2):
             columns = column + half * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)

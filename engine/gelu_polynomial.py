@@ -1,4 +1,4 @@
-"""The polynomial that stands for the error function in ``gelu_kernel.py``."""
+"""The polynomial that approximates the error function in ``gelu_kernel.py``."""
 
 LIMIT = 4.4
 COEFFICIENTS = (
@@ -13,4 +13,4 @@ COEFFICIENTS = (
     0.00550817463,
 )
 """Of the polynomial p, lowest power first: erf(x / sqrt 2) = x p(2 x^2 / LIMIT^2 - 1) for |x| up to LIMIT.
-They have the least error of GELU that nine can have, 2.5e-5; float16 rounds a result near 1 by up to 4.9e-4."""
+The maximum error of GELU, 2.5e-5, is the least for nine coefficients; float16 rounds values near 1 by up to 4.9e-4."""

@@ -1,4 +1,4 @@
-"""The engines by name, and load_engine()."""
+"""The table of engines, and load_engine()."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """Where an engine is, and what it needs."""
+    """An engine's module, class and dependencies."""
 
     module: str
     class_name: str
     requires: tuple[str, ...]
-    """The packages it can drive; the engine's module is imported only when one of them is there."""
+    """The packages that it can use; its module is imported only if one of them is installed."""
     install: str
 
     @property
     def installed(self) -> bool:
-        """Whether one of the packages is there."""
+        """Whether one of the packages is installed."""
         return any(find_spec(package) for package in self.requires)
 
 
@@ -67,27 +67,27 @@ def load_engine(
     include: Iterable[str] = (),
     onnx_model_path: str | Path | None = None,
 ) -> Engine:
-    """Load a model on an engine, its graphs built and compared with PyTorch fp32.
+    """Load a model on an engine, build its graphs and run the parity gate on them.
 
     Args:
         name: a row of ENGINES, or "auto" for the fastest that is installed and passes the parity gate.
-        model: a hub id, a folder, or a loaded `transformers` model (whose attention is switched to SDPA).
-        mode: "add" puts prompts onto placeholder positions, "cat" before the text.
+        model: a hub id, a folder, or a loaded `transformers` model (its attention is switched to SDPA).
+        mode: "add" adds prompts to placeholder positions, "cat" puts them before the text.
         n_prompt_tokens: n.
         cuts: "input" for BBT, where prompts enter before layer 0 only; "layers" for BBTv2.
-        precision: a row of PRECISIONS that the engine can do on the device, or "auto".
+        precision: a row of PRECISIONS that the engine supports on the device, or "auto".
         device: "cpu", "cuda", "cuda:1", ... or "auto".
-        ablate: savings to leave out, by name (see Savings); for benchmarks.
-        include: savings to use although they do not pay on the device; for tests and benchmarks.
-        onnx_model_path: a file (cuts="input") or folder (cuts="layers") of graphs that scripts/export_and_optimize.py
-            wrote, to run in the place of the cache's.
+        ablate: names of savings to switch off (see Savings); for benchmarks.
+        include: names of savings to switch on although they do not pay on the device; for tests and benchmarks.
+        onnx_model_path: a file (cuts="input") or folder (cuts="layers") of graphs from
+            scripts/export_and_optimize.py, which replace the cache's.
 
     Raises:
-        UsageError: if a name is unknown or the engine cannot do the precision.
+        UsageError: if a name is unknown or the engine does not support the precision.
         MissingExtraError: if the engine's package is not installed.
         DeviceError: if the device cannot be used.
         ParityError: if a graph does not reproduce PyTorch fp32.
-        ArtifactError: if ``onnx_model_path`` holds nothing that fits.
+        ArtifactError: if the graphs in ``onnx_model_path`` do not fit.
     """
     plans = _plans(name, precision, device)
     wishes = tuple(ablate), tuple(include)
@@ -109,11 +109,11 @@ def load_engine(
             logger.info("engine auto is %s: the fastest here that passes the parity gate", choice)
         logger.info("%s on %s is ready after %.1f s", choice, place, time.perf_counter() - began)
         return engine
-    raise DeviceError(f"no engine can run in {precision} on {device} here; `bbt-fast doctor` says why.")
+    raise DeviceError(f"no engine can run in {precision} on {device} here. Run `bbt-fast doctor` to see the reasons.")
 
 
 def prospects(precision: str = "auto", device: str = "auto") -> list[tuple[Choice, str | None]]:
-    """Return what "auto" would try, fastest first, each with what speaks against it here or None.
+    """Return the choices of "auto", fastest first, each with the reason why it cannot be used here, or None.
 
     Raises:
         UsageError: if the precision or the device is unknown.
@@ -127,7 +127,7 @@ def prospects(precision: str = "auto", device: str = "auto") -> list[tuple[Choic
 
 
 def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.device]]:
-    """Return what to load, and if that fails what to load next; refuse what cannot be done before any work."""
+    """Return the choices to try in order; invalid arguments fail before any work."""
     if name == "auto":
         place = _device("torch", device)
         plans = []
@@ -145,8 +145,8 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
     precision_of(precision)
     if precision not in kind.precisions[place.type]:
         raise UsageError(
-            f"engine {name!r} cannot compute in {precision} on {place.type}; there it does "
-            f"{', '.join(kind.precisions[place.type])}. Give one of these with --precision."
+            f"engine {name!r} cannot compute in {precision} on {place.type}. Give one of these with --precision: "
+            f"{', '.join(kind.precisions[place.type])}."
         )
     choice = Choice(name, precision)
     if fault := kind.precision_fault(precision, place):
@@ -158,7 +158,7 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
 
 
 def _fault(choice: Choice, place: torch.device) -> str | None:
-    """Say what keeps an engine from running here, or None."""
+    """Return why an engine cannot run here, or None."""
     if choice.engine not in ENGINES:
         return "this version does not have that engine"
     try:
@@ -170,7 +170,7 @@ def _fault(choice: Choice, place: torch.device) -> str | None:
 
 
 def _precision_fault(choice: Choice, place: torch.device) -> str | None:
-    """Say why an engine cannot compute in a precision here, or why that is not worth it, or None."""
+    """Return why an engine cannot compute in a precision here or why that is slow, or None."""
     return engine_class(choice.engine).precision_fault(choice.precision, place) or hardware_fault(choice, place.type)
 
 
@@ -178,11 +178,11 @@ def engine_class(name: str) -> type[Engine]:
     """Return the class of an engine.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if there is no such engine.
         MissingExtraError: if its package is not installed.
     """
     if name not in ENGINES:
-        raise UsageError(f"there is no engine {name!r}; these are: auto, {', '.join(ENGINES)}.")
+        raise UsageError(f"there is no engine {name!r}. Choose one of: auto, {', '.join(ENGINES)}.")
     row = ENGINES[name]
     if not row.installed:
         needed = " or ".join(row.requires)
@@ -192,7 +192,7 @@ def engine_class(name: str) -> type[Engine]:
 
 
 def _device(name: str, device: str) -> torch.device:
-    """Return the device for an engine; what cannot be used is an error and never another device."""
+    """Return the device for an engine. A device that cannot be used is an error; there is no fallback."""
     fault = _cuda_fault(name)
     if device == "auto":
         if fault and "cpu" not in engine_class(name).precisions:
@@ -210,7 +210,7 @@ def _device(name: str, device: str) -> torch.device:
 
 
 def _numbered(place: torch.device) -> torch.device:
-    """Return a CUDA device as tensors name it: "cuda" without a number is equal to none of them."""
+    """Return a CUDA device with its number: "cuda" without one is not equal to any tensor's device."""
     number = place.index if ":" in str(place) else torch.cuda.current_device()
     there = torch.cuda.device_count()
     if number >= there:
@@ -219,7 +219,7 @@ def _numbered(place: torch.device) -> torch.device:
 
 
 def _cuda_fault(name: str) -> str | None:
-    """Say why an engine cannot run on CUDA here, or None if it can."""
+    """Return why an engine cannot run on CUDA here, or None if it can."""
     if not torch.cuda.is_available():
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         return f"PyTorch sees no CUDA device (torch {torch.__version__}, {build}; check `nvidia-smi`)"

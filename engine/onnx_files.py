@@ -1,4 +1,4 @@
-"""The ONNX files of a stage chain, built once and kept: what ONNX Runtime, OpenVINO and TensorRT start from."""
+"""The ONNX files of a stage chain, from the graph cache: the input of ONNX Runtime, OpenVINO and TensorRT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..export.traces import shaping_versions
 from ..export.weights import check_weights
 
 METADATA = "bbt_fast"
-"""Where a graph file says what it was made for."""
+"""The metadata entry of a graph file with its cache key."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class OnnxFiles:
 
     paths: tuple[Path, ...]
     kept: bool
-    """Whether they are the cache's own, so that the parity gate's figures can be kept beside them."""
+    """Whether they are in the cache, so that parity figures can be saved beside them."""
 
     def parity_record(self, runtime: str) -> Path | None:
-        """Return the file that keeps the parity gate's figures for these files on a runtime."""
+        """Return the file for the parity figures of these files on a runtime; None outside the cache."""
         return self.paths[0].with_name(f"parity-{runtime}.json") if self.kept else None
 
 
 def onnx_files(
     staged: StagedModel, encoded: Encoded, dtype: torch.dtype, given: Path | None = None, *, fused: bool = False
 ) -> OnnxFiles:
-    """Return the files for a stage chain: those given, else from the cache, else built now.
+    """Return the files for a stage chain: the given ones, or else from the cache, where they are built if missing.
 
     Args:
         staged: the model.
-        encoded: an example of what the stages take.
-        dtype: what the graphs compute in.
+        encoded: an example of the stages' inputs.
+        dtype: the graphs' compute dtype.
         given: a file (cuts="input") or a folder of stage files (cuts="layers").
-        fused: whether operators of ONNX Runtime's own take the place of several standard ones.
+        fused: whether to fuse standard operators into operators of ONNX Runtime.
 
     Raises:
-        ArtifactError: if the given files are missing, or were made for something else.
+        ArtifactError: if the given files are missing or do not fit.
     """
     key = _key(staged, encoded, dtype) | {"fused": fused}
     if given is not None:
@@ -62,15 +62,14 @@ def _build(
     staged: StagedModel, encoded: Encoded, dtype: torch.dtype, paths: tuple[Path, ...], key: dict[str, Any]
 ) -> None:
     title = f"exporting {staged.model.config.model_type} ({staged.mode}, {staged.cuts})"
-    made_for = json.dumps(key)
     for stage, path in enumerate(tqdm(paths, desc=title, unit="graph", disable=None, leave=False)):
         graph = onnx_from_stage(_source(encoded, dtype, stage, fused=key["fused"]))
-        graph.metadata_props[METADATA] = made_for
+        graph.metadata_props[METADATA] = json.dumps(key)
         save_graph(graph, path)
 
 
 def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str, Any]:
-    """Return everything that shapes the graphs."""
+    """Return everything that determines the graphs."""
     return {
         "model": staged.fingerprint,
         "mode": staged.mode,
@@ -87,7 +86,7 @@ def _key(staged: StagedModel, encoded: Encoded, dtype: torch.dtype) -> dict[str,
 
 
 def _given_paths(given: Path, staged: StagedModel, key: dict[str, Any]) -> tuple[Path, ...]:
-    """Return a user's files after checking what they were made for."""
+    """Return a user's files after comparing their metadata with the key."""
     paths = (given,) if staged.cuts == "input" else _paths(given, staged)
     for path in paths:
         if not path.is_file():
@@ -98,17 +97,17 @@ def _given_paths(given: Path, staged: StagedModel, key: dict[str, Any]) -> tuple
             )
         try:
             graph = ir.load(path)
-            made_for = dict(json.loads(graph.metadata_props[METADATA]))
+            built_for = dict(json.loads(graph.metadata_props[METADATA]))
             check_weights(graph, path)
         except (OSError, KeyError, ValueError, TypeError, RecursionError, DecodeError) as error:
             raise ArtifactError(
                 f"{path} is not a graph that scripts/export_and_optimize.py wrote ({type(error).__name__})."
             ) from error
         for name, wanted in key.items():
-            if name not in ("versions", "opset") and made_for.get(name) != wanted:
+            if name not in ("versions", "opset") and built_for.get(name) != wanted:
                 raise ArtifactError(
-                    f"{path} was made for {name} {made_for.get(name)}, but this run has {wanted}. Export it again with "
-                    "scripts/export_and_optimize.py and this run's options, or leave --onnx_model_path out."
+                    f"{path} was built for {name} {built_for.get(name)}, but this run has {wanted}. Export it again "
+                    "with scripts/export_and_optimize.py and this run's options, or omit --onnx_model_path."
                 )
     return paths
 
@@ -118,7 +117,7 @@ def _paths(folder: Path, staged: StagedModel) -> tuple[Path, ...]:
 
 
 def _source(encoded: Encoded, dtype: torch.dtype, stage: int, *, fused: bool) -> Source:
-    """Return what a stage's graph is made from."""
+    """Return the inputs of a stage's export."""
     part = encoded.stages[stage]
     examples, _, hidden_size = encoded.hidden.shape[1:]
     width = part.prompt_width(hidden_size)

@@ -1,4 +1,4 @@
-"""What every engine that runs ONNX files does around one call."""
+"""The base class of runners for ONNX files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .onnx_files import OnnxFiles
 class OnnxRunner(ABC):
     """Runs a stage chain from its files; inputs and outputs are torch tensors, passed by address.
 
-    A leaf loads the files and implements ``_infer``.
+    A subclass loads the files and implements ``_infer``.
     """
 
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded) -> None:
@@ -47,10 +47,10 @@ class OnnxRunner(ABC):
         return output
 
     def _output(self, stage: int, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory for what a stage writes, on the device of a tensor."""
+        """Allocate a stage's output on the device of a tensor."""
         del stage
         return like.new_empty(shape, dtype=dtype)
 
     @abstractmethod
     def _infer(self, stage: int, inputs: dict[str, Tensor], output: Tensor) -> None:
-        """Run one stage's file on contiguous inputs by name, and write its only output."""
+        """Run one stage's file on contiguous inputs by name, and write its output."""

@@ -1,4 +1,4 @@
-"""The OpenVINO engine: the CPU's fast one, in fp32 and in bf16."""
+"""The OpenVINO engine: fast on CPUs, in fp32 and bf16."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from ..export.errors import ArtifactError
+from ..export.errors import ArtifactError, first_line
 from ..export.model import Encoded, StagedModel
 from .base import Engine
 from .cpu import cpu_kind, has_bf16
-from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
 from .runner import Runner
@@ -25,11 +24,11 @@ from .runner import Runner
 COMPUTES_IN = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's names of the precisions."""
 SUMS = ("Add", "Multiply", "MVN")
-"""OpenVINO's names of what sums up over the layers, and of a LayerNorm's parts."""
+"""OpenVINO's operators of the residual sums and of LayerNorm."""
 
 
 class OpenvinoRunner(OnnxRunner):
-    """One compiled model per stage, whatever the shapes, and a request to it per thread; tensors go by address."""
+    """One compiled model per stage for all shapes, and one request per thread; tensors are passed by address."""
 
     def __init__(self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, precision: str) -> None:
         """Compile the graphs."""
@@ -47,11 +46,11 @@ class OpenvinoRunner(OnnxRunner):
         for name, tensor in inputs.items():
             request.set_tensor(name, _shared(tensor))
         request.set_output_tensor(_shared(output))
-        request.infer(share_outputs=True)  # else it also returns a copy of them
+        request.infer(share_outputs=True)  # otherwise it also returns copies
 
 
 class OpenvinoEngine(Engine):
-    """OpenVINO on the CPU. In bf16 the matrix products are bf16; hidden states, their sums and the logits are fp32."""
+    """OpenVINO on the CPU. In bf16, matrix products are bf16; hidden states, residual sums and logits stay fp32."""
 
     name = "openvino"
     one_thread_calls = True
@@ -62,12 +61,12 @@ class OpenvinoEngine(Engine):
 
     @classmethod
     def precision_fault(cls, precision: str, device: torch.device) -> str | None:
-        """Say why OpenVINO cannot compute in a precision on this CPU, or None if it can."""
+        """Return why OpenVINO cannot compute in a precision on this CPU, or None if it can."""
         if precision != "bf16" or has_bf16():
             return None
         return (
             "this CPU has no bf16 instructions, and OpenVINO would emulate them at a fraction of fp32's rate, or "
-            "compute in fp32 and call it bf16"
+            "compute in fp32 instead"
         )
 
     def _load(self, encoded: Encoded) -> OpenvinoRunner:
@@ -80,10 +79,10 @@ class OpenvinoEngine(Engine):
 
 
 def _compiled(path: Path, precision: str, answers: bool) -> Any:
-    """Compile a graph for as many requests at a time as PyTorch uses threads, one thread each.
+    """Compile a graph for parallel requests with one thread each, as many as PyTorch has threads.
 
-    Each has memory for its own activations; weights are there once. Pinning the threads would fight with PyTorch's and
-    with other processes' threads.
+    Each request has its own activations; the weights are shared. Threads are not pinned, because pinned threads would
+    compete with PyTorch's and other processes' threads.
     """
     threads = str(torch.get_num_threads())
     options = {
@@ -98,18 +97,18 @@ def _compiled(path: Path, precision: str, answers: bool) -> Any:
             return _core().compile_model(model, "CPU", options)
     except (OSError, RuntimeError) as error:
         raise ArtifactError(
-            f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is gone, run the "
-            "command again: it is built anew. If the disk of temporary files is full (bf16 writes the weights there), "
-            "free some or set TMPDIR. Else update openvino, or use another --engine."
+            f"OpenVINO {version('openvino')} cannot load {path}: {first_line(error)}. If the file is missing, run the "
+            "command again to rebuild it. If the temporary folder is full (bf16 writes the weights there), free disk "
+            "space or set TMPDIR. Otherwise update openvino, or use another --engine."
         ) from error
 
 
 def _with_exact_sums(path: Path, folder: Path, answers: bool) -> Any:
-    """Read a graph and mark what must stay in fp32 when it is compiled for bf16.
+    """Read a graph and mark the operators that stay in fp32 when it is compiled for bf16.
 
-    That is what costs next to nothing and what rounding hurts most: the sum over the layers, its norms, and the product
-    with the label words, whose logits would else have three digits. Tensors of four axes are attention's own. OpenVINO
-    reads such marks from its own file format only, so the graph takes a turn through it.
+    These are the residual sums, the norms and the product with the label words. They cost little, and rounding hurts
+    them most: logits in bf16 would have three digits. Tensors with four axes belong to attention and are not marked.
+    OpenVINO reads such marks only from its own file format, so the graph is converted to it first.
     """
     import openvino
 
@@ -131,14 +130,14 @@ def _with_exact_sums(path: Path, folder: Path, answers: bool) -> Any:
 
 @cache
 def _core() -> Any:
-    """Return the one OpenVINO core of this process."""
+    """Return the process-wide OpenVINO core."""
     import openvino
 
     return openvino.Core()
 
 
 def _shared(tensor: Tensor) -> Any:
-    """Return an OpenVINO tensor over the same memory."""
+    """Return an OpenVINO tensor that shares the memory."""
     import openvino
 
     return openvino.Tensor(tensor.numpy(), shared_memory=True)

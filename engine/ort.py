@@ -16,11 +16,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from torch import Tensor
 
 from ..export.cache import digest
-from ..export.errors import ArtifactError, DeviceError
+from ..export.errors import ArtifactError, DeviceError, first_line
 from ..export.model import Encoded, StagedModel
 from .base import Engine
 from .cuda import Queue
-from .faults import first_line
 from .onnx_files import OnnxFiles, onnx_files
 from .onnx_runner import OnnxRunner
 from .ort_calls import Calls
@@ -37,7 +36,7 @@ NUMPY_TYPES = {
 }
 
 SLOW_ON_CPU = ["SkipLayerNormFusion"]
-"""A graph optimization that does not pay on a CPU: its fused kernel is slower than Add and LayerNormalization apart.
+"""An optimization that does not pay on a CPU: the fused kernel is slower than separate Add and LayerNormalization.
 Without it a generation takes 9 % less time at hidden size 384 and 5 % less at 768 (measured on AVX-512, one thread)."""
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -48,13 +47,13 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-"""What ONNX Runtime raises, most of it plain exceptions, whose only common parent is Exception itself."""
+"""The errors of ONNX Runtime; most have no common base but Exception."""
 
 EXACT = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
-"""Options of the CUDA provider: fp32 products whole, not with TF32's ten bits, and fp16's LayerNorm sums in fp32."""
+"""Options of the CUDA provider: fp32 products without TF32, and LayerNorm sums of fp16 in fp32."""
 
 GEMM_OPTIONS = "ORT_CUDA_GEMM_OPTIONS"
-"""The environment variable by which its CUDA provider sums up fp16 products in fp16 (1) or in fp32 (0)."""
+"""The environment variable that selects fp16 (1) or fp32 (0) sums in the CUDA provider's fp16 products."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class OrtRunner(OnnxRunner):
     def __init__(
         self, files: OnnxFiles, staged: StagedModel, encoded: Encoded, device: torch.device, calls: Calls, graphs: bool
     ) -> None:
-        """Load the graphs; with ``graphs`` the sessions can record and replay CUDA graphs of theirs."""
+        """Load the graphs; with ``graphs`` the sessions can record and replay CUDA graphs."""
         super().__init__(files, staged, encoded)
         self._calls, self._graphs = calls, graphs
         stream = None if calls.queue is None else calls.queue.handle
@@ -89,7 +88,7 @@ class OrtRunner(OnnxRunner):
 
     def _run(self, stage: int, binding: ort.IOBinding, number: int) -> None:
         options = ort.RunOptions()
-        if self._calls.queue is not None:  # the streams wait for each other; the host waits for neither
+        if self._calls.queue is not None:  # the streams synchronize on the device, without the host
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(number))
@@ -100,19 +99,19 @@ class OrtRunner(OnnxRunner):
 
 
 class OrtEngine(Engine):
-    """ONNX Runtime. On a CPU each call runs on the thread that makes it: no operator waits for another thread."""
+    """ONNX Runtime. On a CPU each call runs on its caller's thread, so no operator waits for other threads."""
 
     name = "ort"
     one_thread_calls = True
     cpu_tokens = 640
     shares_prefix = True
     length_step: ClassVar[dict[str, int]] = {"cuda": 4}
-    """The CUDA provider's memory-efficient kernel takes no other masks (its core/providers/cuda/llm/attention.cc)."""
+    """The CUDA provider's memory-efficient kernel requires it of masks (its core/providers/cuda/llm/attention.cc)."""
     packing_kernels: ClassVar[dict[str, str]] = {"cpu": "padded", "cuda": "contrib"}
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("fp32", "fp16"), "cuda": ("fp16", "fp32", "fp16-fast")}
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
-        """Take a model cut into stages; load_engine() checks the rest."""
+        """Take a staged model; load_engine() validates the other arguments."""
         super().__init__(staged, precision, device, savings)
         self.calls = Calls(Queue(device) if device.type == "cuda" else None)
         if savings.graph and self.calls.queue is not None:
@@ -120,7 +119,7 @@ class OrtEngine(Engine):
 
     @classmethod
     def cuda_fault(cls) -> str | None:
-        """Say why ONNX Runtime cannot run on CUDA here, or None if it can."""
+        """Return why ONNX Runtime cannot run on CUDA here, or None if it can."""
         if "CUDAExecutionProvider" in ort.get_available_providers():
             return None
         return (
@@ -132,7 +131,7 @@ class OrtEngine(Engine):
         if self.device.type == "cuda":
             _settle_sums("1" if self.precision == "fp16-fast" else "0")
         files = onnx_files(self.staged, encoded, self.dtype, self.onnx_model_path, fused=self.savings.fusion)
-        if self.replay is not None:  # what a session keeps may lie where recorded graphs have their activations
+        if self.replay is not None:  # a new session may allocate memory that recorded graphs use
             self.replay.forget()
             self.calls.forget()
         try:
@@ -150,7 +149,7 @@ class OrtEngine(Engine):
 
 
 def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
-    """Write what ONNX Runtime makes of a graph for a device: operators fused, constants folded."""
+    """Write a graph as ONNX Runtime optimizes it for a device: operators fused, constants folded."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(target)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -158,10 +157,10 @@ def optimize_onnx(source: Path, target: Path, device: torch.device) -> None:
 
 
 def run_file(path: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-    """Run an ONNX file once on the CPU, optimized as ONNX Runtime does by default, and return its outputs.
+    """Run an ONNX file once on the CPU with ONNX Runtime's default options, and return its outputs.
 
     Raises:
-        RuntimeError: if it cannot be run.
+        RuntimeError: if that fails.
     """
     try:
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -172,13 +171,13 @@ def run_file(path: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[np.nda
 
 
 def missing_library() -> str:
-    """Say what keeps ONNX Runtime's CUDA provider from loading, in the words of the dynamic linker."""
+    """Return why ONNX Runtime's CUDA provider does not load: the dynamic linker's message."""
     (provider,) = (Path(ort.__file__).parent / "capi").glob("*onnxruntime_providers_cuda.*")
     try:
         ctypes.CDLL(str(provider))
     except OSError as error:
         return str(error)
-    return "its libraries are there, but it found no device it can use (see `nvidia-smi` for the driver's version)"
+    return "its libraries load, but it finds no usable device (check the driver's version with `nvidia-smi`)"
 
 
 def _session(
@@ -209,12 +208,12 @@ def _session(
     except ORT_ERRORS as error:
         if device.type == "cuda":
             raise DeviceError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} on {device}: {first_line(error)}. Close what else "
-                "uses the GPU's memory, update onnxruntime-gpu, or use another --engine or --device cpu."
+                f"ONNX Runtime {ort.__version__} cannot load {path} on {device}: {first_line(error)}. Close other "
+                "programs on the GPU, update onnxruntime-gpu, or use another --engine or --device cpu."
             ) from error
         raise ArtifactError(
-            f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}. If the file is gone, run the "
-            "command again: it is built anew. Else update onnxruntime, or use another --engine."
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}. If the file is missing, run the "
+            "command again to rebuild it. Otherwise update onnxruntime, or use another --engine."
         ) from error
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(
@@ -226,7 +225,7 @@ def _session(
 
 @cache
 def _start(device: torch.device) -> None:
-    """Prepare ONNX Runtime for a device, once per process: one allocator for all sessions."""
+    """Initialize ONNX Runtime for a device, once per process, with one allocator for all sessions."""
     ort.set_default_logger_severity(3)
     if device.type != "cuda":
         ort.create_and_register_allocator(_memory("Cpu"), None)
@@ -235,10 +234,12 @@ def _start(device: torch.device) -> None:
     memory = _memory("Cuda", device.index or 0)
     options = {"device_id": str(device.index or 0)}
     try:
-        arena = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # by what is asked for, not to the next power of two
+        arena = ort.OrtArenaCfg(
+            {"arena_extend_strategy": 1}
+        )  # grow by the requested size, not to the next power of two
         ort.create_and_register_allocator_v2("CUDAExecutionProvider", memory, options, arena)
     except RuntimeError as error:
-        logger.warning("ONNX Runtime's sessions do not share GPU memory, so they need more of it: %s", error)
+        logger.warning("ONNX Runtime's sessions cannot share GPU memory, so they need more of it: %s", error)
 
 
 def _memory(name: str, index: int = 0) -> ort.OrtMemoryInfo:
@@ -250,14 +251,14 @@ def _place(tensor: Tensor) -> tuple[str, int, type]:
 
 
 _sums: list[str] = []
-"""What this process' CUDA sessions were told about the sums of fp16 products, once there are any."""
+"""The value of GEMM_OPTIONS in this process, once a CUDA session exists."""
 
 
 def _settle_sums(wanted: str) -> None:
-    """Have ONNX Runtime sum up fp16 products in fp16 ("1") or in fp32 ("0").
+    """Let ONNX Runtime sum fp16 products in fp16 ("1") or fp32 ("0").
 
     Raises:
-        DeviceError: if this process has settled it otherwise: ONNX Runtime reads its setting once.
+        DeviceError: if this process already uses the other value.
     """
     if not _sums:
         os.environ[GEMM_OPTIONS] = wanted
@@ -265,12 +266,12 @@ def _settle_sums(wanted: str) -> None:
     if _sums[0] != wanted:
         raise DeviceError(
             f"ONNX Runtime reads {GEMM_OPTIONS} once per process, and this one already has sessions with "
-            f"{GEMM_OPTIONS}={_sums[0]}: use fp16 and fp16-fast in processes of their own, or --engine torch."
+            f"{GEMM_OPTIONS}={_sums[0]}. Use fp16 and fp16-fast in separate processes, or --engine torch."
         )
 
 
 def _runtime(device: torch.device, precision: str) -> str:
-    """Return what a graph's numbers depend on besides the graph, as part of a file name."""
+    """Return what determines a graph's results besides the graph itself, as part of a file name."""
     where = torch.cuda.get_device_name(device).replace(" ", "_") if device.type == "cuda" else "cpu"
     exact = f"-{digest(EXACT)[:8]}" if device.type == "cuda" else ""
     fast = "-fast" if precision == "fp16-fast" else ""

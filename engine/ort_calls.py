@@ -1,10 +1,9 @@
-"""ONNX Runtime's calls recorded: sessions run again on the tensors that they were bound to.
+"""Record and replay ONNX Runtime calls with their bound tensors.
 
-ONNX Runtime 1.31 does not support sessions within a capture of its caller's: where a kernel stages arguments in pinned
-memory (Concat, Split and batched MatMul do), it queues the memory's release on the stream, and each replay would
-release it again (microsoft/onnxruntime pull request 32081, open, is to allow it). Its own graphs are safe, one for
-each session and set of addresses. So a recording is the list of a chain's calls, and on CUDA each call replays a graph
-of its session's.
+ONNX Runtime 1.31 does not support a CUDA graph capture by its caller. Some kernels (Concat, Split, batched MatMul)
+stage arguments in pinned memory and queue the release of that memory on the stream, so each replay would release it
+again (the open pull request 32081 of microsoft/onnxruntime would allow it). Its sessions' own CUDA graphs are safe, one
+per session and set of addresses. So a recording is a list of calls, and on CUDA each call replays its session's graph.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from torch import Tensor
 from .cuda import Queue
 
 EAGER = -1
-"""The number that tells ONNX Runtime to run without a graph."""
+"""The graph number that makes ONNX Runtime run without a graph."""
 
 
 class Calls:
     """Records the calls of an engine's sessions.
 
     Args:
-        queue: the stream that the sessions run on; None on a CPU, where a recording saves binding only.
+        queue: the stream of the sessions; None on a CPU, where a recording only saves the binding of tensors.
     """
 
     def __init__(self, queue: Queue | None = None) -> None:
@@ -39,12 +38,12 @@ class Calls:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Queue what runs within this block after PyTorch's work so far, and PyTorch's later work after it."""
+        """Queue the work of this block after PyTorch's earlier work and before its later work."""
         with nullcontext() if self.queue is None else self.queue.use():
             yield
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Do work and record its calls: return what makes them again, and the tensor that the last one writes."""
+        """Run work and record its calls; return a function that repeats them, and the tensor that it writes."""
         calls: list[Callable[[], None]] = []
         self._recorded = calls
         try:
@@ -59,9 +58,9 @@ class Calls:
         return replay, output
 
     def output(self, stage: int, like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return memory for what a stage writes.
+        """Allocate a stage's output.
 
-        Recorded calls share it: two stages' by turns, since only the next stage reads what one wrote.
+        Recorded calls share two alternating buffers, because only the next stage reads an output.
         """
         if self._recorded is None:
             return like.new_empty(*shape, dtype=dtype)
@@ -71,17 +70,17 @@ class Calls:
         return self._outputs[key]
 
     def forget(self) -> None:
-        """Forget all numbers and shared memory: whatever is recorded from now on is recorded anew."""
+        """Discard all graph numbers and shared memory."""
         self._numbers.clear()
         self._outputs.clear()
 
     def make(self, call: Callable[[int], None], bound: Sequence[Any], tensors: Sequence[Tensor]) -> None:
-        """Make a call, and note it if calls are recorded.
+        """Make a call, and record it during a capture.
 
         Args:
             call: takes the number of the graph to record or replay.
-            bound: what tells calls apart: the session, and shapes and addresses of what it reads and writes.
-            tensors: what must live as long as the call can be made again.
+            bound: the call's identity: its session, and the shapes and addresses of its tensors.
+            tensors: the tensors that must live as long as the recording.
         """
         if self._recorded is None:
             call(EAGER)

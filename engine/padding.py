@@ -1,4 +1,4 @@
-"""Masks that only hide padding: what they say is said by the length of each text."""
+"""Replace masks that hide only padding by the length of each text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..export.model import Encoded
 
 
 def padding_lengths(encoded: Encoded) -> Tensor | None:
-    """Return the real tokens of each text, [N] int32, if all that attention may not see is padding behind them.
+    """Return the length of each text, [N] int32, if the masks hide nothing but padding.
 
-    None where a mask hides more (causal, sliding windows), is no mask but a bias (T5), where there is none, or where a
-    decoder's attention, to its own tokens, goes by other lengths.
+    None if a mask hides more (causal, sliding window), if it is an added bias (T5), if there is no mask, or if there is
+    a decoder, whose own tokens have other lengths.
     """
     axes = {name: axes for stage in encoded.stages for name, axes in stage.axes.items()}
     if any("target" in counts for counts in axes.values()):

@@ -1,4 +1,4 @@
-"""Loaded TensorRT plans, on either of TensorRT's packages (``export/bindings.py``)."""
+"""Load and run TensorRT plans, with either of TensorRT's packages (``export/bindings.py``)."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ TORCH_TYPES = {
     "INT64": torch.int64,
     "BOOL": torch.bool,
 }
-"""PyTorch's names of TensorRT's types."""
+"""PyTorch's dtypes by TensorRT's names."""
 
 ALIGNMENT = 256
-"""Bytes; TensorRT takes addresses that are a multiple of it only."""
+"""TensorRT requires addresses that are multiples of this, in bytes."""
 
 
 class Scratch:
-    """Device memory for activations inside a plan, shared by all plans of an engine: they run one after another."""
+    """Device memory for activations inside plans. All plans of an engine share it: they run one after another."""
 
     def __init__(self, device: torch.device) -> None:
-        """Hold no memory yet."""
+        """Start without memory."""
         self.block = torch.empty(0, dtype=torch.uint8, device=device)
 
     def reserve(self, size: int) -> None:
-        """Have at least this many bytes."""
+        """Grow to at least this many bytes."""
         if self.block.numel() < size:
             self.block = torch.empty(size, dtype=torch.uint8, device=self.block.device)
 
 
 class Plan:
-    """A plan on the device, with one execution context."""
+    """A loaded plan with one execution context."""
 
     def __init__(self, path: Path, scratch: Scratch) -> None:
-        """Load a plan; the current CUDA device is the one it was built on.
+        """Load a plan; the current CUDA device must be the one that it was built for.
 
         Raises:
             ArtifactError: if TensorRT cannot load it.
-            DeviceError: if the device cannot hold it.
+            DeviceError: if the device has not enough memory.
         """
         engine = _runtime(chosen().module).deserialize_cuda_engine(path.read_bytes())
         if engine is None:
@@ -83,15 +83,15 @@ class Plan:
         self._block = -1
 
     def run(self, inputs: Mapping[str, Tensor], output: Tensor, stream: int) -> None:
-        """Queue one inference on PyTorch's current stream; the tensors must live until it has come this far.
+        """Queue one inference on PyTorch's current stream; the tensors must live until it has run.
 
         Args:
-            inputs: contiguous tensors on the plan's device, by name; names that the plan does not take are left out.
-            output: contiguous, of the shape and type that the plan writes.
-            stream: that stream, which is not CUDA's default one.
+            inputs: contiguous tensors on the plan's device, by name; the plan ignores other names.
+            output: contiguous, with the shape and dtype of the plan's output.
+            stream: that stream; not CUDA's default stream.
 
         Raises:
-            DeviceError: if TensorRT refuses any of it.
+            DeviceError: if TensorRT reports an error.
         """
         taken = {name: _aligned(inputs[name]) for name in self._inputs}
         written = _aligned(output)
@@ -114,13 +114,13 @@ class Plan:
             output.copy_(written)
 
     def describe(self) -> str:
-        """Return the names of the kernels and layers that TensorRT made, a line each."""
+        """Return the plan's kernels and layers, one per line."""
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
         return text
 
     def _set_shapes(self, inputs: Mapping[str, Shape], output: Shape) -> None:
-        """Set the shapes of all inputs, and make sure that the output has the expected one."""
+        """Set the input shapes, and check the output shape."""
         for name, shape in inputs.items():
             self._require(self._context.set_input_shape(name, shape), f"take {name} of shape {list(shape)}")
         missing = self._context.infer_shapes()
@@ -130,24 +130,24 @@ class Plan:
         self._require(sizes == output, f"return {list(output)}, but {list(sizes)},")
 
     def _require(self, done: bool, what: str) -> None:
-        """Raise what TensorRT reported if it did not do something."""
+        """Raise TensorRT's error if a step failed."""
         if not done:
             self._shapes = []
             raise DeviceError(f"TensorRT could not {what} in the plan {self.path}: {tensorrt_errors()}")
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor, or a copy of it, at an address that TensorRT takes: rows of another one may begin anywhere."""
+    """Return a tensor, or an aligned copy of it: a slice may begin at any address."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def plan_fault(path: Path) -> str | None:
-    """Say why a plan's file cannot be run on the current device, or None if nothing is known against it."""
+    """Return why a plan's file cannot run on the current device, or None if no reason is known."""
     return tensorrt_rtx.fault(_runtime(chosen().module), path.read_bytes()) if chosen() is RTX else None
 
 
 @cache
 def _runtime(module: str) -> trt.Runtime:
-    """Return the chosen package's one runtime in this process."""
-    del module  # only which one it is counts
+    """Return the process-wide runtime of the selected package."""
+    del module  # it is only the cache's key
     return start(trt.Runtime)

@@ -1,4 +1,4 @@
-"""Processes of a cluster that share out calls: whoever dies or hangs is replaced, and its work done elsewhere."""
+"""A pool of cluster processes that share calls. A process that dies or hangs is replaced and its calls are repeated."""
 
 from __future__ import annotations
 
@@ -15,81 +15,81 @@ from .ray_cluster import Cluster, Share, WorkerLostError
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-"""How many processes may be lost over the same call, and how often one that does not start is tried again."""
+"""How many processes one call may lose, and how many times in a row a process may fail to start."""
 JOIN_SECONDS = 900.0
-"""How long a process may take to load, and the first of a cluster to appear: graphs may have to be built."""
+"""How long the first processes may take to load: they may have to build graphs."""
 TICK = 1.0
-"""How often the head is looked at while nothing ends, in seconds."""
+"""The longest wait without a check of the head, in seconds."""
 PAUSE = 2.0
-"""Between two tries to start a process that fails to, in seconds."""
+"""The pause between two starts of a process that fails to start, in seconds."""
 
 
 @dataclass(eq=False)
 class Member:
-    """A place in the pool, and the process that fills it."""
+    """A place in the pool, with its current process."""
 
     number: int
     handle: Any
     starting: Any
-    """The call that makes what the process holds; None once it has."""
+    """The future of the process's setup; None once it is done."""
     since: float
     facts: Any = None
     speed: float = 0.0
-    """Units of work a second; 0 before the first."""
+    """Units of work per second; 0 before the first answer."""
     failures: int = 0
-    """Starts in a row that failed."""
+    """Failed starts in a row."""
     retry_at: float | None = None
-    """When a process that failed to start is asked for again."""
+    """When to start the process again after a failed start."""
 
     @property
     def ready(self) -> bool:
-        """Whether it takes calls."""
+        """Whether the process takes calls."""
         return self.starting is None and self.retry_at is None
 
 
 @dataclass(eq=False)
 class Job:
-    """A call to be made on any member."""
+    """A call for any member."""
 
     method: str
     args: tuple[Any, ...]
     place: Member | None = None
-    """Who is to have it, unless that one is lost."""
+    """The preferred member; another takes the call if that one is lost."""
     seconds: float | None = None
-    """How long it may take before the member is taken to hang; None for as long as it likes."""
+    """After this time the member counts as hung; None for no limit."""
     lost: int = 0
     answer: Any = None
     member: Member | None = None
-    """Who answered."""
+    """The member that answered."""
     began: float = field(default=0.0, repr=False)
 
 
 class Pool:
-    """Members that calls are shared out to."""
+    """Members that share calls."""
 
     def __init__(
         self, cluster: Cluster, share: Share, size: int, recipe: Callable[[Any], tuple[Any, ...]],
         same: Callable[[Any, Any], str | None], *, alike: bool = True, lanes: int = 1,
     ) -> None:  # fmt: skip
-        """Start the processes; those that the cluster has no room for join later.
+        """Start the processes; those without room in the cluster join later.
 
         Args:
-            cluster: where.
-            share: what each gets.
-            size: how many.
-            recipe: given the facts of the first that is ready (None before), returns a factory and its arguments.
-            same: says what keeps a process with these facts (second) from standing beside the first, or None.
-            alike: whether the recipe says all; else the others wait for the first one's facts.
-            lanes: how many calls a process takes at a time.
+            cluster: the cluster.
+            share: the resources of each process.
+            size: the number of processes.
+            recipe: takes the facts of the first ready process (None before) and returns a factory and its arguments.
+            same: takes the facts of the first and of another process; returns why they cannot work together, or None.
+            alike: whether the recipe is complete from the start; else the others wait for the first one's facts.
+            lanes: the number of concurrent calls per process.
 
         Raises:
-            BbtFastError: what the first process that fails to load raised.
-            DeviceError: if the cluster has room for none.
+            BbtFastError: the error of the first process that fails to load.
+            DeviceError: if the cluster has no room for any process.
         """
         self.cluster, self._share, self._recipe, self._same, self._lanes = cluster, share, recipe, same, lanes
         self.facts: Any = None
         self.restarts = 0
-        """How many processes were replaced."""
+        """The number of replaced processes."""
         room = cluster.room(share)
         if room < size:
             logger.warning(
@@ -104,14 +104,14 @@ class Pool:
                 while not member.ready:
                     if time.monotonic() > limit:
                         raise DeviceError(
-                            f"no worker appeared within {JOIN_SECONDS:.0f} s: see with `ray status` whether the "
-                            f"cluster has {share.gpus} GPUs and {share.cpus} CPUs free for each."
+                            f"no worker started within {JOIN_SECONDS:.0f} s. Check with `ray status` that the cluster "
+                            f"has {share.gpus} GPUs and {share.cpus} CPUs free for each."
                         )
                     self._welcome(member, TICK, strict=True)
 
     @property
     def ready(self) -> list[Member]:
-        """The members that take calls now, those that have just become ready among them."""
+        """The members that take calls now."""
         for member in self.members:
             self._welcome(member, 0.0)
         return [member for member in self.members if member.ready]
@@ -122,11 +122,11 @@ class Pool:
         Args:
             jobs: the calls.
             between: called at least every ``tick`` seconds.
-            tick: how long nothing may be looked at.
+            tick: the longest wait, in seconds.
 
         Raises:
-            BbtFastError: what a call raised.
-            DeviceError: if a call fails on one member after another, or the cluster is gone.
+            BbtFastError: the error of a call.
+            DeviceError: if several members fail on the same call, or the cluster is lost.
         """
         waiting, running = deque(jobs), dict[Any, tuple[Member, Job]]()
         while waiting or running:
@@ -136,7 +136,7 @@ class Pool:
                 between()
 
     def answers(self, asked: Mapping[Member, Any]) -> dict[Member, Any]:
-        """Return the answers that have come to calls made beside the jobs; that of a lost member is {}."""
+        """Return the available answers to calls outside of jobs; the answer of a lost member is {}."""
         found: dict[Member, Any] = {}
         for member, future in asked.items():
             try:
@@ -153,7 +153,7 @@ class Pool:
                 self.cluster.kill(member.handle)
 
     def _hand_out(self, waiting: deque[Job], running: dict[Any, tuple[Member, Job]]) -> None:
-        """Give each idle member a job: its own, or one whose member is lost."""
+        """Give each idle member a job: its own, or one without a ready member."""
         busy = {member for member, _ in running.values()}
         for member in self.ready:
             if member in busy:
@@ -167,11 +167,11 @@ class Pool:
             running[member.handle.call.remote(job.method, *job.args)] = member, job
 
     def _take_in(self, waiting: deque[Job], running: dict[Any, tuple[Member, Job]], tick: float) -> None:
-        """Wait for an answer or a new member for a moment."""
+        """Wait briefly for answers and new members."""
         futures = [*running, *(m.starting for m in self.members if m.starting is not None)]
         if not running and not futures:
             if all(member.failures >= TRIES for member in self.members):
-                raise DeviceError("no worker is left, and none can be started again; see the warnings above.")
+                raise DeviceError("all workers are lost, and none can be restarted. See the warnings above.")
             time.sleep(min(tick, 0.1))
             return
         now = time.monotonic()
@@ -197,15 +197,15 @@ class Pool:
             self._lost(member, job, str(error), waiting)
 
     def _lost(self, member: Member, job: Job, why: str, waiting: deque[Job]) -> None:
-        """Have a job done again, and a member replaced."""
+        """Repeat a job and replace its member."""
         job.lost += 1
         self._replace(member)
         if job.lost >= TRIES:
             raise DeviceError(
-                f"{job.lost} workers failed one after another over the same work; the last: {why}. A run keeps every "
-                "generation that it finished: the same command, started again, continues from there."
+                f"{job.lost} workers failed one after another on the same work; the last: {why}. Every finished "
+                "generation is saved: run the same command again to resume."
             )
-        logger.warning("worker %d is lost (%s): its share is done elsewhere, and it starts again", member.number, why)
+        logger.warning("worker %d is lost (%s): another takes its share, and it restarts", member.number, why)
         waiting.append(job)
 
     def _replace(self, member: Member) -> None:
@@ -220,10 +220,10 @@ class Pool:
         return member
 
     def _welcome(self, member: Member, seconds: float, *, strict: bool = False) -> None:
-        """Take in a member that has become ready; start one again whose time has come.
+        """Check whether a member has become ready; restart it if its pause is over.
 
         Raises:
-            BbtFastError: if strict, and it could not load; a process that died is tried again.
+            BbtFastError: if ``strict`` and it could not load; a process that died is restarted instead.
         """
         if member.retry_at is not None and time.monotonic() >= member.retry_at:
             self._start(member)
@@ -237,22 +237,22 @@ class Pool:
             if self.facts is None:
                 self.facts = member.facts
             if fault := self._same(self.facts, member.facts):
-                raise DeviceError(f"worker {member.number} cannot stand beside the first: {fault}.")
+                raise DeviceError(f"worker {member.number} differs from the first: {fault}. Use equal nodes.")
         except Exception as error:
-            mendable = isinstance(error, WorkerLostError) and member.failures + 1 < TRIES
-            if self.cluster.dead or (strict and not mendable):
+            retry = isinstance(error, WorkerLostError) and member.failures + 1 < TRIES
+            if self.cluster.dead or (strict and not retry):
                 raise
             self._failed(member, error)
             return
         member.starting, member.failures = None, 0
 
     def _failed(self, member: Member, error: Exception) -> None:
-        """Note that a process could not load; try again later, unless that is hopeless."""
+        """Record a failed start; retry later, up to TRIES times."""
         self.cluster.kill(member.handle)
         member.starting = None
         member.failures += 1
         hopeless = member.failures >= TRIES
         member.retry_at = float("inf") if hopeless else time.monotonic() + PAUSE
         logger.warning(
-            "worker %d could not start%s (%s)", member.number, "; it is left out" if hopeless else " yet", error
+            "worker %d could not start%s (%s)", member.number, " and is excluded" if hopeless else " yet", error
         )

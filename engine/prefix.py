@@ -1,34 +1,26 @@
-"""A causal model's prompt, run once per candidate and handed to all buckets of texts."""
+"""Run the shared prefix of a causal model once per candidate for all buckets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..export.model import Encoded
 from .crew import Crew
+from .runner import Runner
 
 
-class Run(Protocol):
-    """Runs one stage; a Runner does."""
-
-    def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return what the stage returns."""
-        ...
-
-
-def run_prefix(run: Run, encoded: Encoded, hidden: Tensor, prompts: Sequence[Tensor], first: int) -> list[Tensor]:
-    """Run the stages from one to the last and return the prefix's state in each, [P, n, W].
+def run_prefix(run: Runner, encoded: Encoded, hidden: Tensor, prompts: Sequence[Tensor], first: int) -> list[Tensor]:
+    """Run consecutive prefix stages and return the prefix's state of each, [P, n, W].
 
     Args:
         run: the loaded prefix stages.
         encoded: the positions up to the prompt's end.
-        hidden: [P', 1, n, H], what enters the first of these stages.
-        prompts: one for each of the stages, [P, n, H] or [1, n, H].
-        first: the number of the first of these stages.
+        hidden: [P', 1, n, H], the first stage's input.
+        prompts: one per stage, [P, n, H] or [1, n, H].
+        first: the first stage.
     """
     states = []
     for stage, prompt in enumerate(prompts, first):
@@ -39,28 +31,28 @@ def run_prefix(run: Run, encoded: Encoded, hidden: Tensor, prompts: Sequence[Ten
 
 
 def entering(state: Tensor, encoded: Encoded) -> Tensor:
-    """Return what enters the next stage, [P, 1, n, H], of a stage's state [P, n, W]."""
+    """Return the next stage's input, [P, 1, n, H], from a stage's state [P, n, W]."""
     return state[:, None, :, -encoded.hidden.shape[3] :].contiguous()
 
 
 class SharedPrefix:
-    """The positions up to the prompt's end of one session's texts.
+    """The shared prefix of one session's texts.
 
-    Their states under the committed prompts are computed once and kept until a prompt below them changes.
+    Its states under the committed prompts are computed once and cached until a prompt below them changes.
 
     Args:
-        encoded: those positions, on the engine's device.
+        encoded: the positions up to the prompt's end, on the engine's device.
         run: the loaded prefix stages.
-        n_stages: how many there are.
-        committed: gives a stage's committed prompt, [1, n, H].
-        count: is told each stage that runs and for how many candidates.
-        crew: runs the candidates.
+        n_stages: the number of stages.
+        committed: returns a stage's committed prompt, [1, n, H].
+        count: called with each stage that runs and its number of candidates.
+        crew: the threads for the candidates.
     """
 
     def __init__(
         self,
         encoded: Encoded,
-        run: Run,
+        run: Runner,
         n_stages: int,
         committed: Callable[[int], Tensor],
         count: Callable[[int, int], None],
@@ -73,11 +65,11 @@ class SharedPrefix:
 
     @property
     def length(self) -> int:
-        """How many positions there are."""
+        """The number of positions."""
         return self.encoded.hidden.shape[2]
 
     def hidden_states(self, stage: int) -> Tensor:
-        """Return what enters a stage under the committed prompts, [1, 1, n, H]."""
+        """Return a stage's input under the committed prompts, [1, 1, n, H]."""
         return entering(self.committed(stage - 1), self.encoded) if stage else self.encoded.hidden
 
     def committed(self, stage: int) -> Tensor:
@@ -91,12 +83,12 @@ class SharedPrefix:
         return self._kept[stage]
 
     def states(self, prompts: Tensor, layer: int, tokens_per_call: int) -> list[Tensor]:
-        """Return the states of a layer's stage and of all above it for candidate prompts [P, n, H]: each [P, n, W].
+        """Return the states of a layer's stage and all above it for candidate prompts, each [P, n, W].
 
         Args:
-            prompts: the candidates.
+            prompts: the candidates, [P, n, H].
             layer: the stage that they enter.
-            tokens_per_call: how many tokens to run at once.
+            tokens_per_call: the maximum number of tokens per call.
         """
         above = [self._committed(stage) for stage in range(layer + 1, self._n_stages)]
         hidden = self.hidden_states(layer)
@@ -111,5 +103,5 @@ class SharedPrefix:
         return [torch.cat(states) for states in zip(*chunks, strict=True)]
 
     def forget(self, layer: int) -> None:
-        """Forget what depends on a layer's committed prompt."""
+        """Discard the states that depend on a layer's committed prompt."""
         del self._kept[layer:]

@@ -1,8 +1,8 @@
-"""The shapes that TensorRT plans are built for.
+"""The shapes of TensorRT plans.
 
-A population runs on plans for exactly its shapes: a search asks for the same ones thousands of times, and TensorRT
-fuses and tunes best what cannot change. One candidate alone (a prompt's test, the activations below the tuned layer)
-meets every shape there is but runs rarely: it has one plan per stage, for a range of shapes.
+A population has plans for exactly its shapes: a search uses the same shapes thousands of times, and TensorRT optimizes
+fixed shapes best. A single candidate (a test of a prompt, the activations below the tuned layer) has many shapes but
+runs rarely: it has one plan per stage for a range of shapes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..export.stages import Stage
 from ..export.tensorrt import LENGTHS, Profile
 
 EXAMPLES = 32
-"""Examples that the plan for one candidate takes at once."""
+"""The maximum number of examples per call of the plan for one candidate."""
 TYPICAL_LENGTH = 128
-"""Tokens it is tuned for."""
+"""The text length that this plan is optimized for."""
 LENGTH, LABELS = 512, 16
-"""The longest texts and most label words that it takes; doubled until they suffice."""
+"""The maximum text length and number of label words of this plan; doubled as often as needed."""
 
 
 def exact_profile(inputs: Mapping[str, Tensor]) -> Profile:
-    """Return the profile of these very shapes: least, best and most are equal."""
+    """Return the profile of exactly these shapes."""
     return {name: (tuple(tensor.shape),) * 3 for name, tensor in inputs.items()}
 
 
@@ -32,9 +32,9 @@ def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Pro
     """Return the profile of one candidate, for up to EXAMPLES examples of any length.
 
     Args:
-        stage: whose inputs these are.
-        join: how its prompt joins; a text that the prompt is added onto is at least that long.
-        inputs: what it takes, by name; hidden is [1, N, S, H].
+        stage: the stage.
+        join: the stage's join; for "add", a text is at least as long as the prompt's positions.
+        inputs: the stage's inputs by name; hidden is [1, N, S, H].
     """
     length = inputs["hidden"].shape[2]
     shortest = join.start + join.n_prompt_tokens if join.kind == "add" else 1
@@ -61,7 +61,7 @@ def range_profile(stage: Stage, join: Join, inputs: Mapping[str, Tensor]) -> Pro
 
 
 def _doubled(size: int, needed: int) -> int:
-    """Return the size, doubled until it is at least what is needed."""
+    """Return the size, doubled until it reaches the needed size."""
     while size < needed:
         size *= 2
     return size

@@ -1,4 +1,4 @@
-"""The PyTorch engine: the stages as they are. The reference, and what runs everywhere."""
+"""The PyTorch engine. It runs everywhere."""
 
 from __future__ import annotations
 
@@ -23,29 +23,27 @@ from .runner import Runner
 from .savings import Savings
 
 FP8_FROM = (8, 9)
-"""The least compute capability that has fp8 products."""
+"""The least compute capability with fp8 products."""
 
 logger = logging.getLogger(__name__)
 
 
 def varlen_fault(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Say why PyTorch's kernel for texts of different lengths cannot run here, or None if it can."""
+    """Return why PyTorch's kernel for packed texts cannot run here, or None if it can."""
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"attention by the lengths of texts does not run in {str(dtype).removeprefix('torch.')}"
+        return f"attention on packed texts does not support {str(dtype).removeprefix('torch.')}"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return (
-            f"attention by the lengths of texts needs an Ampere GPU or later, not {torch.cuda.get_device_name(device)}"
-        )
+        return f"attention on packed texts needs an Ampere GPU or later, not {torch.cuda.get_device_name(device)}"
     if "window_size" not in signature(varlen_attn).parameters:
-        return f"attention by the lengths of texts needs a later PyTorch; this is {torch.__version__}"
+        return f"attention on packed texts needs a later PyTorch than {torch.__version__}"
     return None
 
 
 class FastRunner(ModuleRunner):
-    """Runs stages with fp16 sums inside matrix products, which GeForce cards make twice as fast as fp32 ones."""
+    """Runs stages with fp16 accumulation in matrix products, which is twice as fast as fp32 on GeForce cards."""
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Join the prompt and run a stage; other users of PyTorch in this process keep their own setting."""
+        """Join the prompt and run a stage; PyTorch's global setting is restored afterwards."""
         usual = torch.backends.cuda.matmul.allow_fp16_accumulation
         torch.backends.cuda.matmul.allow_fp16_accumulation = True
         try:
@@ -66,7 +64,7 @@ class TorchEngine(Engine):
     }
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
-        """Take a model cut into stages; load_engine() checks the rest."""
+        """Take a staged model; load_engine() validates the other arguments."""
         super().__init__(staged, precision, device, savings)
         if savings.graph and device.type == "cuda":
             queue = Queue(device)
@@ -74,10 +72,10 @@ class TorchEngine(Engine):
 
     @classmethod
     def precision_fault(cls, precision: str, device: torch.device) -> str | None:
-        """Say why PyTorch cannot compute in a precision on this hardware, or None if it can."""
+        """Return why PyTorch cannot compute in a precision on this hardware, or None if it can."""
         if precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_FROM:
             return (
-                f"fp8 products need compute capability 8.9 or later, which {torch.cuda.get_device_name(device)} has not"
+                f"fp8 products need compute capability 8.9 or later, and {torch.cuda.get_device_name(device)} has less"
             )
         return None
 
@@ -100,7 +98,7 @@ class TorchEngine(Engine):
         return runner
 
     def _example(self, runner: ModuleRunner, encoded: Encoded) -> None:
-        """Run an example through stages, one candidate with a prompt of zeros."""
+        """Run an example through the stages, with one candidate whose prompt is zero."""
         placed = self._placed(encoded)
         hidden, tensors = placed.hidden, placed.tensors_for(1)
         for number, stage in enumerate(encoded.stages):
@@ -113,7 +111,7 @@ class TorchEngine(Engine):
         return self._load(encoded) if reference else super()._gated(encoded)
 
     def packing_kernel(self) -> str | None:
-        """Return what attention runs on where texts stand in a row, or None if they cannot here."""
+        """Return the attention kernel for packed texts, or None if this engine cannot pack."""
         if self.device.type == "cuda" and (fault := varlen_fault(self.dtype, self.device)):
             logger.info("texts are padded: %s", fault)
             return None

@@ -1,7 +1,7 @@
-"""Ray: the cluster, the processes on it, and what goes wrong there, in this package's words.
+"""The Ray cluster and its processes, with Ray's errors translated into this package's.
 
-Nothing else on this floor or above imports Ray. What runs in a process of the cluster is a plain object that a factory
-makes there; its methods are called by name, and what it raises comes back as a value.
+No other module imports Ray. A process of the cluster holds one plain object, which a factory creates there. Its methods
+are called by name, and its exceptions are returned as values.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from ..export.errors import DeviceError, UsageError
+from ..export.errors import DeviceError, UsageError, first_line
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # reports to Ray's makers what runs here
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of how later versions will behave
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # avoids a warning about later versions
 ray: Any = None
-"""None where the extra `ray` is not installed; whoever asks for workers is told before."""
+"""None if the extra `ray` is not installed; the command line checks that before."""
 exceptions: Any = None
 if find_spec("ray"):
     import ray
@@ -33,9 +33,9 @@ if find_spec("ray"):
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-"""How often the head is looked at."""
+"""The interval of checks of the head."""
 HEAD_SECONDS = 5.0
-"""How long the head may not answer before it is taken for dead."""
+"""The head counts as dead if it has not answered for this time."""
 NAMESPACE = "bbt-fast"
 
 
@@ -44,31 +44,30 @@ class WorkerLostError(DeviceError):
 
 
 class HeadLostError(DeviceError):
-    """The cluster itself is gone."""
+    """The cluster itself is lost."""
 
 
 class Raised:
-    """What a call in a process of the cluster raised."""
+    """The exception of a call in a process of the cluster."""
 
     def __init__(self, error: BaseException) -> None:
-        """Take it."""
         self.error = error
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process of the cluster gets."""
+    """The resources of one process of the cluster."""
 
     gpus: int
     cpus: int
-    """Also how many threads it computes with."""
+    """Also its number of threads."""
 
 
 class Host:
-    """A process of the cluster; holds one object."""
+    """A process of the cluster; it holds one object."""
 
     def __init__(self, threads: int, cache: str | None) -> None:
-        """Set what belongs to the process, before anything is loaded."""
+        """Configure the process before anything is loaded."""
         import torch
 
         if cache is not None:
@@ -77,36 +76,36 @@ class Host:
         self._held: Any = None
 
     def make(self, factory: Callable[..., Any], *args: Any) -> Any:
-        """Make the object; return what its ``facts`` says."""
+        """Create the object and return its ``facts``."""
         try:
             self._held = factory(*args)
             return self._held.facts()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the object was asked for
+        except BaseException as error:  # noqa: BLE001 - Cluster.result() raises it in the caller's process
             return Raised(error)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object."""
         try:
             return getattr(self._held, method)(*args)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the answer was asked for
+        except BaseException as error:  # noqa: BLE001 - Cluster.result() raises it in the caller's process
             return Raised(error)
 
 
 def fetch(reference: Any) -> Any:
-    """Return what a reference from ``Cluster.put`` stands for; in a process of the cluster."""
+    """Return the value of a reference from ``Cluster.put``; for processes of the cluster."""
     return ray.get(reference)
 
 
 class Cluster:
-    """A Ray cluster that this process uses, and ends if it started it."""
+    """A connection to a Ray cluster; a cluster that it started ends with it."""
 
     def __init__(self, address: str | None, workers: int, threads: int) -> None:
-        """Start a cluster of this machine, or join one.
+        """Start a cluster on this machine, or join one.
 
         Args:
             address: "auto", or host:port of a head; None starts a cluster for ``workers`` processes.
-            workers: how many there will be.
-            threads: of this machine's CPU, for them to share out.
+            workers: the number of processes.
+            threads: CPU threads of this machine for the processes.
 
         Raises:
             UsageError: if there is no cluster at the address.
@@ -122,7 +121,7 @@ class Cluster:
         self._node_socket = str(ray._private.worker.global_worker.node.raylet_socket_name)
         self._handles: list[Any] = []
         self.dead = False
-        """Whether the head was found dead."""
+        """Whether the head is lost."""
 
     def _connect(self, address: str | None, cpus: int) -> None:
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
@@ -133,44 +132,43 @@ class Cluster:
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
             else:
                 if address != "auto":
-                    self._reach(address)  # at once; Ray tries for minutes
+                    self._reach(address)  # fails at once; Ray would retry for minutes
                 found = ray.init(address=address, **quiet)
                 if found.dashboard_url:
                     logger.info("the dashboard of the Ray cluster is at http://%s", found.dashboard_url)
             _hush()
         except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
-                f"--ray_address {address} leads to no Ray cluster that can be joined ({first}). Start one with `ray "
-                "start --head`, or leave the flag out: a cluster of this machine is then started for the run."
+                f"--ray_address {address} leads to no Ray cluster that can be joined ({first_line(error)}). Start one "
+                "with `ray start --head`, or omit the flag to start a cluster on this machine for the run."
             ) from None
         finally:
-            if main:  # Ray has put its own in its place
+            if main:  # Ray has replaced it
                 signal.signal(signal.SIGTERM, before)
 
     def share(self, workers: int, device: str) -> Share:
-        """Return what each of so many processes gets: a GPU where the cluster has some, or a share of the CPUs.
+        """Return the resources of each process: one GPU if the cluster has GPUs, or else a share of the CPUs.
 
         Args:
-            workers: how many.
-            device: what a user asked for: auto, cpu, cuda.
+            workers: the number of processes.
+            device: the requested device: auto, cpu or cuda.
 
         Raises:
-            DeviceError: if CUDA was asked for and the cluster has no GPU.
+            DeviceError: if CUDA is requested and the cluster has no GPU.
         """
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         if device.startswith("cuda") and not gpus:
             raise DeviceError(
-                "--device cuda with --workers needs a Ray cluster with GPUs, and this one has none. See what "
-                "`ray status` lists, or use --device cpu."
+                "--device cuda with --workers needs a Ray cluster with GPUs, and this one has none. Check "
+                "`ray status`, or use --device cpu."
             )
         if gpus and device != "cpu":
             return Share(1, 1)
         return Share(0, max(1, (self._threads if self.own else cpus) // workers))
 
     def room(self, share: Share) -> int:
-        """Return how many such processes the cluster can hold now, counting those that are there."""
+        """Return how many such processes the cluster can start now."""
         resources = ray.available_resources()
         room = int(resources.get("CPU", 0)) // share.cpus
         if share.gpus:
@@ -178,11 +176,11 @@ class Cluster:
         return room
 
     def spawn(self, share: Share, lanes: int = 1) -> Any:
-        """Ask for a process; it begins once there is room.
+        """Request a process; it starts once the cluster has room.
 
         Args:
-            share: what it gets.
-            lanes: how many calls it takes at a time.
+            share: its resources.
+            lanes: its number of concurrent calls.
         """
         kind: Any = ray.remote(Host)
         self._require_node()
@@ -192,7 +190,7 @@ class Cluster:
         return handle
 
     def put(self, value: Any) -> Any:
-        """Lay a value where all processes of the cluster reach it; return a reference to it."""
+        """Put a value into the cluster's memory and return a reference to it."""
         self._require_node()
         try:
             return ray.put(value)
@@ -200,10 +198,10 @@ class Cluster:
             raise self._headless(error) from None
 
     def wait(self, futures: Sequence[Any], seconds: float) -> list[Any]:
-        """Return the calls that have ended, after so many seconds at the latest.
+        """Wait for the first calls to end, up to a timeout in seconds; return all that have ended.
 
         Raises:
-            HeadLostError: if the cluster is gone.
+            HeadLostError: if the cluster is lost.
         """
         self._require_node()
         if time.monotonic() > self._seen + CHECK_SECONDS:
@@ -218,19 +216,19 @@ class Cluster:
         return list(ready)
 
     def result(self, future: Any) -> Any:
-        """Return what an ended call returned.
+        """Return the result of an ended call.
 
         Raises:
             WorkerLostError: if the process died.
-            HeadLostError: if the cluster is gone.
-            BaseException: what the call raised.
+            HeadLostError: if the cluster is lost.
+            BaseException: the exception of the call.
         """
         try:
             value = ray.get(future)
         except _lost() as error:
             self._require_node()
             self.check()
-            raise WorkerLostError(_first_line(error)) from None
+            raise WorkerLostError(first_line(error)) from None
         except _no_head() as error:
             raise self._headless(error) from None
         if isinstance(value, Raised):
@@ -238,10 +236,10 @@ class Cluster:
         return value
 
     def check(self) -> None:
-        """Make sure that the head is there.
+        """Check that the head answers.
 
         Raises:
-            HeadLostError: if it has not answered for a while.
+            HeadLostError: if it has not answered for HEAD_SECONDS.
         """
         while True:
             try:
@@ -249,19 +247,17 @@ class Cluster:
                 self._silent_since, self._seen = None, time.monotonic()
                 return
             except OSError as error:
-                refused = isinstance(error, ConnectionRefusedError)
+                limit = HEAD_SECONDS / 5 if isinstance(error, ConnectionRefusedError) else HEAD_SECONDS
                 self._silent_since = self._silent_since or time.monotonic()
-                if refused and time.monotonic() - self._silent_since > HEAD_SECONDS / 5:
-                    raise self._headless(error) from None
-                if time.monotonic() - self._silent_since > HEAD_SECONDS:
+                if time.monotonic() - self._silent_since > limit:
                     raise self._headless(error) from None
                 time.sleep(0.1)
 
     def _require_node(self) -> None:
-        """Make sure that Ray's part on this machine is there: any call to it ends this process if it is not.
+        """Check that Ray's process on this machine (the raylet) runs; otherwise any call to Ray would end this process.
 
         Raises:
-            HeadLostError: if it is gone.
+            HeadLostError: if it is lost.
         """
         with socket.socket(socket.AF_UNIX) as probe:
             try:
@@ -272,20 +268,20 @@ class Cluster:
     def _reach(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         if not port.isdecimal():
-            raise ValueError("it must be auto, or such as 10.0.0.1:6379")
+            raise ValueError("it must be auto or an address such as 10.0.0.1:6379")
         socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
 
     def kill(self, handle: Any) -> None:
-        """End a process, whether it answers or not."""
+        """Kill a process."""
         self._require_node()
         try:
             ray.kill(handle)
         except (exceptions.RayError, ConnectionError, ValueError):
-            logger.debug("a process of the cluster was gone before it was ended")
+            logger.debug("a process of the cluster had ended before it was killed")
         self._handles = [one for one in self._handles if one is not handle]
 
     def close(self) -> None:
-        """End the processes, and the cluster if it is our own."""
+        """End the processes, and the cluster if this object started it."""
         for handle in [] if self.dead else list(self._handles):
             self.kill(handle)
         self._handles = []
@@ -297,40 +293,35 @@ class Cluster:
             self.dead = True
             atexit.register(_leave)
         return HeadLostError(
-            f"the head of the Ray cluster, {self.head}, is gone ({_first_line(error)}). A run keeps every generation "
-            "that it finished: start the cluster again, and the same command continues from there."
+            f"the head of the Ray cluster, {self.head}, is lost ({first_line(error)}). Every finished generation is "
+            "saved: restart the cluster, then run the same command again to resume."
         )
 
 
 def _no_head() -> tuple[type[BaseException], ...]:
-    """Return the errors that mean that the cluster is gone."""
+    """Return Ray's errors for a lost cluster."""
     return exceptions.LocalRayletDiedError, exceptions.RpcError, ConnectionError
 
 
 def _lost() -> tuple[type[BaseException], ...]:
-    """Return the errors that mean that a process or its node is gone."""
+    """Return Ray's errors for a lost process or node."""
     e = exceptions
     return e.RayActorError, e.WorkerCrashedError, e.ObjectLostError, e.NodeDiedError
 
 
 def _leave() -> None:
-    """End the process here: at its ordinary end Ray, without its cluster, would crash it."""
+    """End the process at once: without its cluster, Ray would crash it during the normal exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
 
 
 def _hush() -> None:
-    """Have what Ray prints about lost processes logged: results are printed where it would stand, and we say it."""
+    """Log Ray's messages about lost processes instead of printing them; the pool logs its own."""
 
     def log(data: dict[str, Any], ignore_prefix: bool) -> None:
         del ignore_prefix
         for line in data.get("lines", ()):
             logger.debug("Ray: %s", line)
 
-    ray._private.worker.print_to_stdstream = log  # `log_to_driver` does not reach it in Ray 2.60
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    ray._private.worker.print_to_stdstream = log  # `log_to_driver` has no effect on it in Ray 2.60

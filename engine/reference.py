@@ -1,4 +1,4 @@
-"""Stages run as the PyTorch modules they are: the reference that every artifact is compared with."""
+"""Run stages as PyTorch modules: the reference of the parity gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ModuleRunner:
     artifacts: tuple[Path, ...] = ()
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
-        """Take stages on the device and in the dtype that the tensors will have."""
+        """Take stages; the tensors must have their device and dtype."""
         self._stages = stages
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:

@@ -1,9 +1,8 @@
-"""Generations replayed: what a chain of stages queues on a device is recorded once, and queued again by one call.
+"""Record the work of a stage chain on a device, and replay it for later generations with one call.
 
-A recording reads and writes fixed memory. So it has input tensors of its own, into which each generation's are copied,
-and its answer is copied out before anything else is replayed. The projection of a candidate, A z + p0, is not in it:
-that is one product in a generation, its matrix differs between the layers of BBTv2, and a population's parts share its
-result, each in a recording of its own.
+A recording reads and writes fixed memory. Inputs are therefore copied into its own tensors, and its output is copied
+before the next replay. The projection of candidates, A z + p0, is not recorded: it is one product per generation, its
+matrix differs between the layers of BBTv2, and the parts of a population, which have separate recordings, share it.
 """
 
 from __future__ import annotations
@@ -18,42 +17,42 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .faults import first_line
+from ..export.errors import first_line
 from .runner import Runner
 
 MOST = 256
-"""How many recordings are kept: BBTv2 has two for each layer and part of a population."""
+"""The maximum number of recordings; BBTv2 has two for each layer and part of a population."""
 PLAIN = 2
-"""How often a chain runs as it is. The first time warms its kernels and their memory up; what comes only twice, as two
-prompts do on a batch of the test set, is not worth a recording."""
+"""How many times a chain runs unrecorded. The first run is the warm-up of kernels and memory. Recording does not pay
+for chains that run only twice, such as two prompts on a batch of the test set."""
 
 Chain = Callable[[Runner, int, Tensor, Sequence[Tensor], dict[str, Tensor]], Tensor]
-"""Runs the stages of a runner from one on: Engine.run_chain()."""
+"""Runs consecutive stages: Engine.run_chain()."""
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Where work is queued, and recorded."""
+    """Queues and records work."""
 
     def use(self) -> AbstractContextManager[None]:
-        """Queue what runs within this block after PyTorch's work so far, and PyTorch's later work after it."""
+        """Queue the work of this block after PyTorch's earlier work and before its later work."""
         ...
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Record work that has run before: return what queues it again, and the tensor that this writes."""
+        """Record work that has run before; return its replay function and the tensor that each replay writes."""
         ...
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A chain from one stage on, for one set of shapes."""
+    """A recorded chain for one set of shapes."""
 
     inputs: tuple[Tensor, ...]
-    """The tensors it reads: hidden states, then prompts; others of the same shapes share them."""
+    """The tensors that it reads: hidden states, then prompts; recordings with the same shapes share them."""
     replay: Callable[[], object]
     output: Tensor
-    """The tensor it writes."""
+    """The tensor that it writes."""
 
 
 @dataclass
@@ -61,32 +60,31 @@ class Known:
     """A chain that has run."""
 
     reads: tuple[weakref.ref[Any], ...]
-    """The runner and the tensors that are not copied: while they are alive, nothing else has their addresses."""
+    """The runner and the tensors that are not copied: while they are alive, their addresses are unique."""
     runs: int = 0
     recording: Recording | None = None
     held: tuple[Any, ...] = ()
-    """What ``reads`` refers to, once there is a recording, which reads it."""
+    """Strong references to ``reads`` for a recording."""
 
     @property
     def alive(self) -> bool:
-        """Tell whether the addresses still stand for what ran."""
+        """Whether all of ``reads`` are alive, so that the addresses are still valid."""
         return all(one() is not None for one in self.reads)
 
 
 class Replay:
     """The recordings of an engine.
 
-    A chain runs as it is PLAIN times, then it is recorded. What cannot be recorded is said once, and from then on
-    nothing is.
+    A chain runs unrecorded PLAIN times, then it is recorded. After a failure, which is logged, nothing is recorded.
 
     Args:
-        recorder: where the work is queued.
-        where: what the log calls that.
+        recorder: queues and records the work.
+        where: the device's name in the log.
     """
 
     def __init__(self, recorder: Recorder, where: str) -> None:
         self.on = True
-        """Whether recording has not failed."""
+        """False after a failure."""
         self._recorder, self._where = recorder, where
         self._known: dict[str, Known] = {}
         self._inputs: dict[str, Tensor] = {}
@@ -102,19 +100,19 @@ class Replay:
         tensors: dict[str, Tensor],
         fixed: Sequence[int] = (),
     ) -> Tensor:
-        """Do what a chain does.
+        """Run or replay a chain.
 
         Args:
             chain: runs the stages one by one.
             run: the loaded stages.
-            first: the stage that hidden enters.
-            hidden: [P', N, S, H].
-            prompts: one for each of the stages, [P, n, H] or [1, n, H].
-            tensors: what else the stages take, by name; these are read where they lie.
+            first: the first stage.
+            hidden: [P', N, S, H], the first stage's input.
+            prompts: one per stage, [P, n, H] or [1, n, H].
+            tensors: the stages' other inputs, by name; they are not copied.
             fixed: other addresses that the stages read or write.
 
         Returns:
-            What the chain returns, in memory that no replay writes.
+            The chain's output, in memory that no replay writes.
         """
         with self._recorder.use():
             if not self.on:
@@ -151,10 +149,10 @@ class Replay:
         return Recording(own, replay, output)
 
     def _copy(self, first: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Copy inputs to where recordings read them, but for those that lie there from the last time.
+        """Copy inputs into the recordings' tensors, except those copied the last time.
 
-        A tensor that was copied is held, so that no other can take its place and name; whoever makes one for a chain
-        does not change it any more.
+        A reference to each copied tensor is kept, so that no other can get its address. Callers must not modify a
+        tensor after passing it.
         """
         own = []
         for number, given in enumerate(inputs):
@@ -169,13 +167,13 @@ class Replay:
         return tuple(own)
 
     def _keep(self, key: str, known: Known) -> None:
-        """Keep a chain as the last that ran, and forget the one that has not for longest."""
+        """Store a chain as the most recent, and evict the least recent."""
         self._known[key] = known
         if len(self._known) > MOST:
             del self._known[next(iter(self._known))]
 
     def forget(self) -> None:
-        """Forget all recordings, as memory that they use between their first and last kernel may now be another's."""
+        """Discard all recordings: other objects may now use the memory of their intermediate results."""
         self._known.clear()
         self._inputs.clear()
         self._copied.clear()

@@ -1,4 +1,4 @@
-"""What runs a loaded chain of stages, on any runtime."""
+"""The protocol of runners."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 class Runner(Protocol):
-    """A loaded stage chain: runs one stage on one runtime."""
+    """A stage chain, loaded on one runtime."""
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
-        """The files it runs, if it runs any."""
+        """The files that it runs, if any."""
         ...
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Return the hidden states [max(P', P), N, S, H] or logits [P, N, W] of a stage.
 
         Args:
-            stage: its number in the chain.
+            stage: the stage's number.
             hidden: [P', N, S, H] on the engine's device, in its dtype.
             prompt: [P, n, H], likewise; P' = 1 or P = 1 broadcasts.
-            tensors: what else the stages take, by name.
+            tensors: the stages' other inputs, by name.
         """
         ...

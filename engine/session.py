@@ -1,11 +1,11 @@
-"""N encoded examples on one engine, waiting for prompts."""
+"""A session: N encoded examples on one engine."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,60 +17,56 @@ from ..export.words import class_logits
 from .buckets import Bucket, Part
 from .crew import Crew
 from .embeddings import clipped_spread
-from .faults import MemoryShortError, is_out_of_memory, persist, release_memory
+from .faults import Fallible, MemoryShortError, is_out_of_memory, persist, release_memory
 from .prefix import SharedPrefix
 from .runner import Runner
 from .savings import Savings
 
 TURNS = 4
-"""How many parts are made for each thread at least, where one can be divided, so that none waits long for the last."""
+"""The least number of parts per thread, if the work can be divided, so that threads finish at about the same time."""
 
 logger = logging.getLogger(__name__)
 
 
-class Machine(Protocol):
-    """What a session asks of its engine."""
+class LocalEngine(Fallible, Protocol):
+    """The members of an engine that a session uses."""
 
-    name: ClassVar[str]
     staged: StagedModel
     savings: Savings
-    precision: str
-    device: torch.device
     dtype: torch.dtype
-    tokens_per_call: int
     crew: Crew
 
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run the stages from one on, a prompt for each."""
+        """Run consecutive stages, one per prompt."""
         ...
 
 
 class Session:
     """N encoded examples on one engine.
 
-    ``evaluate`` at a layer depends on the committed prompts of all other layers (zero where none was committed) and on
-    nothing else. What lies below the layer is the same for every candidate: those activations are computed once, with
-    the committed prompts, and kept until a prompt below them changes. At most one layer's are held.
+    ``evaluate`` at a layer depends only on the committed prompts of all other layers (zero by default). The activations
+    below the layer are the same for every candidate. They are computed once with the committed prompts and cached, for
+    one layer at a time, until a prompt below them changes.
     """
 
     def __init__(
-        self, engine: Machine, buckets: list[Bucket], classes: list[list[int]], bias: Tensor | None = None,
+        self, engine: LocalEngine, buckets: list[Bucket], classes: list[list[int]], bias: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Take what is answered.
+        """Take encoded examples.
 
         Args:
-            engine: loaded.
-            buckets: cover rows 0 to N-1.
-            classes: per class, which of the label words are its own.
+            engine: the loaded engine.
+            buckets: the examples; together they contain rows 0 to N-1.
+            classes: the indices of each class's label words.
             bias: [W], added to the label words' logits.
             columns: [W], selects the label words' logits if the head computes more.
         """
         self.engine = engine
         self.layer_evaluations = 0
-        """Layers run so far, counted once per candidate and example."""
+        """The number of layer evaluations so far, counted per candidate and example."""
         self._buckets = buckets
         self._classes, self._bias, self._columns = classes, bias, columns
         self._committed: list[Tensor | None] = [None] * engine.staged.n_stages
@@ -99,12 +95,12 @@ class Session:
             layer: the layer whose input the prompts enter; 0 is the model's input.
 
         Returns:
-            Logits of the classes, [P, N, C], float32, on the CPU: fetching them is the only time the host waits.
+            Logits of the classes, [P, N, C], float32, on the CPU. The host waits for the device only here.
 
         Raises:
             ShapeError: if the prompts do not fit the graph or there is no such layer.
-            NumericsError: if a logit is NaN or infinite, also in smaller chunks.
-            DeviceError: if the engine fails, also in smaller chunks, or has not enough memory for one candidate.
+            NumericsError: if a logit is NaN or infinite, also after a retry with smaller chunks.
+            DeviceError: if the engine fails, also after a retry, or has not enough memory for one candidate.
         """
         self._check(prompts, layer, 3, "[P, n, H]")
         prompts = self._cast(prompts)
@@ -130,10 +126,10 @@ class Session:
                 bucket.rewind()
 
     def hidden_states(self, layer: int) -> Tensor:
-        """Return what enters a layer for all real tokens under the committed prompts: [T, H] float32.
+        """Return the input of a layer for all real tokens under the committed prompts: [T, H] float32.
 
-        A prompt committed for the layer itself is not in it yet. With cuts="input" these are the embeddings that the
-        prompt joins, but for positions that follow a shared prompt: there they are what enters the first layer.
+        The layer's own committed prompt has not joined yet. With cuts="input" these are the embeddings that the prompt
+        joins; for positions after a shared prefix they are the input of the first layer.
 
         Raises:
             ShapeError: if there is no such layer.
@@ -142,11 +138,11 @@ class Session:
         return persist(self.engine, lambda: self._entered(layer), max(map(self._tokens, self._buckets)))
 
     def clipped_spread(self, layer: int) -> float:
-        """Return how far the values that enter a layer spread, without outliers; see ``hidden_states``."""
+        """Return the standard deviation of ``hidden_states`` without outliers."""
         return clipped_spread(self.hidden_states(layer))
 
     def _entered(self, layer: int) -> Tensor:
-        """Return what enters a layer for all real tokens: [T, H] float32."""
+        """Return the input of a layer for all real tokens: [T, H] float32."""
         states = []
         with torch.inference_mode():
             self._climb(layer)
@@ -164,9 +160,9 @@ class Session:
         return torch.cat(states)
 
     def _logits(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer a population on all examples, [P, N, C], and make sure that the answers are numbers.
+        """Answer a population on all examples, [P, N, C], and check that the logits are finite.
 
-        Activations that led to a failure are forgotten: it may have been made there.
+        After a failure the cached activations are discarded, because they may be its cause.
         """
         try:
             with torch.inference_mode():
@@ -187,11 +183,11 @@ class Session:
         return logits
 
     def _tokens(self, bucket: Bucket) -> int:
-        """Return how many tokens a candidate has on a bucket's examples."""
+        """Return the number of tokens of one candidate on a bucket's examples."""
         return bucket.encoded.hidden.shape[1] * bucket.encoded.joined_length
 
     def _climb(self, layer: int) -> None:
-        """Bring the activations of all buckets up to a layer, running only the layers that are missing."""
+        """Compute the activations below a layer for all buckets, from the cached ones."""
         for bucket in self._buckets:
             if layer < bucket.layer:
                 bucket.rewind()
@@ -214,7 +210,7 @@ class Session:
             bucket.layer, bucket.hidden = layer, hidden
 
     def _entering(self, prompts: Tensor, layer: int) -> list[Tensor]:
-        """Return what joins each stage that must run, for candidate prompts at a layer: [P or 1, n, W]."""
+        """Return the prompts of all stages to run, [P or 1, n, W], for candidate prompts at a layer."""
         first = layer if self.engine.savings.reuse else 0
         if self._prefix is None:
             stages = range(first, self.engine.staged.n_stages)
@@ -223,7 +219,7 @@ class Session:
         return below + self._prefix.states(prompts, layer, self.engine.tokens_per_call)
 
     def _answers(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer the population in parts, in smaller ones after the device ran out of memory: [P, N, W]."""
+        """Answer the population in parts, [P, N, W]; use smaller parts if the device runs out of memory."""
         population, reuse = len(prompts), self.engine.savings.reuse
         entering = self._entering(prompts, layer)
 
@@ -251,7 +247,7 @@ class Session:
         return logits
 
     def _parts(self, population: int) -> list[Part]:
-        """Split a population's work into parts that one call can take, large ones first."""
+        """Split a population's work into parts of one call each, large ones first."""
         most, threads = self.engine.tokens_per_call, self.engine.crew.size
         if threads > 1:
             total = population * sum(self._tokens(bucket) for bucket in self._buckets)
@@ -265,12 +261,10 @@ class Session:
         return sorted(parts, key=lambda part: -part.tokens)
 
     def _take_less(self, parts: Sequence[Part], error: BaseException) -> None:
-        """Halve the largest part that has more than one candidate, and with it what one call takes.
-
-        Where none has, go on with one call at a time.
+        """Limit calls to half of the largest part; if all parts have one candidate, use one thread.
 
         Raises:
-            MemoryShortError: if one call with one candidate was too much.
+            MemoryShortError: if the device has not enough memory for one candidate on one thread.
         """
         part = next((part for part in parts if len(part) > 1), None)
         if part is not None:
@@ -284,13 +278,13 @@ class Session:
             bucket = parts[0].bucket
             raise MemoryShortError(
                 f"{self.engine.device} has not enough memory for one candidate on {len(bucket.rows)} texts of "
-                f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, use a smaller model, or "
+                f"{bucket.encoded.hidden.shape[2]} tokens. Close other programs, or use a smaller model or "
                 "--precision fp16."
             ) from error
         release_memory()
 
     def _answer(self, part: Part, entering: Sequence[Tensor], layer: int) -> Tensor:
-        """Run the stages from a layer to the answer for some candidates on a bucket: [P, M, W]."""
+        """Run the stages from a layer to the logits for some candidates on a bucket: [P, M, W]."""
         encoded, first, hidden = part.bucket.encoded, layer, part.bucket.entering
         if not self.engine.savings.reuse:
             first, hidden = 0, encoded.hidden.expand(len(part), -1, -1, -1)
@@ -319,15 +313,13 @@ class Session:
             )
         if prompt.shape[-1] != staged.hidden_size:
             raise ShapeError(
-                f"prompts are {prompt.shape[-1]} wide, but graph {graph!r} has hidden size {staged.hidden_size}: they "
-                "belong to another model."
+                f"prompts are {prompt.shape[-1]} wide, but graph {graph!r} has hidden size {staged.hidden_size}. Use "
+                "prompts of this model."
             )
         self._check_layer(layer)
 
     def _check_layer(self, layer: int) -> None:
         stages = self.engine.staged.n_stages
         if not 0 <= layer < stages:
-            way_out = (
-                "" if self.engine.staged.cuts == "layers" else ' Load the engine with cuts="layers" for deep prompts.'
-            )
-            raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.{way_out}")
+            deep = ' Load the engine with cuts="layers" for deep prompts.' * (self.engine.staged.cuts == "input")
+            raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.{deep}")

@@ -1,4 +1,4 @@
-"""How work is divided: candidates by the measured speed of those who answer, texts by their tokens."""
+"""Divide work among workers: candidates by measured speed, texts by their tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 WORTH = 0.1
-"""Shares are changed once a generation would be done so much sooner: each new size may be compiled or recorded anew."""
+"""The least relative gain that justifies new shares: a new size may require a new compilation or recording."""
 NEWEST = 0.5
-"""Weight of the newest measurement in a speed."""
+"""The weight of the newest measurement in a speed."""
 
 
 def proportional(speeds: Sequence[float], total: int) -> list[int]:
-    """Divide a number of pieces in proportion to speeds, so that the last is done as early as can be.
+    """Divide a number of pieces in proportion to speeds, so that the last worker finishes as early as possible.
 
-    Piece by piece, each goes to whoever will be done with it first.
+    Each piece goes to the worker that would finish it first.
     """
     sizes = [0] * len(speeds)
     for _ in range(total):
@@ -28,14 +28,14 @@ def proportional(speeds: Sequence[float], total: int) -> list[int]:
 
 
 def even_parts(lengths: Tensor, count: int) -> list[Tensor]:
-    """Divide texts into parts of like length, of about as many tokens each.
+    """Divide texts into parts of similar length with about equal numbers of tokens.
 
     Args:
         lengths: [N], tokens of each text.
-        count: how many parts; fewer if there are not so many texts.
+        count: the number of parts; fewer if there are fewer texts.
 
     Returns:
-        The rows of each part, all together 0 to N - 1.
+        The rows of each part; together they are 0 to N - 1.
     """
     count = min(count, len(lengths))
     order = torch.argsort(lengths, stable=True)
@@ -50,25 +50,24 @@ def even_parts(lengths: Tensor, count: int) -> list[Tensor]:
 
 
 class Shares:
-    """Speeds of workers, and the shares of a population that follow from them."""
+    """The speeds of workers and their shares of a population."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self._speeds: dict[Any, float] = {}
         self._last: tuple[list[Any], int, list[int]] | None = None
 
     def learn(self, member: Any, work: float, seconds: float) -> None:
-        """Take in how long a worker took; a member that was started again (speed 0) begins anew."""
+        """Update a worker's speed with a measurement; a restarted member (speed 0) loses its history."""
         new = work / max(seconds, 1e-9)
         old = self._speeds.get(member) if member.speed else None
         self._speeds[member] = member.speed = new if old is None else (1 - NEWEST) * old + NEWEST * new
 
     def speed(self, member: Any) -> float | None:
-        """Return a worker's speed in work a second, or None if it is not known."""
+        """Return a worker's speed in work per second, or None if it is unknown."""
         return self._speeds.get(member) if member is not None and member.speed else None
 
     def of(self, members: Sequence[Any], population: int) -> list[int]:
-        """Return how many candidates each gets; those of unknown speed are taken to be as fast as the others."""
+        """Return the number of candidates of each worker; an unknown speed counts as the mean of the others."""
         known = [speed for member in members if (speed := self.speed(member)) is not None]
         usual = sum(known) / len(known) if known else 1.0
         speeds = [self.speed(member) or usual for member in members]
@@ -82,5 +81,5 @@ class Shares:
 
 
 def _longest(sizes: Sequence[int], speeds: Sequence[float]) -> float:
-    """Return when the last is done."""
+    """Return when the last worker finishes."""
     return max(size / speed for size, speed in zip(sizes, speeds, strict=True))

@@ -1,4 +1,4 @@
-"""The parity gate for one stage: what a plan built in the middle of a run does to the losses."""
+"""The parity gate of one stage, for plans that are built during a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..export.stages import Stage
 from .reference import ModuleRunner
 
 PERTURBATION = 0.1
-"""How much the states of a population differ from each other, beside their own standard deviation."""
+"""The difference between the states of a population, relative to their standard deviation."""
 
 
 def measure_stage(
@@ -25,19 +25,19 @@ def measure_stage(
     prompt: Tensor,
     tensors: dict[str, Tensor],
 ) -> Parity:
-    """Compare one stage with PyTorch fp32 by the losses that follow from what it returns.
+    """Compare one stage with PyTorch fp32 by the resulting losses.
 
-    A random population of the given shapes enters the stage. All stages above it are PyTorch's, so the difference is
-    the stage's own.
+    A random population with the given shapes enters the stage. PyTorch runs all stages above it, so any difference
+    comes from the stage.
 
     Args:
         staged: the model, on the tensors' device.
         stages: the chain.
-        run: what is to be checked.
-        stage: its number in the chain.
-        hidden: [P', N, S, H], as a run passes it.
+        run: runs a stage of the chain to be checked.
+        stage: the stage's number.
+        hidden: [P', N, S, H], as in the run.
         prompt: [P, n, H], likewise.
-        tensors: what else the stages take, by name.
+        tensors: the stages' other inputs, by name.
     """
     generator = torch.Generator().manual_seed(stage)
     spread = float(hidden.float().std())
@@ -62,7 +62,7 @@ def measure_stage(
         if hidden.shape[0] > 1:
             states = (hidden[:1] + PERTURBATION * noise(len(hidden), 1, *hidden.shape[2:])).contiguous()
         returned = run(stage, states, prompts, tensors).float()
-        for number in range(candidates):  # one by one: fp32 states take twice the memory
+        for number in range(candidates):  # one by one, because fp32 states take twice the memory
             mine = slice(number, number + 1) if len(states) > 1 else slice(None)
             asked = slice(number, number + 1) if len(prompts) > 1 else slice(None)
             expected.append(answer(stage, states[mine].float(), prompts[asked].float()))

@@ -1,4 +1,4 @@
-"""The TensorRT engine: stages as plans, built for the shapes that a run asks for."""
+"""The TensorRT engine: runs stages as plans, built for the shapes of a run."""
 
 from __future__ import annotations
 
@@ -33,45 +33,49 @@ from .savings import Savings
 from .stage_parity import measure_stage
 
 PRECISIONS = ("fp16", "bf16", "fp32")
-"""Of plans; the first is the default."""
+"""The precisions of plans; the first is the default."""
 BUCKET_TOKENS = 2048
-"""What a further bucket costs, in tokens: four times what other engines reckon, for each has its own plans to build."""
+"""The cost of one more bucket, in tokens: four times that of other engines, because each bucket needs its own plans."""
 PlanKey = tuple[int, str]
-"""A stage, and the shapes that it takes."""
+"""A stage, and the shapes of its inputs."""
 
 logger = logging.getLogger(__name__)
 
 
 class TensorRtRunner(OnnxRunner):
-    """Plans for a stage chain: one per stage for a candidate alone, and one per stage and shapes for a population."""
+    """Runs a stage chain with plans: one per stage for a single candidate, one per stage and shapes for populations.
+
+    Attention uses the lengths of texts instead of masks, if masks hide only padding. If a plan with lengths cannot be
+    built, fails or fails the parity gate, the chain uses masks from then on, also in later runs.
+    """
 
     def __init__(self, engine: TensorRtEngine, encoded: Encoded) -> None:
-        """Build and load the plans for one candidate; a population's are built when it is there."""
+        """Build and load the plans for one candidate; those for a population are built at its first call."""
         files = onnx_files(engine.staged, encoded, engine.dtype, engine.onnx_model_path)
         super().__init__(files, engine.staged, encoded)
         self._engine = engine
         self._plans: dict[PlanKey, Plan] = {}
         self._lengths: Tensor | None = None
-        """Of the texts that are being answered, where attention goes by them."""
+        """The lengths of the current texts, if attention uses them."""
         self._refusal = files.paths[0].with_name(f"no-lengths-{tensorrt_version()}-{engine.queue.gpu}.json")
-        """The file that says that lengths have failed on these graphs and this GPU."""
+        """The file that records a failure with lengths for these graphs and this GPU."""
         if files.kept and self._refusal.exists():
             engine.masked.add(self._stages)
         self._range_plans(encoded)
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
-        """The plans loaded so far, those for one candidate first."""
+        """The loaded plans, those for one candidate first."""
         return tuple(plan.path for plan in self._plans.values())
 
     @property
     def parity_record(self) -> Path:
-        """The file that keeps the gate's figures for one candidate's plans; by content, as no two builds are alike."""
+        """The file for the parity figures of one candidate's plans, named by their content: each build differs."""
         plans = self.artifacts[: self._staged.n_stages]
         return plans[0].with_name(f"parity-{digest({'plans': [file_digest(plan) for plan in plans]})}.json")
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Run a stage. A plan for new shapes is built, and must pass the gate, when it is first needed."""
+        """Run a stage; if the shapes are new, first build a plan and run the parity gate on it."""
         with self._engine.queue.use():
             self._lengths = tensors.get(LENGTHS) if self._by_lengths else None
             while not self._prepared(stage, hidden, prompt, tensors):
@@ -79,10 +83,10 @@ class TensorRtRunner(OnnxRunner):
             return super().__call__(stage, hidden, prompt, tensors)
 
     def refuse_lengths(self, error: Exception) -> bool:
-        """Go by masks from now on, for these graphs and for good, if lengths are what failed; return whether."""
+        """Use masks from now on, unless this chain already does or memory was short; return whether to retry."""
         if self._lengths is None or "out of memory" in str(error):
             return False
-        logger.warning("attention by lengths fails on %s: going by masks (%s)", self._engine.queue.gpu, error)
+        logger.warning("attention by lengths fails on %s: continuing with masks (%s)", self._engine.queue.gpu, error)
         self._engine.masked.add(self._stages)
         if self.files.kept:
             write_record(self._refusal, {"error": str(error)})
@@ -106,7 +110,7 @@ class TensorRtRunner(OnnxRunner):
             plan.run(some, output[:, rows], stream)
 
     def _prepared(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> bool:
-        """Have a plan for these shapes that has passed the gate; return False if it must go without lengths."""
+        """Ensure a plan for these shapes that has passed the gate; return False to retry without lengths."""
         names = self._stages[stage].names
         inputs = self._with_lengths({"hidden": hidden, "prompt": prompt} | {name: tensors[name] for name in names})
         key = self._key(stage, inputs)
@@ -129,7 +133,7 @@ class TensorRtRunner(OnnxRunner):
         return True
 
     def _range_plans(self, encoded: Encoded) -> None:
-        """Load a plan per stage for one candidate; the gate for whole chains is still to come."""
+        """Load a plan per stage for one candidate; the gate for whole chains follows later."""
         self._lengths = padding_lengths(encoded) if self._by_lengths else None
         examples, text = encoded.hidden.shape[1:3]
         width, stages = self._staged.hidden_size, range(self._staged.n_stages)
@@ -150,11 +154,11 @@ class TensorRtRunner(OnnxRunner):
 
     @property
     def _by_lengths(self) -> bool:
-        """Whether lengths have not failed on these graphs here."""
+        """Whether lengths have not failed for this chain."""
         return self._stages not in self._engine.masked
 
     def _with_lengths(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add the lengths, repeated over the population, if attention goes by them."""
+        """Add the lengths, repeated over the population, if attention uses them."""
         if self._lengths is None:
             return inputs
         return inputs | {LENGTHS: self._lengths.repeat(max(len(inputs["hidden"]), len(inputs["prompt"])))}
@@ -168,11 +172,11 @@ class TensorRtRunner(OnnxRunner):
         return stage, str(self._profile(stage, inputs))
 
     def _load(self, stage: int, inputs: dict[str, Tensor]) -> Plan:
-        """Load, and if need be build, the plan of a stage for the shapes of its inputs."""
+        """Load the plan of a stage for the shapes of its inputs; build it if it is missing."""
         source = self.files.paths[stage], self._profile(stage, inputs), self._engine.queue.gpu
         path = plan_from_onnx(*source)
         if self._engine.runs and (fault := plan_fault(path)) is not None:
-            logger.warning("%s cannot be run here (%s): building it again", path, fault)
+            logger.warning("%s cannot run here (%s): rebuilding it", path, fault)
             discard(path)
             path = plan_from_onnx(*source)
         plan = self._engine.plan_class(path, self._engine.scratch)
@@ -190,10 +194,10 @@ class TensorRtEngine(Engine):
     queue_class: ClassVar[type[Queue]] = Queue
     plan_class: ClassVar[type[Plan]] = Plan
     runs: ClassVar[bool] = True
-    """Whether plans run here, so that they can be compared."""
+    """Whether plans run here, so that the parity gate applies."""
 
     def __init__(self, staged: StagedModel, precision: str, device: torch.device, savings: Savings) -> None:
-        """Take a model cut into stages; load_engine() checks the rest."""
+        """Take a staged model; load_engine() validates the other arguments."""
         super().__init__(staged, precision, device, savings)
         self.queue = self._new_queue()
         choose(self.queue.gpu.capability)
@@ -201,7 +205,7 @@ class TensorRtEngine(Engine):
         if savings.graph:
             self.replay = Replay(self.queue, str(self.queue.gpu))
         self.masked: set[tuple[Stage, ...]] = set()
-        """Chains whose attention goes by masks because lengths have failed."""
+        """The chains whose attention uses masks because lengths have failed."""
         self._loaded: TensorRtRunner | None = None
 
     def _new_queue(self) -> Queue:
@@ -209,13 +213,13 @@ class TensorRtEngine(Engine):
 
     @classmethod
     def cuda_fault(cls) -> str | None:
-        """Say why TensorRT cannot be used here, or None if it can."""
+        """Return why TensorRT cannot be used here, or None if it can."""
         return tensorrt_fault(torch.cuda.get_device_capability())
 
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run the stages from one to the answer, without waiting for the device in between."""
+        """Run consecutive stages without waiting for the device in between."""
         with self.queue.use():
             return super().run_chain(run, first, hidden, prompts, tensors)
 
@@ -224,10 +228,10 @@ class TensorRtEngine(Engine):
         return (self.scratch.block.data_ptr(),)
 
     def accept(self, parity: Parity, part: str) -> None:
-        """Keep the worst figures of all parts.
+        """Check one part's parity, and keep the worst figures of all parts.
 
         Raises:
-            ParityError: if this part is not faithful enough.
+            ParityError: if this part is not accurate enough.
         """
         parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}, {part},")
         if parity.spearman < self.parity.get("spearman", 1.0):
@@ -238,7 +242,7 @@ class TensorRtEngine(Engine):
         return self._loaded
 
     def _placed(self, encoded: Encoded) -> Encoded:
-        """Add the texts' lengths to what goes to the device, if they can stand for its masks."""
+        """Add the texts' lengths, if they can replace the masks."""
         placed, lengths = super()._placed(encoded), padding_lengths(encoded)
         if lengths is None:
             return placed
@@ -257,12 +261,12 @@ class TensorRtEngine(Engine):
             return super()._gated(encoded)
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
-        """Compare the plans for one candidate; others are compared one by one when they are built."""
+        """Compare the plans for one candidate; each other plan is compared when it is built."""
         return super()._measure(_OneByOne(runner), encoded)
 
 
 class _OneByOne:
-    """A runner that gives each candidate of a population to another runner alone."""
+    """Passes the candidates of a population to another runner one by one."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner

@@ -1,6 +1,7 @@
-"""Tensors in the Open Inference Protocol v2: JSON, or JSON followed by the tensors' bytes (the binary extension).
+"""Encode tensors in the Open Inference Protocol v2: JSON, or JSON followed by binary tensors (binary extension).
 
-https://github.com/kserve/open-inference-protocol, and Triton's "Binary Tensor Data Extension". Both ends use this file.
+See https://github.com/kserve/open-inference-protocol and Triton's "Binary Tensor Data Extension". The client and the
+server both use this module.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from ..export.errors import UsageError
 
 Array = NDArray[Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The HTTP header that tells the JSON part's length where bytes follow."""
+"""The HTTP header with the JSON part's length, if binary data follows."""
 BINARY, JSON = "application/octet-stream", "application/json"
 NUMBERS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
-"""The data types of numbers, in little-endian order as they travel; BYTES, for texts, is beside them."""
+"""The numeric data types, little-endian; texts have the data type BYTES."""
 NAMES = {np.dtype(code): name for name, code in NUMBERS.items()}
 MOST_AXES = 8
 _LENGTH = struct.Struct("<I")
 
 
 class WireError(UsageError):
-    """A body is not what the protocol allows."""
+    """A body violates the protocol."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Message:
 
     @property
     def wants_binary(self) -> bool:
-        """Whether the answer's tensors are to come as bytes."""
+        """Whether the request asks for binary outputs."""
         outputs = [one for one in self.head.get("outputs") or () if isinstance(one, dict)]
         given = [one.get("parameters") for one in outputs]
         return bool(self.parameters.get("binary_data_output")) or any(
@@ -64,8 +65,8 @@ def encode(
     Args:
         side: "inputs" for a request, "outputs" for a response.
         tensors: by name; arrays of objects hold texts.
-        head: what else the JSON part says.
-        binary: send the tensors as bytes behind the JSON part.
+        head: other entries of the JSON part.
+        binary: append the tensors as bytes to the JSON part.
     """
     described, tail = [], []
     for name, array in tensors.items():
@@ -89,15 +90,15 @@ def encode(
 
 
 def decode(side: Literal["inputs", "outputs"], body: bytes, header_length: str | None) -> Message:
-    """Read a body.
+    """Decode a body.
 
     Args:
         side: "inputs" for a request, "outputs" for a response.
-        body: all of it.
-        header_length: the HTTP header ``HEADER_LENGTH``, if there is one.
+        body: the whole body.
+        header_length: the value of the HTTP header ``HEADER_LENGTH``, if present.
 
     Raises:
-        WireError: if it is not of the protocol.
+        WireError: if the body violates the protocol.
     """
     length = _split(body, header_length)
     head = read_object(body[:length])
@@ -121,10 +122,10 @@ def decode(side: Literal["inputs", "outputs"], body: bytes, header_length: str |
 
 
 def read_object(text: bytes) -> dict[str, Any]:
-    """Return a JSON object.
+    """Parse a JSON object.
 
     Raises:
-        WireError: if it is none.
+        WireError: if the text is no JSON object.
     """
     try:
         found = json.loads(text.decode())
@@ -136,7 +137,7 @@ def read_object(text: bytes) -> dict[str, Any]:
 
 
 def content_name(tensors: Mapping[str, Array]) -> str:
-    """Return a name that follows from the content of tensors: the same on both ends, whoever computes it."""
+    """Return a digest of the tensors' content; it is the same in every process."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         digest.update(json.dumps([name, NAMES[array.dtype], list(array.shape)]).encode())
@@ -145,7 +146,7 @@ def content_name(tensors: Mapping[str, Array]) -> str:
 
 
 def _split(body: bytes, header_length: str | None) -> int:
-    """Return where the JSON part ends."""
+    """Return the length of the JSON part."""
     if header_length is None:
         return len(body)
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
@@ -157,7 +158,7 @@ def _split(body: bytes, header_length: str | None) -> int:
 
 
 def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
-    """Read one tensor; return its name, its values, and where the next one's bytes begin."""
+    """Decode one tensor; return its name, its values, and the offset of the next tensor's bytes."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise WireError("a tensor must be an object with a name.")
     name, kind, shape = entry["name"], entry.get("datatype"), entry.get("shape")
@@ -185,7 +186,7 @@ def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
 
 
 def _listed(name: str, kind: str, shape: list[int], data: Any) -> Array:
-    """Return a tensor whose values stand in the JSON part, flat or nested."""
+    """Decode a tensor whose values are in the JSON part, flat or nested."""
     if not isinstance(data, list):
         raise WireError(f"tensor {name[:40]!r} has neither data nor binary_data_size.")
     flat = list(_flat(data, MOST_AXES))

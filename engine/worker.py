@@ -1,7 +1,7 @@
-"""What a process of a cluster holds: an engine of its own, and the sessions that calls name.
+"""The object in a cluster process: an engine, and the sessions that calls name.
 
-A call names what it depends on by content and brings a reference along. What the process does not have yet it fetches,
-so one that starts afresh is told everything by the next call.
+A call carries the name (a content digest) and a reference of each value that it depends on. The process fetches values
+that it does not have, so a new process gets everything with its first call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Fetch = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Named:
-    """A value in the cluster's memory, known by its content."""
+    """A value in the cluster's memory, named by its content."""
 
     name: str
     reference: Any
@@ -43,7 +43,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Parts:
-    """A loaded model, taken apart to be sent: what an engine or a hook attaches to one cannot be."""
+    """The sendable parts of a loaded model; objects that engines or hooks attach to a model cannot be sent."""
 
     kind: type[PreTrainedModel]
     config: PreTrainedConfig
@@ -51,11 +51,11 @@ class Parts:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Parts:
-        """Take a model apart."""
+        """Return the parts of a model."""
         return cls(type(model), model.config, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
 
     def together(self) -> PreTrainedModel:
-        """Put the model together again."""
+        """Rebuild the model."""
         model = self.kind(self.config)
         model.load_state_dict(self.weights)
         return load_model(model)
@@ -63,20 +63,20 @@ class Parts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker's engine is loaded."""
+    """How to load a worker's engine."""
 
     model: Named | str
-    """A hub id or folder that all nodes know, or the parts of a loaded model in the cluster's memory."""
+    """A hub id or folder that all nodes can load, or the parts of a loaded model in the cluster's memory."""
     allow_pickle: bool
     engine: str
     precision: str
     options: dict[str, Any]
-    """What else ``load_engine`` takes."""
+    """Other arguments of ``load_engine``."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a search must know of a worker's engine."""
+    """What a search needs to know about a worker's engine."""
 
     engine: str
     precision: str
@@ -95,7 +95,7 @@ class Facts:
     pid: int
 
     def difference(self, other: Facts) -> str | None:
-        """Say in what another worker differs that answers depend on, or None."""
+        """Return how another worker differs in a way that changes answers, or None."""
         for name in ("engine", "precision", "device", "fingerprint", "embeddings_digest"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} is {getattr(other, name)} on {other.host}, and {getattr(self, name)} on {self.host}"
@@ -104,15 +104,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Asked:
-    """A share of a population's evaluation."""
+    """A share of an evaluation."""
 
     examples: Named
     committed: dict[int, Named]
     layer: int
     prompts: Any
-    """A reference to all candidates' prompts [P, n, H]; or to their z [P, d], with a projection."""
+    """A reference to all candidates' prompts [P, n, H]; with a projection, to their z [P, d]."""
     candidates: tuple[int, int]
-    """Which of them."""
+    """The first candidate of the share, and the one after its last."""
     projection: Named | None = None
     """A [n*H, d] and p0 [n, H]."""
 
@@ -121,7 +121,7 @@ class Worker:
     """An engine in a process of the cluster."""
 
     def __init__(self, engine: Engine, fetch: Fetch) -> None:
-        """Take a loaded engine, and what returns the value that a reference stands for."""
+        """Take a loaded engine, and a function that returns the value of a reference."""
         self._engine, self._fetch = engine, fetch
         self._sessions: OrderedDict[str, tuple[Session, dict[int, str]]] = OrderedDict()
         self._projections: dict[str, tuple[Tensor, Tensor]] = {}
@@ -136,7 +136,7 @@ class Worker:
         return cls(load_engine(recipe.engine, loaded, precision=recipe.precision, **recipe.options), fetch)
 
     def facts(self) -> Facts:
-        """Say what was loaded."""
+        """Return the facts of the loaded engine."""
         engine, words = self._engine, self._engine.embeddings
         return Facts(
             engine.name, engine.precision, engine.device.type, engine.family.name, engine.n_layers, engine.hidden_size,
@@ -145,7 +145,7 @@ class Worker:
         )  # fmt: skip
 
     def evaluate(self, asked: Asked) -> tuple[Array, float]:
-        """Answer a share: label logits [P', N, C], and the seconds that they took."""
+        """Answer a share: return label logits [P', N, C], and the seconds that they took."""
         session = self._session(asked.examples, asked.committed)
         prompts = self._prompts(asked)[slice(*asked.candidates)]
         began = time.perf_counter()
@@ -153,16 +153,16 @@ class Worker:
         return logits.numpy(), time.perf_counter() - began
 
     def open(self, examples: Named) -> None:
-        """Encode examples ahead of the first call, which also shows whether the model can take them."""
+        """Encode examples before the first call; this also checks that the model can take them."""
         self._session(examples, {})
 
     def check(self, asked: Asked) -> None:
-        """Refuse a layer or prompts that do not fit, as the engine's own session does."""
+        """Raise the session's error for a layer or prompts that do not fit."""
         session = self._session(asked.examples, {})
         session._check(self._prompts(asked), asked.layer, 3, "[P, n, H]")
 
     def clipped_spread(self, examples: Named, committed: dict[int, Named], layer: int) -> float:
-        """Return how far the values that enter a layer spread; see ``Session.clipped_spread``."""
+        """Return the spread of a layer's input without outliers; see ``Session.clipped_spread``."""
         return self._session(examples, committed).clipped_spread(layer)
 
     def embedding_rows(self, ids: list[int]) -> Array:
@@ -171,12 +171,12 @@ class Worker:
         return rows
 
     def pin(self, core: int) -> None:
-        """Keep this process on one core; for benchmarks."""
+        """Pin this process to one core; for benchmarks."""
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {core})
 
     def _session(self, examples: Named, committed: dict[int, Named]) -> Session:
-        """Return the session with some examples, in the state that a call names."""
+        """Return the session of these examples with these committed prompts."""
         if examples.name not in self._sessions:
             while len(self._sessions) >= SESSIONS:
                 self._sessions.popitem(last=False)
@@ -198,7 +198,7 @@ class Worker:
         return session
 
     def _prompts(self, asked: Asked) -> Tensor:
-        """Return all candidates' prompts. All are projected, so that none depends on who answers which."""
+        """Return the prompts of all candidates. Projecting all keeps results independent of the shares."""
         given = _tensor(self._fetch(asked.prompts))
         if asked.projection is None:
             return given
@@ -211,7 +211,7 @@ class Worker:
 
 
 def _tensor(array: Array) -> Tensor:
-    """Return an array of the cluster's memory as a tensor; nobody writes into it."""
+    """Return a read-only array of the cluster's memory as a tensor."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch says that it cannot be written
+        warnings.simplefilter("ignore")  # PyTorch warns about read-only arrays
         return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,14 +1,15 @@
-"""An engine of several: each process of a Ray cluster holds one, and answers a share of every population.
+"""Several engines as one: each process of a Ray cluster has an engine and answers a share of every population.
 
-The search does not know. Candidates go to the workers in proportion to their measured speed; where there are too few
-of them (development and test), the texts are shared out. What a worker is asked names all that it depends on, so any
-share can be answered anywhere, and again.
+This is invisible to the search. Candidates are divided in proportion to the workers' measured speeds. If there are too
+few of them (development and test), the texts are divided instead. A request names everything that it depends on, so any
+worker can answer any share, also repeatedly.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..export.errors import NumericsError, ShapeError
 from ..export.examples import Examples
+from .distant import DistantEmbeddings, check_commit, floats
 from .pool import Job, Member, Pool
 from .ray_cluster import Cluster, Share, fetch
 from .sharing import Shares, even_parts
@@ -29,11 +31,11 @@ from .worker import Array, Asked, Facts, Named, Parts, Recipe, Worker
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
-"""Seconds that a share may take at least before its worker is taken to hang."""
+"""The least time, in seconds, after which a worker may count as hung."""
 FIRST = 900.0
-"""The same while it is not known how long it usually takes: graphs may have to be built."""
+"""The same while a worker's speed is unknown: it may have to build graphs."""
 SLOWER = 10.0
-"""A worker hangs once it takes this many times as long as its speed promises."""
+"""A worker counts as hung if it takes this many times as long as its speed predicts."""
 
 
 def load_workers(
@@ -51,20 +53,20 @@ def load_workers(
     """Load a model on several processes: one per GPU of the cluster, or one per share of its CPUs.
 
     Args:
-        name: as for ``load_engine``; what "auto" comes to on the first is what all use.
-        model: a hub id or folder that every node knows, or a loaded model.
-        workers: how many processes.
-        ray_address: "auto" or host:port of a cluster to join; None starts one of this machine.
+        name: as for ``load_engine``; with "auto" the first worker chooses for all.
+        model: a hub id or folder that every node can load, or a loaded model.
+        workers: the number of processes.
+        ray_address: "auto" or host:port of a cluster to join; None starts one on this machine.
         allow_pickle: also load weights from pickle files.
         precision: as for ``load_engine``.
         device: cpu, cuda or auto.
-        patience: seconds that a share may take at least before its worker is taken to hang.
-        **options: mode, n_prompt_tokens, cuts, and what else ``load_engine`` takes.
+        patience: the least time, in seconds, after which a worker may count as hung.
+        **options: mode, n_prompt_tokens, cuts, and other arguments of ``load_engine``.
 
     Raises:
         UsageError: if there is no such cluster.
         DeviceError: if the cluster has no room for a worker.
-        BbtFastError: what ``load_engine`` raises in a worker.
+        BbtFastError: the error of ``load_engine`` in a worker.
     """
     cluster = Cluster(ray_address, workers, torch.get_num_threads())
     try:
@@ -88,37 +90,24 @@ def load_workers(
     return engine
 
 
-class WorkersEmbeddings:
-    """The word embeddings of the workers' model."""
-
-    def __init__(self, engine: WorkersEngine) -> None:
-        """Take whose they are."""
-        self._engine, facts = engine, engine.facts
-        self.digest, self.spread, self.width = facts.embeddings_digest, facts.embeddings_spread, facts.embeddings_width
-
-    def rows(self, ids: Sequence[int]) -> Tensor:
-        """Return those of tokens, [len(ids), E] float32."""
-        return torch.from_numpy(np.array(self._engine.ask("embedding_rows", list(ids))))
-
-
 class WorkersEngine:
-    """What the tuner asks of an engine, answered by several."""
+    """Several workers with the interface of an engine that the tuner uses."""
 
     holds_model = False
     device = torch.device("cpu")
-    """Where prompts come from and logits arrive."""
+    """The device of prompts and logits on this side."""
 
     def __init__(
         self, pool: Pool, cluster: Cluster, share: Share, options: dict[str, Any], patience: float = PATIENCE
     ) -> None:
-        """Take a pool of workers, of which the first is ready.
+        """Take a pool of workers whose first is ready.
 
         Args:
-            pool: of ``Worker``.
-            cluster: where they are.
-            share: what each of them has.
+            pool: a pool of ``Worker``.
+            cluster: their cluster.
+            share: the resources of each.
             options: mode, cuts and n_prompt_tokens of their engines.
-            patience: seconds that a share may take at least before its worker is taken to hang.
+            patience: the least time, in seconds, after which a worker may count as hung.
         """
         self.pool, self._cluster, self.patience = pool, cluster, patience
         facts: Facts = pool.facts
@@ -129,15 +118,15 @@ class WorkersEngine:
         self.parity, self.export_seconds = dict(facts.parity), facts.export_seconds
         each = "a GPU" if share.gpus else f"{share.cpus} CPU thread{'s' if share.cpus > 1 else ''}"
         self.place = f"{len(pool.members)} workers with {each} each"
-        self.embeddings = WorkersEmbeddings(self)
-
-    @property
-    def n_stages(self) -> int:
-        """How many layers prompts can enter here."""
-        return 1 if self.cuts == "input" else self.n_layers
+        self.n_stages = 1 if self.cuts == "input" else self.n_layers
+        """The number of layers that prompts can enter."""
+        self.embeddings = DistantEmbeddings(
+            facts.embeddings_digest, facts.embeddings_spread, facts.embeddings_width,
+            lambda ids: self.ask("embedding_rows", list(ids)),
+        )  # fmt: skip
 
     def open(self, examples: Examples) -> WorkersSession:
-        """Lay examples where all workers find them, and have one encode them.
+        """Put examples into the cluster's memory, and let one worker encode them.
 
         Raises:
             ShapeError: if the model cannot take them.
@@ -147,27 +136,27 @@ class WorkersEngine:
         return session
 
     def ask(self, method: str, *args: Any) -> Any:
-        """Have any worker answer."""
+        """Return any worker's answer."""
         job = Job(method, args, seconds=FIRST)
         self.pool.run([job])
         return job.answer
 
     def named(self, value: Any, name: str) -> Named:
-        """Lay a value where all workers find it."""
+        """Put a named value into the cluster's memory."""
         return Named(name, self._cluster.put(value))
 
     def put(self, value: Array) -> Any:
-        """Lay the prompts of one call where all workers find them; return a reference."""
+        """Put the prompts of one call into the cluster's memory; return a reference."""
         return self._cluster.put(value)
 
     def close(self) -> None:
-        """End the workers, and the cluster if it was started for them."""
+        """End the workers, and the cluster if load_workers() started it."""
         self.pool.close()
         self._cluster.close()
 
 
 class WorkersSession:
-    """N examples that all workers can answer."""
+    """N examples on all workers."""
 
     def __init__(self, engine: WorkersEngine, examples: Examples) -> None:
         """Take the examples."""
@@ -178,8 +167,6 @@ class WorkersSession:
         self._committed: dict[int, Named] = {}
         self._projections: dict[int, tuple[Tensor, Named]] = {}
         self._shares = Shares()
-        self._known = False
-        """Whether the workers' speeds are of these examples."""
 
     def __len__(self) -> int:
         """Return N."""
@@ -194,38 +181,35 @@ class WorkersSession:
             DeviceError: if the workers fail, or the cluster is gone.
         """
         if prompts.numel() == 0 or prompts.ndim != 3 or not 0 <= layer < self.engine.n_stages:
-            self.engine.ask("check", self._asked(_array(prompts), layer, None))
+            self.engine.ask("check", self._asked(floats(prompts), layer, None))
             raise ShapeError(f"prompts must be [P, n, H], not {list(prompts.shape)}.")
-        return self._evaluate(_array(prompts), layer, None)
+        return self._evaluate(floats(prompts), layer, None)
 
     def evaluate_projected(self, candidates: Array, matrix: Tensor, origin: Tensor, layer: int = 0) -> Tensor:
-        """Answer candidates [P, d] whose prompts are A z + p0; only they go out, once A is there.
+        """Answer candidates [P, d] with the prompts A z + p0. A is sent once per layer, then only the candidates.
 
         Args:
             candidates: z of the population.
-            matrix: A, [n*H, d]; one per layer, always the same.
+            matrix: A, [n*H, d]; the same object at every call for a layer.
             origin: p0, [n, H].
             layer: the layer whose input the prompts enter.
         """
         known = self._projections.get(layer)
         if known is None or known[0] is not matrix:
-            pair = _array(matrix), _array(origin)
+            pair = floats(matrix), floats(origin)
             known = matrix, self.engine.named(pair, content_name({"A": pair[0], "p0": pair[1]}))
             self._projections[layer] = known
         return self._evaluate(candidates.astype(np.float32), layer, known[1])
 
     def commit(self, prompt: Tensor, layer: int = 0) -> None:
-        """Fix a layer's prompt ([n, H]) for all later calls; it goes out with the next one.
+        """Fix a layer's prompt ([n, H]) for all later calls; the next call sends it.
 
         Raises:
             ShapeError: if the prompt does not fit the graph or there is no such layer.
         """
-        shape, stages = (self.engine.n_prompt_tokens, self.engine.hidden_size), self.engine.n_stages
-        if tuple(prompt.shape) != shape:
-            raise ShapeError(f"prompts must be {list(shape)}, not {list(prompt.shape)}.")
-        if not 0 <= layer < stages:
-            raise ShapeError(f"layer is {layer}, but prompts can enter layers 0 to {stages - 1} here.")
-        array = _array(prompt)
+        engine = self.engine
+        check_commit(prompt, layer, (engine.n_prompt_tokens, engine.hidden_size), engine.n_stages)
+        array = floats(prompt)
         name = content_name({"prompt": array})
         if not array.any():
             self._committed.pop(layer, None)
@@ -233,7 +217,7 @@ class WorkersSession:
             self._committed[layer] = self.engine.named(array, name)
 
     def clipped_spread(self, layer: int) -> float:
-        """Return how far the values that enter a layer spread, without outliers; see ``Session.hidden_states``."""
+        """Return the spread of a layer's input without outliers; see ``Session.clipped_spread``."""
         return float(self.engine.ask("clipped_spread", self.whole, dict(self._committed), layer))
 
     def _evaluate(self, given: Array, layer: int, projection: Named | None) -> Tensor:
@@ -258,7 +242,7 @@ class WorkersSession:
         return torch.from_numpy(found)
 
     def _by_candidates(self, asked: Asked, population: int, members: Sequence[Member]) -> list[Any]:
-        """Return the jobs of a population, each with its candidates and texts."""
+        """Divide a population: return jobs with their candidates and texts."""
         work = self.engine.n_stages - asked.layer
         sizes = self._shares.of(members, population) if members else [population]
         bounds = [0, *np.cumsum(sizes).tolist()]
@@ -267,29 +251,29 @@ class WorkersSession:
             if low < high:
                 member = members[number] if members else None
                 seconds = self._limit(member, (high - low) * work)
-                share = _share(asked, (low, high))
+                share = replace(asked, candidates=(low, high))
                 jobs.append((Job("evaluate", (share,), member, seconds), slice(low, high), slice(None)))
         return jobs
 
     def _by_texts(self, asked: Asked, members: Sequence[Member]) -> list[Any]:
-        """Return the jobs of few candidates on parts of the texts."""
+        """Divide the texts: return jobs with their candidates and texts."""
         parts = self._parted(len(self.engine.pool.members))
         jobs = []
         for number, (rows, named) in enumerate(parts):
             member = members[number] if number < len(members) else None
-            share = Asked(named, asked.committed, asked.layer, asked.prompts, asked.candidates, asked.projection)
+            share = replace(asked, examples=named)
             jobs.append((Job("evaluate", (share,), member, FIRST), slice(None), rows.numpy()))
         return jobs
 
     def _parted(self, count: int) -> list[tuple[Tensor, Named]]:
-        """Return the texts in parts of about as many tokens, each with its rows."""
+        """Return parts of the texts with about equal numbers of tokens, each with its rows."""
         if count not in self._parts:
             rows = even_parts(self._examples.lengths.cpu(), count)
             self._parts[count] = [(some, self._named(self._examples.select(some))) for some in rows]
         return self._parts[count]
 
     def _limit(self, member: Member | None, work: float) -> float:
-        """Return how long a share may take."""
+        """Return how many seconds a share may take."""
         speed = self._shares.speed(member)
         return FIRST if speed is None else max(self.engine.patience, SLOWER * work / speed)
 
@@ -299,12 +283,3 @@ class WorkersSession:
     def _named(self, examples: Examples) -> Named:
         tensors = examples.arrays
         return self.engine.named(tensors, content_name(tensors))
-
-
-def _share(asked: Asked, candidates: tuple[int, int]) -> Asked:
-    return Asked(asked.examples, asked.committed, asked.layer, asked.prompts, candidates, asked.projection)
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
-    return array

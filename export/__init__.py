@@ -1,1 +1,1 @@
-"""Building: a Hugging Face model becomes stages, ONNX files and TensorRT plans."""
+"""Export: cut a Hugging Face model into stages and build ONNX files and TensorRT plans from them."""

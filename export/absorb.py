@@ -1,9 +1,9 @@
-"""Attention of one position that needs no keys and values: their matrices move over to its query.
+"""Attention for one query without keys and values: the projection matrices are absorbed into the query and the output.
 
-Where a layer's keys and values are plain linear maps of what enters it, K = X Wk + bk and V = X Wv + bv, one query q
-has the scores q K' = (q Wk') X' + q bk', and the last term, the same for every position, changes no softmax. What it
-sees is softmax(.) V = (softmax(.) X) Wv + bv, since the weights add up to 1. So the hidden states themselves take the
-place of keys and values, and a position costs 4 H multiply-adds per head where making its key and value costs 2 H^2.
+Let a layer's keys and values be linear maps of its input, K = X Wk + bk and V = X Wv + bv. A query q then has the
+scores q K' = (q Wk') X' + q bk'. The last term is the same for all positions, so it does not change the softmax. The
+output is softmax(.) V = (softmax(.) X) Wv + bv, since the weights sum to 1. The hidden states X therefore replace K and
+V. A position costs 4 H multiply-adds per head; projecting its key and value would cost 2 H^2.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .attention import capture
 
 @dataclass(frozen=True, eq=False)
 class Absorbed:
-    """The matrices that make a layer's keys and values of what enters it."""
+    """A layer's key and value projections, both applied to the layer's input."""
 
     key: nn.Linear
     value: nn.Linear
 
     def __call__(self, query: Tensor, states: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-        """Attend with one query per row to all positions.
+        """Attend to all positions with one query per row.
 
         Args:
             query: [B, heads, 1, d].
-            states: [B, S, H], what enters the layer.
-            mask: what may be seen, broadcast to [B, heads, 1, S]: boolean, or added to the scores; None for everything.
-            scale: of the scores; None for 1 / sqrt(d).
+            states: [B, S, H], the layer's input.
+            mask: broadcasts to [B, heads, 1, S]; boolean (True is visible) or added to the scores. None for no mask.
+            scale: factor of the scores; None for 1 / sqrt(d).
 
         Returns:
             [B, heads, 1, d].
@@ -40,7 +40,7 @@ class Absorbed:
         heads, d = query.shape[1], query.shape[3]
         by_head = query[:, :, 0].transpose(0, 1) * (d**-0.5 if scale is None else scale)
         keyed = torch.matmul(by_head, self.key.weight.view(heads, d, -1)).transpose(0, 1)
-        scores = torch.matmul(keyed.float(), states.float().transpose(1, 2))  # as fused attention keeps them
+        scores = torch.matmul(keyed.float(), states.float().transpose(1, 2))  # fused attention keeps scores in fp32
         if mask is not None:
             seen = mask.expand(-1, -1, 1, -1)[:, :, 0]
             least = torch.finfo(scores.dtype).min
@@ -54,21 +54,22 @@ class Absorbed:
 
 
 def absorbed(layer: nn.Module, states: Tensor, run: Callable[[], Tensor]) -> Absorbed | None:
-    """Return a layer's key and value matrices if it makes both of what enters it and of nothing else.
+    """Return a layer's key and value projections, or None if its keys or values are not linear maps of its input.
 
-    A rotation, a norm or a bias between them would give the attention other memory than the matrices returned.
+    The check compares memory addresses: after a rotation, a norm or a bias, the attention reads other memory than the
+    projection wrote.
 
     Args:
         layer: the layer.
-        states: [B, S, H], what enters it.
-        run: runs it on just these states.
+        states: [B, S, H], the layer's input.
+        run: runs the layer on exactly these states.
     """
-    made: dict[int, tuple[nn.Linear, Tensor]] = {}
+    written: dict[int, tuple[nn.Linear, Tensor]] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if inputs[0] is states:
             assert isinstance(module, nn.Linear)
-            made[output.data_ptr()] = module, output
+            written[output.data_ptr()] = module, output
 
     hooks = [part.register_forward_hook(note) for part in layer.modules() if isinstance(part, nn.Linear)]
     try:
@@ -79,11 +80,10 @@ def absorbed(layer: nn.Module, states: Tensor, run: Callable[[], Tensor]) -> Abs
             hook.remove()
     if keys_values is None:
         return None
-    found = [made.get(tensor.data_ptr()) for tensor in keys_values]
-    if not all(
-        source is not None and source[1].numel() == tensor.numel()
-        for source, tensor in zip(found, keys_values, strict=True)
-    ):
-        return None
-    (key, _), (value, _) = (source for source in found if source is not None)
-    return Absorbed(key, value)
+    projections = []
+    for tensor in keys_values:
+        projection, output = written.get(tensor.data_ptr(), (None, None))
+        if projection is None or output is None or output.numel() != tensor.numel():
+            return None
+        projections.append(projection)
+    return Absorbed(*projections)

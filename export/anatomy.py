@@ -1,4 +1,4 @@
-"""A model's parts, found by its family's row, and what they are given for a text."""
+"""The parts of a model, located by its row in ``families.py``, and their recorded inputs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .stages import DECODER_STATES, ENCODER_STATES, without
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What the parts of a model are given for a batch of texts."""
+    """The inputs of a model's parts for one batch of texts."""
 
     embedded: Tensor
-    """[N, S, H]: what a prompt at the input joins."""
+    """[N, S, H]: the hidden states that a prompt at the input joins."""
     tensors: dict[str, Tensor]
-    """What the layers take besides hidden states, by name."""
+    """The layers' other inputs (masks, position embeddings, biases), by name."""
     calls: tuple[Call, ...]
     """How the model calls each layer."""
     decoder_calls: tuple[Call, ...] = ()
-    """Likewise for an encoder-decoder model's decoder."""
+    """The same for the decoder of an encoder-decoder model."""
 
 
 class Anatomy:
-    """The parts of an unmodified `transformers` model, whose attention is switched to SDPA.
+    """The parts of an unmodified `transformers` model. Its attention is switched to SDPA.
 
     Args:
         model: the model.
-        at_tokens: whether a prompt at the input joins the token embeddings, if the family has it so, and not what
-            enters the first layer.
+        at_tokens: whether a prompt at the input joins the token embeddings instead of the first layer's input. Only
+            families with an ``entrance`` make a difference.
 
     Raises:
         UsageError: if the architecture is not supported.
@@ -74,15 +74,15 @@ class Anatomy:
         return device
 
     def decoder_input_ids(self, examples: Examples) -> Tensor | None:
-        """Return what the decoder reads of its text, [N, T]: as far as the last answer, and two tokens at least.
+        """Return the decoder's tokens [N, T], cut after the last answer position; T is at least 2.
 
         Raises:
-            ShapeError: if the model needs them and has no rule to make them by, or needs none.
+            ShapeError: if they are missing and the family has no rule to derive them, or if the model has no decoder.
         """
         ids = examples.decoder_input_ids
         if self.family.kind != "seq2seq":
             if ids is not None:
-                raise ShapeError(f"{self.family.name} has no decoder of its own to read decoder_input_ids.")
+                raise ShapeError(f"{self.family.name} takes no decoder_input_ids: it is no encoder-decoder model.")
             return None
         if ids is None:
             if self.family.decoder_inputs is None:
@@ -92,17 +92,17 @@ class Anatomy:
         return torch.cat([ids, ids[:, -1:]], dim=1)[:, :length]
 
     def record(self, ids: Tensor, mask: Tensor, before: int, decoder_ids: Tensor | None = None) -> Recorded:
-        """Run the model on texts and record what its layers are given.
+        """Run the model on texts and record the inputs of its layers.
 
         Args:
             ids: [N, S], the texts.
             mask: [N, S], 1 for tokens and 0 for padding.
-            before: how many prompt tokens stand before each text.
-            decoder_ids: [N, T], what an encoder-decoder model's decoder reads.
+            before: the number of prompt tokens before each text.
+            decoder_ids: [N, T], the decoder's tokens; encoder-decoder models only.
         """
         ids, mask = ids.to(self.device), mask.to(self.device)
         if self.family.kind == "decoder":
-            mask = torch.ones_like(mask)  # padding stands behind the text, where no real token looks
+            mask = torch.ones_like(mask)  # padding follows the text, and causal attention does not look ahead
         text = self._record_text(ids, mask)
         embedded = text.entered if self.entrance is None else self._text.get_input_embeddings()(ids)
         if before:
@@ -117,7 +117,7 @@ class Anatomy:
         return Recorded(embedded, tensors, text.calls, decoder.calls)
 
     def _record_text(self, ids: Tensor, mask: Tensor, embedded: Tensor | None = None) -> Recording:
-        """Record the layers that prompts enter, with other embeddings in the place of the model's own if given."""
+        """Record the layers that prompts enter; ``embedded`` replaces the model's own embeddings."""
         own = nullcontext() if embedded is None else replaced(self._embeddings, lambda *_, **__: embedded)
         with own:
             return record(
@@ -125,7 +125,7 @@ class Anatomy:
             )
 
     def _record_decoder(self, ids: Tensor, memory: Tensor, mask: Tensor) -> Recording:
-        """Record an encoder-decoder model's decoder, reading hidden states of the encoder's shape."""
+        """Record the decoder of an encoder-decoder model; ``memory`` stands in for the encoder's output."""
         run = self.model.get_decoder()
         return record(
             lambda: run(input_ids=ids, encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False),

@@ -1,24 +1,24 @@
-"""The attention function that bbt-fast models run: SDPA whose keys and values can be taken out or put in.
+"""The attention function of bbt-fast models: SDPA with hooks to read and replace keys and values.
 
-`transformers` models look their attention up by name. Ours is PyTorch's scaled dot product attention with some extra
-powers, all exact and all independent of the family:
+`transformers` models look up their attention function by name. This one is PyTorch's scaled dot product attention with
+these hooks, all exact and independent of the family:
 
-- ``capture``: run a layer up to its attention and return the keys and values of all its positions;
-- ``supply``: run a layer for a few positions only, with the keys and values of all of them;
-- ``attend``: run a layer for one position only, with an attention of the caller's own;
-- ``watch``: run a layer as it is and take down its keys and values;
-- ``extend``: run a causal layer on what follows a prefix, with the prefix's keys and values;
-- ``pack``: run a layer on texts that stand one behind the other in a row (``packing.py``).
+- ``capture``: run a layer up to its attention and return the keys and values of all positions;
+- ``supply``: run a layer for a few positions with given keys and values;
+- ``attend``: run a layer for one position with another attention function;
+- ``watch``: run a layer unchanged and record its keys and values;
+- ``extend``: run a causal layer on the positions after a prefix, with the prefix's keys and values;
+- ``pack``: run a layer on packed texts (``packing.py``).
 
-The first three compute a layer's output at the answer position alone, the next two a prompt only once for many texts.
+The first three compute a layer's output for the answer position only, the next two a prompt once for many texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,17 +27,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "bbt_fast"
-"""The name under which `transformers` knows this attention (``attn_implementation``)."""
+"""The name of this attention in `transformers` (``attn_implementation``)."""
 
 KeysValues = tuple[Tensor, Tensor]
 """Each [B, heads, S, d]."""
 Attend = Callable[[Tensor, Tensor | None, float | None], Tensor]
-"""Takes queries [B, heads, Q, d], a mask or None, and the scores' scale or None for 1 / sqrt(d); returns what they see,
-[B, heads, Q, d]."""
+"""Maps queries [B, heads, Q, d], a mask or None, and a scale or None (1 / sqrt(d)) to outputs [B, heads, Q, d]."""
+T = TypeVar("T")
 
 
 class Packed(Protocol):
-    """Texts in a row (``packing.Row``)."""
+    """Packed texts (``row.Row``)."""
 
     def attend(
         self,
@@ -51,7 +51,7 @@ class Packed(Protocol):
 
 
 class _CapturedError(Exception):
-    """Ends a layer's forward pass at its attention."""
+    """Stops a layer's forward pass at its attention."""
 
 
 _captured: ContextVar[list[KeysValues] | None] = ContextVar("captured", default=None)
@@ -65,7 +65,7 @@ _packed: ContextVar[Packed | None] = ContextVar("packed", default=None)
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Answer as SDPA does, [B, heads, S, d] -> [B, S, heads, d]."""
+    """Run SDPA with the active hooks, [B, heads, S, d] -> [B, S, heads, d]."""
     if (packed := _packed.get()) is not None:
         return packed.attend(module, (query, key, value), _before.get(), kwargs), None
     captured, supplied, watched = _captured.get(), _supplied.get(), _watched.get()
@@ -73,7 +73,7 @@ def _attention(
         captured.append((key, value))
         if not torch.compiler.is_exporting():
             raise _CapturedError
-        return query.transpose(1, 2), None  # a tracer loses its place in an exception; it drops the rest as unused
+        return query.transpose(1, 2), None  # an exception would break the trace; the exporter prunes the unused rest
     if watched is not None:
         watched.append((key, value))
     if supplied:
@@ -103,9 +103,9 @@ def sdpa(
         query: [B, heads, S, d].
         key: likewise.
         value: likewise.
-        mask: True where a query may look, broadcast to [B, heads, S, S]; None for what the module says itself.
-        before: keys and values of a prefix that all queries see; what follows it is causal then.
-        how: what `transformers` hands to an attention function.
+        mask: True where a query may look, broadcasts to [B, heads, S, S]; None for the module's default.
+        before: keys and values of a prefix that all queries see; the rest is causal.
+        how: the keyword arguments that `transformers` passes to an attention function.
     """
     if before is not None:
         (key, value), prefix = after(before, (key, value)), before[0].shape[2]
@@ -115,13 +115,13 @@ def sdpa(
     return sdpa_attention_forward(module, query, key, value, mask, **how)[0]
 
 
-# PyTorch's compiler knows no context variables.
+# PyTorch's compiler does not support context variables.
 AttentionInterface.register(NAME, torch.compiler.disable(_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def after(prefix: KeysValues, own: KeysValues) -> KeysValues:
-    """Return the keys and values of a prefix and of what follows it."""
+    """Append keys and values to those of a prefix."""
     return torch.cat([prefix[0], own[0]], dim=2), torch.cat([prefix[1], own[1]], dim=2)
 
 
@@ -129,77 +129,58 @@ def capture(layer: Callable[[], Tensor]) -> tuple[KeysValues | None, Tensor | No
     """Run a layer up to its attention.
 
     Returns:
-        The keys and values of all positions and None; or None and the layer's output if it does not look its
-        attention up in `transformers` (DeBERTa), so that it ran to its end.
+        The keys and values of all positions, and None. A layer that does not look up its attention in `transformers`
+        (DeBERTa) runs to its end: then None and the layer's output.
     """
     found: list[KeysValues] = []
-    token = _captured.set(found)
-    try:
+    output: Tensor | None = None
+    with suppress(_CapturedError), _within(_captured, found):
         output = layer()
-    except _CapturedError:
-        pass
-    finally:
-        _captured.reset(token)
     return (found[0], None) if found else (None, output)
 
 
 @contextmanager
-def supply(keys_values: KeysValues, mask: Tensor | None) -> Iterator[None]:
-    """Let the next attention read other keys and values; a layer's first is its self-attention.
+def _within(variable: ContextVar[Any], value: T) -> Iterator[T]:
+    """Set a variable within this block."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
+
+
+def supply(keys_values: KeysValues, mask: Tensor | None) -> AbstractContextManager[Any]:
+    """Replace the keys and values of the next attention. A layer's first attention is its self-attention.
 
     Args:
         keys_values: of all positions.
-        mask: [B, 1, Q, S] boolean, True where a query may look, for an attention that has no mask of its own; None for
-            everywhere.
+        mask: [B, 1, Q, S] boolean, True where a query may look. It applies if the layer passes no mask of its own; None
+            for no mask.
     """
-    token = _supplied.set([(keys_values, mask)])
-    try:
-        yield
-    finally:
-        _supplied.reset(token)
+    return _within(_supplied, [(keys_values, mask)])
 
 
-@contextmanager
-def attend(own: Attend, mask: Tensor | None) -> Iterator[None]:
-    """Let the next attention be another one; a layer's first is its self-attention.
+def attend(own: Attend, mask: Tensor | None) -> AbstractContextManager[Any]:
+    """Replace the next attention function. A layer's first attention is its self-attention.
 
     Args:
-        own: the attention.
+        own: the attention function.
         mask: as for ``supply``.
     """
-    token = _attend.set([(own, mask)])
-    try:
-        yield
-    finally:
-        _attend.reset(token)
+    return _within(_attend, [(own, mask)])
 
 
-@contextmanager
-def watch() -> Iterator[list[KeysValues]]:
-    """Take down the keys and values of every attention within this block, in order."""
+def watch() -> AbstractContextManager[list[KeysValues]]:
+    """Record the keys and values of every attention within this block, in order."""
     found: list[KeysValues] = []
-    token = _watched.set(found)
-    try:
-        yield found
-    finally:
-        _watched.reset(token)
+    return _within(_watched, found)
 
 
-@contextmanager
-def extend(prefix: KeysValues | None) -> Iterator[None]:
-    """Let causal attention within this block look at a prefix too; None for none."""
-    token = _before.set(prefix)
-    try:
-        yield
-    finally:
-        _before.reset(token)
+def extend(prefix: KeysValues | None) -> AbstractContextManager[Any]:
+    """Let causal attention within this block also read a prefix, if one is given."""
+    return _within(_before, prefix)
 
 
-@contextmanager
-def pack(row: Packed | None) -> Iterator[None]:
-    """Let attention within this block go by the bounds of texts in a row; None for whole batches."""
-    token = _packed.set(row)
-    try:
-        yield
-    finally:
-        _packed.reset(token)
+def pack(row: Packed | None) -> AbstractContextManager[Any]:
+    """Restrict attention within this block to each packed text; None for padded batches."""
+    return _within(_packed, row)

@@ -1,8 +1,8 @@
-"""TensorRT's Python API, of whichever of its two packages serves a GPU.
+"""TensorRT's Python API: selects one of its two packages by GPU.
 
-TensorRT drives data-centre cards, TensorRT for RTX drives GeForce and RTX cards. The names that both have are the
-same, so one driver serves both: ``trt`` below stands for the package that was chosen. What TensorRT for RTX alone has
-is called in ``tensorrt_rtx.py``.
+TensorRT supports data-centre cards, and TensorRT for RTX supports GeForce and RTX cards. Their common names are
+identical, so one driver serves both: ``trt`` below forwards to the selected package. ``tensorrt_rtx.py`` contains the
+calls that only TensorRT for RTX has.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from .errors import MissingExtraError, UsageError
 
 Capability = tuple[int, int]
-"""Of a GPU: (8, 6) for an RTX 3090."""
+"""Compute capability of a GPU: (8, 6) for an RTX 3090."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One of the two."""
+    """One of the two packages."""
 
     title: str
     module: str
     install: str
     capabilities: frozenset[Capability] | None
-    """Of the GPUs that it serves; None for all."""
+    """Compute capabilities of the supported GPUs; None for all."""
 
     @property
     def installed(self) -> bool:
-        """Whether it is there."""
+        """Whether the package is installed."""
         return find_spec(self.module) is not None
 
 
@@ -42,7 +42,7 @@ RTX = Package(
 )
 CLASSIC = Package("TensorRT", "tensorrt", "pip install 'bbt-fast[trt]'", None)
 PACKAGES = (RTX, CLASSIC)
-"""In order of preference, for a GPU that both serve."""
+"""In order of preference, for a GPU that both support."""
 
 CARDS: dict[str, Capability] = {
     "RTX 2080": (7, 5),
@@ -60,26 +60,26 @@ CARDS: dict[str, Capability] = {
     "RTX 5080": (12, 0),
     "RTX 5090": (12, 0),
 }
-"""Compute capabilities of cards that people name, by NVIDIA's table (developer.nvidia.com/cuda-gpus)."""
+"""Compute capabilities of common cards, from NVIDIA's table (developer.nvidia.com/cuda-gpus)."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a plan is built for."""
+    """The GPU that a plan is built for."""
 
     name: str
     capability: Capability
 
     def __str__(self) -> str:
-        """Return it as part of a file name."""
+        """Return the name as part of a file name."""
         return f"{self.name.replace(' ', '_')}-sm{self.capability[0]}{self.capability[1]}"
 
 
 def gpu_named(text: str) -> Gpu:
-    """Return the GPU that a user names, by compute capability (sm86, 8.6) or card (RTX 3090, 3090).
+    """Return the GPU for a compute capability (sm86, 8.6) or a card (RTX 3090, 3090).
 
     Raises:
-        UsageError: if that is no GPU that plans can be built for ahead of time.
+        UsageError: if plans for that GPU cannot be built ahead of time.
     """
     plain = text.lower().replace("geforce", "").strip()
     for major, minor in sorted(RTX.capabilities or ()):
@@ -90,13 +90,13 @@ def gpu_named(text: str) -> Gpu:
             return Gpu(card, capability)
     known = ", ".join(f"sm{major}{minor}" for major, minor in sorted(RTX.capabilities or ()))
     raise UsageError(
-        f"--gpu is {text!r}, but plans can be built ahead of time for {known}, or for a card: {', '.join(CARDS)}. "
-        "Data-centre cards build theirs on the card itself."
+        f"--gpu is {text!r}, but plans can be built ahead of time only for {known}, or for a card: {', '.join(CARDS)}. "
+        "For a data-centre card, build the plans on the card itself."
     )
 
 
 class _Bindings:
-    """The chosen package's names."""
+    """Forwards attributes to the selected package."""
 
     def __init__(self) -> None:
         self.package = next((package for package in reversed(PACKAGES) if package.installed), CLASSIC)
@@ -109,15 +109,15 @@ trt = _Bindings()
 
 
 def chosen() -> Package:
-    """Return the package that ``trt`` stands for."""
+    """Return the selected package."""
     return trt.package
 
 
 def package_for(capability: Capability) -> Package:
-    """Return the package that serves a GPU: the preferred one that is installed.
+    """Return the preferred package among those that are installed and support a GPU.
 
     Raises:
-        MissingExtraError: if none is installed that does.
+        MissingExtraError: if none is installed.
     """
     able = _able(capability)
     for package in able:
@@ -130,7 +130,7 @@ def package_for(capability: Capability) -> Package:
 
 
 def preferred(capability: Capability) -> Package:
-    """Return the package that suits a GPU best, installed or not."""
+    """Return the preferred package for a GPU, installed or not."""
     return _able(capability)[0]
 
 
@@ -139,10 +139,10 @@ def _able(capability: Capability) -> list[Package]:
 
 
 def choose(capability: Capability) -> Package:
-    """Let ``trt`` stand for the package that serves a GPU, and return it.
+    """Select the package for a GPU and return it.
 
     Raises:
-        MissingExtraError: if none is installed that does.
+        MissingExtraError: if none is installed.
     """
     trt.package = package_for(capability)
     return trt.package

@@ -1,7 +1,7 @@
-"""Built graphs, kept between runs.
+"""The graph cache on disk.
 
-An entry is a folder named by a digest of everything that shapes it. It appears whole or not at all, and its manifest
-of SHA-256 sums is checked before anything in it is used; a damaged entry is built again.
+An entry is a folder named by the digest of its key. Entries are created atomically. A manifest of SHA-256 sums is
+verified before each use, and a damaged entry is rebuilt.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return where graphs are kept: ``$BBT_FAST_CACHE``, or the user's cache folder."""
+    """Return the cache folder: ``$BBT_FAST_CACHE``, or the user's cache folder."""
     return Path(os.environ.get("BBT_FAST_CACHE") or platformdirs.user_cache_dir("bbt-fast"))
 
 
 def digest(key: Mapping[str, Any]) -> str:
-    """Return the name of the entry for a key, whatever the order of its items."""
+    """Return the entry name of a key; the order of its items does not matter."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """Return the folder that holds the files of a key, built if need be.
+    """Return the folder with the files of a key; build it if it is missing.
 
     Args:
-        key: what shapes the files beside this floor's code, as JSON values.
+        key: everything that determines the files, as JSON values; the code of ``export/`` is added here.
         build: writes the files into an empty folder.
 
     Raises:
@@ -52,27 +52,27 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     key = {**key, "code": _code()}
     folder = cache_folder() / digest(key)
     with _writing(folder.parent), _locked(folder):
-        for scratch in folder.parent.glob(f"{folder.name}.*/"):
-            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed: this one has the lock
+        for leftover in folder.parent.glob(f"{folder.name}.*/"):
+            shutil.rmtree(leftover, ignore_errors=True)  # left by a killed process: this one holds the lock
         if folder.exists():
             fault = _fault(folder, key)
             if fault is None:
                 return folder
-            logger.warning("the cached graphs in %s are damaged (%s): building them again", folder, fault)
+            logger.warning("the cached graphs in %s are damaged (%s): rebuilding them", folder, fault)
             shutil.rmtree(folder)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as place:
-            made = Path(place) / "entry"
-            made.mkdir()
-            build(made)
-            files = {path.name: file_digest(path) for path in sorted(made.iterdir())}
-            write_json(made / MANIFEST, {"key": dict(key), "files": files})
-            made.rename(folder)
+            scratch = Path(place) / "entry"
+            scratch.mkdir()
+            build(scratch)
+            files = {path.name: file_digest(path) for path in sorted(scratch.iterdir())}
+            write_json(scratch / MANIFEST, {"key": key, "files": files})
+            scratch.rename(folder)
     return folder
 
 
 @cache
 def _code() -> str:
-    """Return a digest of this floor's sources: in a checkout they change while the version stays."""
+    """Return a digest of the sources of ``export/``: in a checkout they change while the version does not."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:24]
 
@@ -84,12 +84,12 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all, and on the disk before it has its name."""
+    """Write a JSON file atomically and flush it to disk."""
     write_bytes(path, json.dumps(value, indent=1).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and on the disk before it has its name."""
+    """Write a file atomically and flush it to disk."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with scratch.open("wb") as file:
@@ -103,7 +103,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds, or None if it is missing or damaged."""
+    """Return the value in a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -111,15 +111,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Keep a measurement beside an entry's files, with a digest of itself; where that fails, it is made again."""
+    """Save a measurement beside an entry's files, with a checksum. A failure only means that it is measured again."""
     try:
         write_json(path, {**values, CHECKSUM: digest(values)})
     except OSError as error:
-        logger.warning("cannot keep %s (%s): it will be measured again", path, error.strerror or error)
+        logger.warning("cannot write %s (%s): the next run will measure again", path, error.strerror or error)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return what write_record() kept, or None if there is nothing or it is damaged."""
+    """Return a measurement of write_record(), or None if it is missing or damaged."""
     if not path.exists():
         return None
     found = read_json(path)
@@ -129,13 +129,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _fault(folder: Path, key: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with an entry, or None."""
+def _fault(folder: Path, key: dict[str, Any]) -> str | None:
+    """Return what is wrong with an entry, or None."""
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return f"{MANIFEST} is missing or unreadable"
-    if manifest.get("key") != json.loads(json.dumps(dict(key))):
-        return f"{MANIFEST} is another model's"
+    if manifest.get("key") != json.loads(json.dumps(key)):
+        return f"{MANIFEST} belongs to another key"
     for name, expected in manifest["files"].items():
         path = folder / Path(name).name
         if not path.is_file():
@@ -147,12 +147,12 @@ def _fault(folder: Path, key: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from building an entry until the end of the block, or of this process."""
+    """Lock an entry against other processes within this block."""
     lock = filelock.FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        logger.info("waiting for another process that has the graphs in %s", folder)
+        logger.info("waiting for another process that is building the graphs in %s", folder)
         lock.acquire()
     try:
         yield
@@ -167,6 +167,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArtifactError(
-            f"cannot write the graph cache {folder}: {error.strerror or error}. Free some space there, or set "
-            "BBT_FAST_CACHE to a folder that can be written."
+            f"cannot write the graph cache {folder}: {error.strerror or error}. Free disk space there, or set "
+            "BBT_FAST_CACHE to a writable folder."
         ) from error

@@ -1,8 +1,8 @@
-"""Graphs of consecutive layers become one.
+"""Concatenate the graphs of consecutive layers.
 
-Each takes the hidden states ``[P, N, S, H]`` that the one before returns, and computes on ``[B, S, H]``. Where two of
-them meet, both reshapes go, and what they ask of the states' sizes is asked once: PyTorch's exporter says of each value
-what its axes are, by name, and axes of one name are of one size.
+Each graph takes the hidden states ``[P, N, S, H]`` that its predecessor returns, and computes on ``[B, S, H]``. Between
+two graphs, both reshapes are removed, and shapes are read from the first input only. This is safe because PyTorch's
+exporter names the axes of each value, and axes with the same name have the same size.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from onnx_ir.passes import common
 
 
 def chain(models: Sequence[ir.Model], names: Sequence[str]) -> ir.Model:
-    """Return one graph that does what these do in turn, before any optimization.
+    """Return one unoptimized graph that runs these graphs in order.
 
     Args:
-        models: graphs ``(hidden, *names) -> hidden``, the last may return something else; they are used up.
-        names: what the whole takes after the hidden states, in order.
+        models: graphs ``(hidden, *names) -> hidden``; the last may return something else. They are modified.
+        names: the inputs of the result after the hidden states, in order.
     """
     whole = models[0]
     first = whole.graph.inputs[0]
@@ -38,13 +38,13 @@ def chain(models: Sequence[ir.Model], names: Sequence[str]) -> ir.Model:
 
 
 def _rename(graph: ir.Graph, prefix: str) -> None:
-    """Give what a graph computes and knows names of its own."""
+    """Prefix the names of a graph's values and initializers."""
     for value in [value for node in graph for value in node.outputs] + list(graph.initializers.values()):
         value.name = f"{prefix}.{value.name}"
 
 
 def _append(whole: ir.Model, model: ir.Model, given: dict[str, ir.Value]) -> None:
-    """Put a graph behind a graph."""
+    """Append a graph to another."""
     hidden, *others = model.graph.inputs
     (before,) = whole.graph.outputs
     _meet(whole.graph.inputs[0], before, hidden)
@@ -68,12 +68,12 @@ def _append(whole: ir.Model, model: ir.Model, given: dict[str, ir.Value]) -> Non
 
 
 def _meet(first: ir.Value, before: ir.Value, hidden: ir.Value) -> None:
-    """Let those that read a graph's hidden states read what comes out of the graph before it.
+    """Connect a graph's hidden states to the output of its predecessor.
 
     Args:
-        first: the hidden states that enter the first graph of all.
-        before: what comes out of the graph before.
-        hidden: what enters the next one.
+        first: the input of the first graph.
+        before: the output of the predecessor.
+        hidden: the input of the next graph.
     """
     reshape = before.producer()
     flat = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None

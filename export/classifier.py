@@ -1,8 +1,8 @@
-"""Tuned prompts and their model as one graph: ``input_ids, attention_mask -> logits`` over the classes.
+"""A model with tuned prompts as one graph: ``input_ids, attention_mask -> logits`` over the classes.
 
-The stages are those that a search runs (``stages.py``), with the prompts as constants. What they are given besides,
-masks and embedded texts, a search records once per data set; here the stock model makes it inside the graph, from the
-graph's own inputs, so that any batch of any length will do.
+The graph contains the stages of a search (``stages.py``), with the prompts as constants. A search records masks and
+embedded texts once per data set. Here the stock model computes them inside the graph from the graph's inputs, so the
+graph accepts any batch size and length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OUTPUT = "logits"
 """The graph's output, [batch, C] float32."""
 AXES = ("batch", "sequence")
 MOST = 1 << 20
-"""More rows or tokens than a graph is ever given; PyTorch's exporter asks for a limit."""
+"""The upper limit for rows and tokens; PyTorch's exporter requires one."""
 
 
 class Classifier(nn.Module):
@@ -38,13 +38,13 @@ class Classifier(nn.Module):
 
     Args:
         staged: the model, cut where the prompts enter.
-        prompts: [K, 1 or L, n, H], one for each stage; the answers of K sets are averaged (``ensemble.py``).
-        label_words: of each set of prompts, [K]; or of all.
-        mask_id: the token whose position is the answer's; None for the last real token.
-        dtype: what to compute in; the label words' logits stay in float32.
+        prompts: [K, 1 or L, n, H], one for each stage; the answers of K prompt sets are averaged (``ensemble.py``).
+        label_words: the label words of each prompt set, [K], or one entry for all sets.
+        mask_id: the mask token, where the answer is read; None for the last real token.
+        dtype: the compute dtype; the label words' logits stay in float32.
 
     Raises:
-        UsageError: if the model has a decoder that reads the text again, as BART's and T5's do.
+        UsageError: if the model is an encoder-decoder model such as BART or T5.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Classifier(nn.Module):
         super().__init__()
         if staged.family.kind == "seq2seq":
             raise UsageError(
-                f"{staged.family.name} cannot be baked: its answer comes from a decoder, and one graph from token ids "
-                "to class logits is made of encoders (RoBERTa, BERT, ...) and decoder-only models. Use `bbt-fast "
+                f"{staged.family.name} cannot be baked: one graph from token ids to class logits needs an encoder "
+                "(RoBERTa, BERT, ...) or a decoder-only model, and this is an encoder-decoder model. Use `bbt-fast "
                 "predict`."
             )
         rows, bias = staged.parts.label_rows(torch.tensor([row for words in label_words for row in words.rows]))
@@ -71,7 +71,7 @@ class Classifier(nn.Module):
         self.prompts = nn.Buffer(prompts.to(dtype))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the classes' logits [N, C] for right-padded texts [N, S]."""
+        """Return class logits [N, C] for right-padded texts [N, S]."""
         if self.mask_id is None:
             position = attention_mask.sum(dim=1) - 1
         else:
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) -> ir.Model:
-    """Return the graph of a classifier, for any batch and for texts of ``shortest`` to ``longest`` tokens."""
+    """Return the graph of a classifier, for any batch size and texts of ``shortest`` to ``longest`` tokens."""
     ids = torch.ones(2, max(shortest + 2, 4), dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
@@ -123,5 +123,5 @@ def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) ->
 
 
 def write_classifier(classifier: Classifier, path: Path, shortest: int, longest: int) -> None:
-    """Write the graph of a classifier, its weights in ``<name>.data`` beside it if they are large."""
+    """Write the graph of a classifier; large weights go to ``<name>.data`` beside it."""
     save_graph(onnx_from_classifier(classifier, shortest, longest), path)

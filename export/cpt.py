@@ -1,8 +1,8 @@
-"""CPT, the Chinese pre-trained unbalanced transformer: a BERT encoder whose own word embeddings answer.
+"""CPT, the Chinese pre-trained unbalanced transformer: a BERT encoder with its word embeddings as output matrix.
 
-`transformers` has no class for its checkpoints (``fnlp/cpt-large``), which call themselves BART: the encoder is a stock
-BERT under other names, all tokens of its second segment, and black-box tuning reads the answer from the encoder's last
-layer (as the original implementation does). The decoder, which generates, is not used.
+`transformers` has no class for its checkpoints (``fnlp/cpt-large``), whose configurations say BART. The encoder is a
+stock BERT with other weight names, and all tokens belong to the second segment. Like the original implementation,
+black-box tuning reads the answer from the encoder's last layer. The decoder is not used.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 CPT = "cpt"
-"""The model type that this file adds."""
+"""The model type that this module registers."""
 ENCODER = r"^(?:model\.)?encoder\.(?=embeddings\.|encoder\.)"
-"""What stands before the encoder's names in a checkpoint."""
+"""The prefix of the encoder's weight names in a checkpoint."""
 
 
 class CptConfig(BertConfig):  # type: ignore[no-untyped-call]
@@ -27,7 +27,7 @@ class CptConfig(BertConfig):  # type: ignore[no-untyped-call]
 
 
 class CptForMaskedLM(BertPreTrainedModel):  # type: ignore[no-untyped-call]
-    """A stock BERT without a head between its last layer and its word embeddings."""
+    """A stock BERT without a head between its last layer and the vocabulary matrix."""
 
     config_class = CptConfig
 
@@ -54,15 +54,15 @@ AutoModelForMaskedLM.register(CptConfig, CptForMaskedLM)
 
 
 def load_cpt(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a CPT checkpoint's encoder; the other weights are left out.
+    """Load the encoder of a CPT checkpoint; the other weights are ignored.
 
     Args:
         source: a hub id or folder.
-        config: the BART configuration it comes with.
-        how: what else ``from_pretrained`` is told.
+        config: its BART configuration.
+        how: further arguments of ``from_pretrained``.
 
     Returns:
-        The model and what `transformers` says about loading it.
+        The model, and the loading info of `transformers`.
     """
     encoder = CptConfig(
         vocab_size=config.vocab_size,
@@ -81,11 +81,11 @@ def load_cpt(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedM
         longest = {key: shape[0] for key, shape, _ in info["mismatched_keys"] if "position_embeddings" in key}
         if not longest:
             break
-        encoder.max_position_embeddings = next(iter(longest.values()))  # the first release states the decoder's
+        encoder.max_position_embeddings = next(iter(longest.values()))  # the first release states the decoder's number
     model = CptForMaskedLM(encoder)
     model.bert = bert
     model.tie_weights()
     segments = bert.embeddings.token_type_embeddings.weight
     with torch.no_grad():
-        segments[0] = segments[1]  # every token is of the second segment, and a stock BERT takes the first
+        segments[0] = segments[1]  # CPT uses the second segment, a stock BERT defaults to the first
     return model, info

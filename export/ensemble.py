@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def pooled(logits: Tensor) -> Tensor:
-    """Return what K prompts answer together, [N, C], from the label logits of each, [K, N, C].
+    """Average the answers of K prompts: label logits [K, N, C] -> [N, C].
 
-    Log-probabilities are averaged, so that a prompt whose logits are large for every class counts no more than another.
-    One prompt's logits stay as they are.
+    The mean is over log-probabilities, so a prompt with large logits has no more weight than another. The logits of a
+    single prompt are returned unchanged.
     """
     return logits[0] if len(logits) == 1 else logits.float().log_softmax(dim=2).mean(dim=0)

@@ -1,12 +1,12 @@
-"""The errors bbt-fast raises: each message says what was wrong, against what, and what to do."""
+"""The errors of bbt-fast. Each message says what is wrong, what was expected, and what to do."""
 
 
 class BbtFastError(Exception):
-    """Anything the user can mend; the command line prints its message alone and exits with status 2."""
+    """An error that the user can fix; the command line prints only its message and exits with status 2."""
 
 
 class UsageError(BbtFastError, ValueError):
-    """An unknown name, or a value outside what an option takes."""
+    """An option has an unknown name or an invalid value."""
 
 
 class DataError(BbtFastError, ValueError):
@@ -14,7 +14,7 @@ class DataError(BbtFastError, ValueError):
 
 
 class ShapeError(BbtFastError, ValueError):
-    """A tensor does not fit the graph it was given to."""
+    """A tensor does not fit the graph."""
 
 
 class MissingExtraError(BbtFastError, ImportError):
@@ -22,15 +22,15 @@ class MissingExtraError(BbtFastError, ImportError):
 
 
 class DeviceError(BbtFastError, RuntimeError):
-    """The device, or a library it needs, cannot do what was asked."""
+    """The device, or a library that it needs, cannot be used or has failed."""
 
 
 class ParityError(BbtFastError, RuntimeError):
-    """A built artifact does not reproduce the PyTorch fp32 reference."""
+    """An artifact does not reproduce the PyTorch fp32 reference."""
 
 
 class ArtifactError(BbtFastError, RuntimeError):
-    """A file that bbt-fast wrote is damaged, foreign or in use."""
+    """A file of bbt-fast is damaged, foreign or in use."""
 
 
 class NumericsError(BbtFastError, RuntimeError):
@@ -38,9 +38,15 @@ class NumericsError(BbtFastError, RuntimeError):
 
 
 class PartlyFailedError(BbtFastError):
-    """Some of what was asked for failed and the rest is done; the command line prints that and exits with status 1."""
+    """Part of the work failed; the command line prints the results of the rest and exits with status 1."""
 
     def __init__(self, message: str, done: str) -> None:
-        """Say what failed, and keep the text of what is done."""
+        """Take the error message and the text of the results."""
         super().__init__(message)
         self.done = done
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text without its full stop, or the error's type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

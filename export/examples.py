@@ -15,17 +15,17 @@ from .errors import ShapeError
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N encoded texts and the label words they are classified with.
+    """N encoded texts and the label words of their classes.
 
     Args:
-        input_ids: [N, S] int64, right-padded; in add mode the n placeholder tokens are part of it.
+        input_ids: [N, S] int64, right-padded; in add mode they include the n placeholder tokens.
         attention_mask: [N, S] int64, 1 for tokens and 0 for padding.
         answer_position: [N] int64, where the answer is read: the mask token, the last real token, or the decoder's
-            position. It counts in ``input_ids`` (or ``decoder_input_ids``) as given; the engine adds cat mode's shift.
+            position. It indexes ``input_ids`` (or ``decoder_input_ids``) as given; the engine adds cat mode's shift.
         label_token_ids: [W] int64, the vocabulary rows of the label words; one per class without ``label_classes``.
-        decoder_input_ids: [N, T] int64, encoder-decoder models only; None lets the model's own rule make them.
-        label_classes: [W] int64, the class 0 .. C-1 of each label word, if a class has several.
-        label_bias: [W] float32, added to the label words' logits.
+        decoder_input_ids: [N, T] int64, encoder-decoder models only; None if the family derives them from the text.
+        label_classes: [W] int64, the class 0 .. C-1 of each label word; None for one word per class.
+        label_bias: [W] float32, added to the logits of the label words; None for no bias.
 
     Raises:
         ShapeError: if the tensors do not fit each other.
@@ -40,7 +40,7 @@ class Examples:
     label_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse tensors that do not fit each other."""
+        """Check the shapes."""
         if self.input_ids.ndim != 2 or 0 in self.input_ids.shape:
             raise ShapeError(f"input_ids must be [N, S] with N, S > 0, not {list(self.input_ids.shape)}.")
         n, length = self.input_ids.shape
@@ -57,7 +57,7 @@ class Examples:
             raise ShapeError(f"decoder_input_ids has {self.decoder_input_ids.shape[0]} rows for {n} examples.")
         read = length if self.decoder_input_ids is None else self.decoder_input_ids.shape[1]
         if int(self.answer_position.min()) < 0 or int(self.answer_position.max()) >= read:
-            raise ShapeError(f"answer_position leaves the {read} positions it counts in.")
+            raise ShapeError(f"answer_position must lie within 0 to {read - 1}, the positions of the text.")
         if self.label_token_ids.ndim != 1 or self.label_token_ids.numel() < 1:
             raise ShapeError(f"label_token_ids must be [W], not {list(self.label_token_ids.shape)}.")
         for name in ("label_classes", "label_bias"):
@@ -77,7 +77,7 @@ class Examples:
 
     @property
     def words_of_classes(self) -> list[list[int]]:
-        """Per class, which of the label words are its own."""
+        """The indices of each class's label words."""
         if self.label_classes is None:
             return [[word] for word in range(len(self.label_token_ids))]
         classes = self.label_classes.tolist()
@@ -89,7 +89,7 @@ class Examples:
         return self.attention_mask.sum(dim=1)
 
     def select(self, rows: Tensor) -> Examples:
-        """Return the examples of these rows ([M] int64), cut to the longest of them."""
+        """Return the examples of these rows ([M] int64), truncated to the longest of them."""
         length = int(self.lengths[rows].max())
         decoder = None if self.decoder_input_ids is None else self.decoder_input_ids[rows]
         return replace(
@@ -101,7 +101,7 @@ class Examples:
         )
 
     def padded(self, columns: int) -> Examples:
-        """Return the same examples with so many more columns of padding."""
+        """Return the same examples with additional columns of padding."""
         ids = torch.cat([self.input_ids, self.input_ids[:, -1:].expand(-1, columns)], dim=1)
         mask = torch.nn.functional.pad(self.attention_mask, (0, columns))
         return replace(self, input_ids=ids, attention_mask=mask)

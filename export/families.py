@@ -1,7 +1,7 @@
-"""The model families: what differs between architectures, one row each.
+"""The model families, one row each: what differs between architectures.
 
-Everything else is read from the unmodified `transformers` model when it runs (see ``recording.py`` and ``stages.py``).
-docs/adding-a-model.md walks through a row.
+Everything else is recorded from the unmodified `transformers` model (see ``recording.py`` and ``stages.py``).
+docs/adding-a-model.md explains a row.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ Loader = Callable[[Any, Any, dict[str, Any]], tuple[PreTrainedModel, dict[str, A
 
 @dataclass(frozen=True)
 class Family:
-    """Where prompts enter a model and where its answer is read."""
+    """Where prompts enter a model, and where its answer is read."""
 
     name: str
     model_types: tuple[str, ...]
-    """``config.model_type`` of the checkpoints this row serves."""
+    """``config.model_type`` of the supported checkpoints."""
     kind: Kind
-    """What the model was trained to do, hence which head it has and where it answers."""
+    """The training objective; it determines the head and the answer position."""
     layers: str | Callable[[Any], list[str]]
-    """Path of the list of layers that prompts enter (the encoder's), or a function that lists their paths."""
+    """Path of the list of layers that prompts enter (the encoder's), or a function that returns the layers' paths."""
     embeddings: tuple[str, ...]
-    """Path of the module whose output enters the first layer; of several the first that the model has."""
+    """Path of the module whose output enters the first layer. If there are several, the first that exists applies."""
     head: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
-    """Modules between the last layer and the vocabulary matrix, in order."""
+    """Paths of the modules between the last layer and the vocabulary matrix, in order."""
     prompt_start: int = 1
     """Position of the first prompt token in add mode: 1 after a leading special token, 0 without one."""
     entrance: Callable[[nn.Module], nn.Module] | None = None
-    """What stands between the token embeddings [B, S, H] at positions [1, S], which a prompt at the input joins, and
-    the first layer; None where a prompt at the input joins what enters that layer."""
+    """Builds the module between the token embeddings, where a prompt at the input joins, and the first layer. It takes
+    embeddings [B, S, H] and positions [1, S]. None if a prompt at the input joins the first layer's input."""
     label_rows: Callable[[Any, Tensor], tuple[Tensor, Tensor | None]] = label_rows
-    """Gives the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
+    """Returns the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
     chained: bool = False
-    """Whether a layer returns more than hidden states, such as the biases that T5's next layer is given."""
+    """Whether a layer returns more than hidden states, such as T5's position biases for the next layer."""
     decoder_layers: str = ""
     """Encoder-decoder models: path of the decoder's layers."""
     decoder_inputs: Callable[[Any, Tensor], Tensor] | None = None
-    """Encoder-decoder models: makes the decoder's tokens from the text's, both [N, S], where the model has a rule."""
+    """Encoder-decoder models: derives the decoder's tokens from the text's, both [N, S], if the model has a rule."""
     encoder_head: tuple[str, ...] = ()
     """Encoder-decoder models: modules between the encoder's last layer and the decoder, in order."""
     otherwise: Loader | None = None
-    """How to load a checkpoint that lacks weights of the class that `transformers` has for it."""
+    """Loads checkpoints whose weights do not match their `transformers` class."""
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -162,10 +162,10 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(model: Any) -> Family:
-    """Return the row of a model or of a `transformers` configuration.
+    """Return the family of a model or of a `transformers` configuration.
 
     Raises:
-        UsageError: if the table has no row for its ``model_type``.
+        UsageError: if FAMILIES has no row for its ``model_type``.
     """
     config = getattr(model, "config", model)
     for family in FAMILIES:
@@ -173,6 +173,6 @@ def family_of(model: Any) -> Family:
             return family
     known = ", ".join(sorted(t for f in FAMILIES for t in f.model_types))
     raise UsageError(
-        f"model type {config.model_type!r} is not supported; these are: {known}. "
-        "docs/adding-a-model.md shows how to add a row for another one."
+        f"model type {config.model_type!r} is not supported; the supported types are: {known}. "
+        "docs/adding-a-model.md shows how to add one."
     )

@@ -1,6 +1,6 @@
-"""Products in float8_e4m3fn: a layer's weights quantised once by output row, its inputs by row on the fly.
+"""Matrix products in float8_e4m3fn: weights are quantized once per output row, inputs per row at each call.
 
-A row has a scale of its own, so its result depends on that row alone. Everything but the product keeps its dtype.
+Each row has its own scale, so its result depends on that row only. All other operations keep their dtype.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from transformers.pytorch_utils import Conv1D
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 LEAST_SCALE = 1e-12
-"""Keeps a row of zeros zero."""
+"""Avoids a division by zero for rows of zeros."""
 
 
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows in fp8 and their scales; the product of both is close to the rows.
+    """Quantize rows to fp8; values times scales approximate the rows.
 
     Args:
-        rows: [N, K]. A row with NaN or infinity has no finite scale, so its results are NaN.
+        rows: [N, K]. For a row with NaN or infinity, all results are NaN.
 
     Returns:
         [N, K] in float8_e4m3fn and [N, 1] in float32.
@@ -30,9 +30,9 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Fp8Linear(nn.Module):
-    """A linear map whose product is of fp8 numbers: by the card's kernels on CUDA, by its fp32 twin elsewhere.
+    """A linear layer with an fp8 product: fp8 kernels on CUDA, an fp32 emulation elsewhere.
 
-    Move a model to its device and dtype first: a later change of dtype would cast the quantised weights too.
+    Move the model to its device and dtype first: a later dtype change would also cast the quantized weights.
     """
 
     rows: Tensor
@@ -40,7 +40,7 @@ class Fp8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Quantise a weight of [out, in]."""
+        """Quantize a weight [out, in]."""
         super().__init__()
         rows, scale = quantized(weight.detach())
         self.register_buffer("rows", rows)
@@ -61,7 +61,7 @@ class Fp8Linear(nn.Module):
 
 
 def with_fp8_products(module: nn.Module) -> nn.Module:
-    """Replace, in place, the linear maps below a module whose sizes the kernels take: multiples of 16."""
+    """Replace a module's linear layers in place, if their sizes are multiples of 16 as the kernels require."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear | Conv1D):
             weight = child.weight if isinstance(child, nn.Linear) else child.weight.t()

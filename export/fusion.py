@@ -1,8 +1,8 @@
-"""Operators of ONNX Runtime that do in one kernel what standard ones do in several.
+"""Fuse standard operators into operators of ONNX Runtime.
 
-The matches are onnxscript's own, but for one that it does not have: a bias that attention makes superfluous. With
-softmax weights w, adding b to all keys adds q b' to all scores of a query, which changes no softmax; and since the
-weights add up to 1, w (V + b) = w V + b, so that the value's bias is one of the output product's.
+onnxscript provides all rewrite rules but one: removing the biases of keys and values. A bias b on all keys adds the
+same q b' to all scores of a query, which does not change the softmax. A bias on the values can move behind attention:
+the softmax weights w sum to 1, so w (V + b) = w V + b, and the output projection turns b into a bias of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 
 
 def fuse(model: ir.Model) -> None:
-    """Put fused operators into a graph where they fit."""
+    """Fuse operators in a graph."""
     _move_biases(model)
     fuse_bias_gelu(model)
     fuse_skip_layer_normalization(model)
@@ -29,7 +29,7 @@ def fuse(model: ir.Model) -> None:
 
 
 def leave_unread(model: ir.Model) -> None:
-    """Ask for no output of a fused operator that nothing reads: it would be computed and written."""
+    """Unname the unused outputs of fused operators, so that the kernel does not compute and write them."""
     for node in model.graph.all_nodes():
         if node.op_type == "SkipLayerNormalization":
             for output in node.outputs[1:]:
@@ -38,7 +38,7 @@ def leave_unread(model: ir.Model) -> None:
 
 
 def _end_in_norm(model: ir.Model) -> None:
-    """Let a graph return a norm's output as it is, [B, S, H], and not a view of it: on CUDA that would be a copy."""
+    """Let a graph return a norm's output [B, S, H] without the final Reshape: on CUDA that would be a copy."""
     (output,) = model.graph.outputs
     view = output.producer()
     norm = None if view is None or view.op_type != "Reshape" or view.inputs[0] is None else view.inputs[0].producer()
@@ -51,7 +51,7 @@ def _end_in_norm(model: ir.Model) -> None:
 
 
 def _move_biases(model: ir.Model) -> None:
-    """Leave out the key's bias before packed attention, and add the value's to the bias behind it."""
+    """Remove the key bias before packed attention, and move the value bias into the output projection's bias."""
     for node in [node for node in model.graph.all_nodes() if node.op_type == "PackedMultiHeadAttention"]:
         _, key, value, *_ = node.inputs
         added = _added_bias(key)
@@ -79,7 +79,7 @@ def _move_biases(model: ir.Model) -> None:
 
 
 def _added_bias(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that adds a constant vector to what becomes this value by views alone, or None."""
+    """Return the node that adds a constant vector, with only views between it and this value, or None."""
     while value is not None and (node := value.producer()) is not None and len(value.uses()) == 1:
         if node.op_type == "Add":
             return node if any(_is_vector(one) for one in node.inputs) else None
@@ -90,7 +90,7 @@ def _added_bias(value: ir.Value | None) -> ir.Node | None:
 
 
 def _next_product(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """Return the matrix product of what a value becomes by views alone, with the bias that is added to it, or None."""
+    """Return the matrix product that reads a value, with only views in between, and the bias added to it, or None."""
     while len(value.uses()) == 1:
         (use,) = value.uses()
         if use.node.op_type == "MatMul" and use.idx == 0:
@@ -115,7 +115,7 @@ def _constant(node: ir.Node) -> np.ndarray[Any, Any]:
 
 
 def _bypass(node: ir.Node) -> None:
-    """Let a sum with a vector pass its other summand through."""
+    """Replace the sum with a vector by the other summand."""
     (other,) = (one for one in node.inputs if not _is_vector(one))
     assert other is not None
     ir.convenience.replace_all_uses_with(node.outputs[0], other)

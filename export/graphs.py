@@ -1,4 +1,4 @@
-"""A stage becomes a static ONNX graph."""
+"""Export a stage to an ONNX graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .texts import Axes
 from .traces import graph_of
 
 OPSET = 23
-"""The first with a standard ``Attention`` operator."""
+"""The first opset with a standard ``Attention`` operator."""
 
 SIZES = {
     "population": 2,
@@ -35,37 +35,37 @@ SIZES = {
     "bounds": 2 * 7 + 1,
     "keys": 7 * 61,
 }
-"""What a trace is made with, by what an axis counts: every size becomes a variable, so any will do."""
+"""Axis sizes of the trace, by what the axis counts. Every axis becomes symbolic, so the values are arbitrary."""
 
 ONNX_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """Graph dtypes and their names in ONNX."""
 
 INLINE_BYTES = 1 << 30
-"""Larger weights go into an external data file: a protobuf ends at 2 GiB."""
+"""Larger weights go into an external data file: a protobuf is limited to 2 GiB."""
 
-TELLER = "torch.onnx._internal.exporter._registration"
-"""The logger that tells, on standard error, which packages PyTorch's exporter would know more operators with."""
+EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
+"""PyTorch's logger that recommends optional packages on standard error."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a graph is made from."""
+    """The inputs of an export."""
 
     stage: Stage
     dtype: torch.dtype
     joined: tuple[Tensor, ...]
-    """Samples of what enters the layers, prompt joined, hidden states [P, N, S, H] first; only their shapes count."""
+    """Samples of the layers' inputs after the join, hidden states [P, N, S, H] first; only their shapes matter."""
     prompt_size: int
-    """The width of what joins."""
+    """The width of the prompt that joins."""
     tensors: tuple[Tensor, ...]
-    """Samples of what else the stage takes, in order of its names; only their shapes and types count."""
+    """Samples of the stage's other inputs, in the order of its names; only their shapes and dtypes matter."""
     fused: bool = False
-    """Whether operators of ONNX Runtime's own take the place of several standard ones."""
+    """Whether to fuse standard operators into operators of ONNX Runtime."""
 
     def samples(self) -> dict[str, Tensor]:
-        """Return what to trace the stage with, in the graph's dtypes and of SIZES: all batches' traces are one."""
+        """Return zeros to trace the stage with, in the graph's dtypes; with SIZES all batches share one trace."""
         axes: dict[str, Axes] = {**self.stage.joined_axes, **self.stage.axes}
         return {
             name: torch.zeros(
@@ -85,13 +85,13 @@ def onnx_from_stage(source: Source) -> ir.Model:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights in ``<name>.data`` beside it if they are large."""
+    """Write a graph; large weights go to ``<name>.data`` beside it."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
 
 
 def cast_dtype(name: str, own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    """Return what a stage's tensor is in a graph; indices, masks and the label words' rows keep their own dtype."""
+    """Return a tensor's dtype in a graph; indices, masks and the label words' rows keep their own."""
     return dtype if own.is_floating_point and name not in ANSWER_AXES else own
 
 
@@ -110,7 +110,7 @@ def _trace(stage: Stage, samples: tuple[Tensor, ...]) -> ir.Model:
     shapes: dict[str, Any] = {name: dynamic(axes) for name, axes in stage.joined_axes.items()}
     if stage.names:
         shapes["tensors"] = tuple(dynamic(stage.axes[name]) for name in stage.names)
-    with warnings.catch_warnings(), quiet(TELLER), torch.no_grad():
+    with warnings.catch_warnings(), quiet(EXPORTER_LOGGER), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage,
@@ -129,20 +129,20 @@ def _trace(stage: Stage, samples: tuple[Tensor, ...]) -> ir.Model:
 
 @contextmanager
 def quiet(name: str = "") -> Iterator[None]:
-    """Let a logger of another library report errors only; without a name the root."""
-    teller = logging.getLogger(name)
-    usual = teller.level
-    teller.setLevel(logging.ERROR)
+    """Limit a logger to errors within this block; without a name the root logger."""
+    other = logging.getLogger(name)
+    level = other.level
+    other.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        teller.setLevel(usual)
+        other.setLevel(level)
 
 
 def _prepend_join(model: ir.Model, source: Source) -> None:
-    """Let the prompt join inside the graph: what the join returns becomes ``hidden`` and ``prompt``.
+    """Insert the join before the stage: the graph's inputs become ``hidden`` and ``prompt``.
 
-    Traced with one population size for both, their dimensions would be taken for equal; here either may be 1.
+    A trace would assume the same population size for both; this way either may be 1.
     """
     hidden_size, dtype = source.joined[0].shape[-1], ONNX_TYPES[source.dtype]
     prelude = source.stage.join.prelude(hidden_size, source.prompt_size, dtype, OPSET).graph
@@ -160,7 +160,7 @@ def _prepend_join(model: ir.Model, source: Source) -> None:
 
 
 def _check_attention(model: ir.Model, source: Source) -> None:
-    """Make sure that the fast kernels will run: they need operators that stand for attention as a whole."""
+    """Warn if attention was decomposed into several operators: the fast kernels would not run."""
     operators = ("Attention", "PackedMultiHeadAttention")
     found = sum(node.op_type in operators for node in model.graph.all_nodes())
     if found != source.stage.n_attentions:
@@ -168,7 +168,7 @@ def _check_attention(model: ir.Model, source: Source) -> None:
 
 
 def _fuse(model: ir.Model, source: Source) -> None:
-    """Put fused operators in, if asked to, and fold what the join repeats."""
+    """Fuse operators if asked to, and remove duplicate nodes that the join has added."""
     if source.fused:
         fuse(model)
     tidy(model)
@@ -176,7 +176,7 @@ def _fuse(model: ir.Model, source: Source) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Fold what is computed twice, and drop the exporter's notes: stack traces with file names."""
+    """Remove duplicate and unused nodes and the exporter's metadata, which holds stack traces with file names."""
     for step in (
         common.NameFixPass(),
         common.CommonSubexpressionEliminationPass(),

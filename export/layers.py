@@ -1,4 +1,4 @@
-"""Consecutive layers of a model, run as the model runs them, or for one position only."""
+"""Consecutive layers of a model, run for all positions or for one position per text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .texts import Axes
 
 
 class Layers(nn.Module):
-    """Layers and how the model calls each.
+    """Layers with their recorded calls.
 
     Args:
-        layers: in order; one that runs twice stands there twice.
-        calls: how the model calls each of them.
-        axes: what the recorded tensors' axes count.
-        counts: what the positions of the hidden states are: "sequence", or "target" for a decoder's own tokens.
-        causal: whether a position sees only those before it.
+        layers: in order; a layer that runs twice is listed twice.
+        calls: the model's call of each layer.
+        axes: the axes of the recorded tensors.
+        counts: the axis that counts positions: "sequence", or "target" for a decoder's tokens.
+        causal: whether attention is causal.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Layers(nn.Module):
         self.axes = {name: axes[name] for name in self.names if name in axes}
         self.counts, self.causal = counts, causal
         self.absorbed: Absorbed | None = None
-        """How the last layer answers for one position without keys and values, if it can; set by absorb()."""
+        """The last layer's absorbed projections, if absorb() has found that it does without keys and values."""
 
     def __len__(self) -> int:
         """Return how many layers there are."""
@@ -58,10 +58,10 @@ class Layers(nn.Module):
         """Run all layers.
 
         Args:
-            states: [B, S, H], what enters the first layer; [P, T, H] if the texts stand in a row.
+            states: [B, S, H], the first layer's input; [P, T, H] for packed texts.
             named: the recorded tensors.
-            before: the keys and values, per layer, of a prefix that the positions follow; none if they follow nothing.
-            row: how the texts stand in a row, if they do.
+            before: per layer the keys and values of a prefix before these positions; empty without a prefix.
+            row: the layout of packed texts; None for padded texts.
         """
         return self._run(self._steps(before), states, named, row)
 
@@ -78,13 +78,13 @@ class Layers(nn.Module):
         """Run all layers and return the hidden states at one position ([B]) of each text: [B, S, H] -> [B, H].
 
         Args:
-            position: where.
-            states: what enters the first layer.
+            position: the position of each text.
+            states: the first layer's input.
             named: the recorded tensors.
             before: as in forward().
-            row: as in forward(); where its kernel cannot attend alone, the last layer lays the texts out with padding.
-            alone: run the last layer's queries, attention output and feed-forward block at that position only; keys and
-                values at all, unless absorb() found that none are needed. Nothing reads the rest.
+            row: as in forward(). If its kernel cannot attend for single positions, the last layer unpacks the texts.
+            alone: whether the last layer computes queries, attention output and feed-forward block for that position
+                only. It computes keys and values for all positions, unless absorb() has found them unnecessary.
         """
         *below, (layer, call, prefix) = self._steps(before)
         states = self._run(below, states, named, row)
@@ -115,11 +115,11 @@ class Layers(nn.Module):
             return call(layer, one, rows)[:, 0]
 
     def absorb(self, states: Tensor, named: Mapping[str, Tensor]) -> None:
-        """Find out whether the last layer can answer for one position without keys and values.
+        """Determine whether the last layer can do without keys and values for one position.
 
         Args:
-            states: [B, S, H], an example of what enters a layer.
-            named: the recorded tensors that go with it.
+            states: [B, S, H], an example of a layer's input.
+            named: the recorded tensors for it.
         """
         layer, call = self.stack[-1], self.calls[-1]
         self.absorbed = absorbed(layer, states, lambda: call(layer, states, named))
@@ -128,12 +128,12 @@ class Layers(nn.Module):
         """Run the layers on a prefix [P, n, H].
 
         Args:
-            states: what enters the first layer.
+            states: the first layer's input.
             named: the recorded tensors.
-            last: whether nothing reads what the last of these layers returns, so that it ends at its attention.
+            last: stop at the last layer's attention, because nothing reads its output.
 
         Returns:
-            The keys and values of each layer, and the last hidden states that were computed.
+            The keys and values of each layer, and the last computed hidden states.
         """
         found: list[KeysValues] = []
         for number, (layer, call, _) in enumerate(self._steps(()), 1):
@@ -163,13 +163,13 @@ class Layers(nn.Module):
         return list(zip(self.stack, self.calls, prefixes, strict=True))
 
     def _seen(self, position: Tensor, length: int) -> Tensor | None:
-        """Return the mask of what one position of each row may see, [B, 1, 1, length]; None for everything."""
+        """Return the attention mask of one position per row, [B, 1, 1, length]; None for no mask."""
         if not self.causal:
             return None
         return (torch.arange(length, device=position.device) <= position[:, None])[:, None, None]
 
     def _row(self, name: str, tensor: Tensor, position: Tensor) -> Tensor:
-        """Cut a recorded tensor to what belongs to one position's query; keys stay whole."""
+        """Select one query position of a recorded tensor; an axis of keys stays whole."""
         counted = [axis for axis, what in enumerate(self.axes[name]) if what == self.counts]
         if not counted or ("mask" in name and counted == [tensor.ndim - 1]):
             return tensor

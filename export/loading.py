@@ -1,4 +1,4 @@
-"""Loading models, whole."""
+"""Load models from the hub or a folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ AUTO_CLASSES: dict[Kind, str] = {
 
 
 NO_CODE = {"trust_remote_code": False}
-"""Code that lies beside a model is never run, nor is the user asked whether it may."""
+"""Never run a model's own code, and never ask the user for permission."""
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
-    """Load a model's configuration, without its weights, from the hub or a folder.
+    """Load a model's configuration from the hub or a folder.
 
     Raises:
         UsageError: if there is no such model.
     """
     try:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(source, **NO_CODE)
-    except Exception as error:  # over damaged files `transformers` raises whatever comes up
+    except Exception as error:  # `transformers` raises many types for damaged files
         raise UsageError(
             f"no model {str(source)!r}: it is neither a folder with a config.json nor a hub model that can be "
             f"reached ({reason(error)}). Give a folder, or check the id and the network."
@@ -40,15 +40,15 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 
 def load_model(source: str | Path | PreTrainedModel, allow_pickle: bool = False) -> PreTrainedModel:
-    """Load a model in fp32 from the hub or a folder; a loaded one is put into evaluation mode.
+    """Load a model in fp32 from the hub or a folder, or take a loaded model; switch it to evaluation mode.
 
     Args:
         source: a hub id, a folder, or a model.
-        allow_pickle: also take weights from pickle files, where there are no safetensors.
+        allow_pickle: load pickle files if there are no safetensors files.
 
     Raises:
-        UsageError: if there is no such model, its architecture is not supported, its files are damaged, or its
-            checkpoint lacks weights that the answer needs.
+        UsageError: if the model does not exist, its architecture is not supported, its files are damaged, or weights
+            are missing.
     """
     model: Any = source if isinstance(source, PreTrainedModel) else _from_checkpoint(source, allow_pickle)
     family_of(model)
@@ -57,7 +57,7 @@ def load_model(source: str | Path | PreTrainedModel, allow_pickle: bool = False)
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's type and the first line of what it says."""
+    """Return an error's type and the first line of its text."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no more is known')}"
 
 
@@ -81,19 +81,19 @@ def _from_checkpoint(source: str | Path, allow_pickle: bool) -> Any:
         raise
     except Exception as error:
         raise UsageError(
-            f"the weights of {str(source)!r} cannot be loaded ({reason(error)}). They must be safetensors files, whole "
-            "and made for its config.json; --allow_pickle also takes pytorch_model.bin, which only a source that you "
-            "trust should make you do."
+            f"the weights of {str(source)!r} cannot be loaded ({reason(error)}). They must be complete safetensors "
+            "files that match config.json. --allow_pickle also loads pytorch_model.bin; use it only for sources that "
+            "you trust."
         ) from error
     if missing:
         raise UsageError(
             f"the checkpoint {str(source)!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, "
-            "...), so its answers would be random. Take one that was saved with its language-model head (of ELECTRA "
-            "the generator)."
+            "...), so its answers would be random. Use a checkpoint with a language-model head (for ELECTRA, the "
+            "generator)."
         )
     return model
 
 
 def _missing(info: dict[str, Any]) -> list[str]:
-    """Return the weights that a model had to make up: those that its checkpoint lacks or has in another shape."""
+    """Return the weights that the checkpoint lacks or has in another shape."""
     return sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})

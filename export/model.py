@@ -1,9 +1,10 @@
-"""A Hugging Face model as a chain of stages."""
+"""Cut a Hugging Face model into a chain of stages, and encode examples for it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -32,40 +33,40 @@ CUTS: tuple[Cuts, ...] = ("input", "layers")
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One batch of examples as a stage chain takes it."""
+    """One batch of examples, encoded for a stage chain."""
 
     hidden: Tensor
-    """[1, N, S, H] float32: the embedded text, one state for all candidates; [1, 1, T, H] if texts stand in a row."""
+    """[1, N, S, H] float32: the embedded texts, the same for all candidates; [1, 1, T, H] for packed texts."""
     tensors: dict[str, Tensor]
-    """What the stages take besides the hidden states and prompts, by name."""
+    """The stages' inputs besides hidden states and prompts, by name."""
     stages: tuple[Stage, ...]
     lengths: Tensor
-    """[N] int64: real tokens per text; [1] if they stand in a row."""
+    """[N] int64: real tokens per text; [1] for packed texts."""
     prefix: Encoded | None = None
-    """The positions up to the prompt's end, [1, 1, n, H], if they are run apart from the texts that follow them."""
+    """The positions up to the prompt's end, [1, 1, n, H], if all texts share them."""
     row: Texts | None = None
-    """How the texts stand in a row, if they do."""
+    """The layout of packed texts; None for padded texts."""
     whole: Encoded | None = None
-    """The same texts as a batch, if they stand in a row: what the parity gate compares with."""
+    """The padded form of packed texts: the parity gate's reference."""
 
     @property
     def joined_length(self) -> int:
-        """How many positions the hidden states have once the prompt has joined them."""
+        """The number of positions of the hidden states after the prompt has joined."""
         if self.row is not None:
             return len(self.tensors[TOKEN_INDEX])
         return self.stages[0].join.length(self.hidden.shape[2])
 
     def tensors_for(self, population: int) -> dict[str, Tensor]:
-        """Return what the stages take besides hidden states and prompts of so many candidates, by name."""
+        """Return the stages' inputs besides hidden states and prompts for a number of candidates, by name."""
         return self.tensors if self.row is None else self.tensors | self.row.of(population)
 
 
 class StagedModel:
-    """A frozen model cut where prompts enter.
+    """A frozen model, cut into stages where prompts enter.
 
     Args:
         model: an unmodified `transformers` model; its attention is switched to SDPA.
-        mode: "add" puts prompts onto placeholder positions, "cat" before the text.
+        mode: "add" adds prompts to placeholder positions, "cat" puts them before the text.
         n_prompt_tokens: n.
         cuts: "input" for one stage with a prompt at its input (BBT), "layers" for one stage per layer (BBTv2).
         answer_only: whether the last layer runs queries and feed-forward block for the answer position only.
@@ -77,7 +78,7 @@ class StagedModel:
     def __init__(
         self, model: PreTrainedModel, mode: Mode, n_prompt_tokens: int, cuts: Cuts, *, answer_only: bool = True
     ) -> None:
-        """Find the family's parts in the model."""
+        """Check the options and locate the model's parts."""
         for name, value, known in (("mode", mode, MODES), ("cuts", cuts, CUTS)):
             if value not in known:
                 raise UsageError(f"{name} is {value!r}, but it must be one of {', '.join(known)}.")
@@ -86,29 +87,17 @@ class StagedModel:
         self.model = model
         self.mode, self.cuts, self.n_prompt_tokens = mode, cuts, n_prompt_tokens
         self.answer_only = answer_only
+        self.before = n_prompt_tokens if mode == "cat" else 0
+        """The number of prompt tokens before a text."""
         self.parts = Anatomy(model, at_tokens=cuts == "input")
-        """The model's parts."""
-        self._plans: dict[tuple[str, ...], Plan] = {}
-
-    @property
-    def family(self) -> Family:
-        """The model's row."""
-        return self.parts.family
-
-    @property
-    def n_layers(self) -> int:
-        """L: how many layers prompts can enter."""
-        return len(self.parts.layers)
-
-    @property
-    def hidden_size(self) -> int:
+        self.family: Family = self.parts.family
+        self.n_layers = len(self.parts.layers)
+        """L: the number of layers that prompts can enter, at either cut."""
+        self.n_stages = self.n_layers if cuts == "layers" else 1
+        """The length of the chain."""
+        self.hidden_size = int(model.config.hidden_size)
         """H: the width of the hidden states and of a prompt's tokens."""
-        return int(self.model.config.hidden_size)
-
-    @property
-    def n_stages(self) -> int:
-        """How many stages the chain has."""
-        return self.n_layers if self.cuts == "layers" else 1
+        self._plans: dict[tuple[str, ...], Plan] = {}
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -119,7 +108,7 @@ class StagedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the architecture and of all weights."""
+        """The digest of the architecture and all weights."""
         digest = hashlib.sha256(type(self.model).__name__.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
@@ -127,16 +116,17 @@ class StagedModel:
         return digest.hexdigest()
 
     def join(self, stage: int) -> Join:
-        """Return how prompts join the hidden states of whole texts that enter a stage."""
+        """Return the join of prompts with the hidden states of padded texts at a stage."""
         if self.mode == "cat":
             return Join("cat" if stage == 0 else "add", 0, self.n_prompt_tokens)
         return Join("add", self.family.prompt_start, self.n_prompt_tokens)
 
     def check(self, examples: Examples) -> None:
-        """Refuse examples the model cannot take.
+        """Check that the model can take these examples.
 
         Raises:
-            ShapeError: if a text is too short for the placeholders or too long for the model, or an id is no token.
+            ShapeError: if a text is too short for the placeholders or too long for the model, or an id is not in the
+                vocabulary.
         """
         vocabulary = self.word_embeddings.shape[0]
         for name in ("input_ids", "label_token_ids", "decoder_input_ids"):
@@ -146,23 +136,23 @@ class StagedModel:
         needed = self.family.prompt_start + self.n_prompt_tokens
         if self.mode == "add" and int(examples.lengths.min()) < needed:
             raise ShapeError(
-                f"an example has {int(examples.lengths.min())} tokens, but add mode puts {self.n_prompt_tokens} prompt "
-                f"tokens onto positions {self.family.prompt_start} to {needed - 1}: put as many placeholders there."
+                f"an example has {int(examples.lengths.min())} tokens, but add mode adds {self.n_prompt_tokens} prompt "
+                f"tokens to positions {self.family.prompt_start} to {needed - 1}. Put as many placeholders there."
             )
         if int(examples.lengths.max()) > self._positions:
             raise self._too_long(examples)
 
     def reaches(self, length: int) -> bool:
-        """Tell whether the model surely has positions for texts of this length, the prompt included."""
+        """Return whether the model certainly has positions for texts of this length, the prompt included."""
         return length + POSITIONS_MARGIN <= self._positions
 
     @property
     def _positions(self) -> float:
-        """How many positions the model's configuration names; some of them may be no text's."""
+        """The number of positions in the model's configuration; texts may not be able to use all of them."""
         return float(getattr(self.model.config, "max_position_embeddings", math.inf))
 
     def shares_prefix(self, examples: Examples) -> bool:
-        """Tell whether all texts begin alike up to the prompt's end, and what they begin with does not see the rest."""
+        """Return whether the model is causal and all texts have the same tokens up to the prompt's end."""
         if self.family.kind != "decoder":
             return False
         if self.mode == "cat":
@@ -172,24 +162,23 @@ class StagedModel:
         return alike and int(examples.answer_position.min()) >= n
 
     def encode(self, examples: Examples, *, share_prefix: bool = False, kernel: str | None = None) -> Encoded:
-        """Embed examples, record what the layers are given, and return the stages for them.
+        """Embed examples, record the layers' other inputs, and return both with the stages that take them.
 
-        The tensors stay on the model's device, float32.
+        The tensors are float32 on the model's device.
 
         Args:
             examples: the examples.
-            share_prefix: run the positions up to the prompt's end apart from the texts (see ``shares_prefix``), unless
-                what the layers are given stands in the way.
-            kernel: put the texts into a row and let attention run on this kernel (a row of KERNELS), unless what the
-                layers are given stands in the way.
+            share_prefix: run the positions up to the prompt's end once for all texts (see ``shares_prefix``), if the
+                recorded tensors allow it.
+            kernel: pack the texts and run attention on this row of KERNELS, if the recorded tensors allow it.
 
         Raises:
-            ShapeError: if a text is longer than the model's position embeddings reach, or the model needs
-                decoder_input_ids and has no rule to make them by, or has no decoder to give them to.
+            ShapeError: if a text is longer than the model's position embeddings, or decoder_input_ids are missing or
+                given to a model without a decoder.
         """
         longest = examples.input_ids.shape[1]
         if kernel is not None and bool(examples.attention_mask.all()) and self.reaches(self.before + longest + 1):
-            examples = examples.padded(1)  # so that there is a mask, whatever the lengths are: one graph serves all
+            examples = examples.padded(1)  # forces a mask at any length, so one graph serves all
         examples = replace(examples, decoder_input_ids=self.parts.decoder_input_ids(examples))
         recorded = self._record(examples)
         signature = tuple(recorded.tensors)
@@ -207,45 +196,46 @@ class StagedModel:
             answer["answer_position"] = position + self.before
         whole = Encoded(recorded.embedded[None], recorded.tensors | answer, plan.stages(), lengths)
         row = Texts(lengths + self.before, examples.input_ids.shape[1] + self.before)
-        packed = None if kernel is None else self._packed(plan, row, recorded.tensors, kernel)
-        if packed is None:
-            return whole
-        packing, tensors = packed
-        start = self.join(1).start
-        index = {PROMPT_INDEX: prompt_index(row.positions, start, self.n_prompt_tokens)}
-        if self.before:
-            index[CAT_INDEX] = cat_index(row.positions, self.before)
-        return self._in_row(whole, row, tensors | index, plan.stages(packing))
+        return self._packed(whole, row, plan, recorded.tensors, kernel, plan.stages)
 
     def _packed(
-        self, plan: Plan, row: Texts, tensors: dict[str, Tensor], kernel: str
-    ) -> tuple[Packing, dict[str, Tensor]] | None:
-        """Return how the layers run on texts in a row and what they take there, if they and the kernel can."""
+        self,
+        whole: Encoded,
+        row: Texts,
+        plan: Plan,
+        recorded: dict[str, Tensor],
+        kernel: str | None,
+        stages: Callable[[Packing], tuple[Stage, ...]],
+    ) -> Encoded:
+        """Return packed texts in the place of padded ones, if the layers and the kernel can take them."""
         causal = self.family.kind == "decoder"
+        if kernel is None or (causal and not KERNELS[kernel].causal):
+            return whole
         names = dict.fromkeys(name for call in plan.calls for name in call.names)
-        found = pack_recorded(tuple(names), tensors, plan.axes, row)
-        if found is None or (causal and not KERNELS[kernel].causal):
-            return None
-        recorded: dict[str, Axes] = {name: (None, "tokens", *[None] * (one.ndim - 2)) for name, one in found[1].items()}
-        return Packing(kernel, found[0], recorded, causal), found[1]
-
-    def _in_row(self, whole: Encoded, row: Texts, tensors: dict[str, Tensor], stages: tuple[Stage, ...]) -> Encoded:
-        """Return the same texts in a row."""
+        found = pack_recorded(tuple(names), recorded, plan.axes, row)
+        if found is None:
+            return whole
+        replaced, tensors = found
+        axes: dict[str, Axes] = {name: (None, "tokens", *[None] * (one.ndim - 2)) for name, one in tensors.items()}
+        if whole.prefix is None:
+            tensors[PROMPT_INDEX] = prompt_index(row.positions, self.join(1).start, self.n_prompt_tokens)
+            if self.before:
+                tensors[CAT_INDEX] = cat_index(row.positions, self.before)
         hidden = Texts(whole.lengths, whole.hidden.shape[2]).pack(whole.hidden[0])
-        return Encoded(
-            hidden[None, None],
-            whole.tensors | row.tensors | tensors,
-            stages,
-            torch.tensor([len(hidden)]),
-            whole.prefix,
-            row,
+        return replace(
             whole,
+            hidden=hidden[None, None],
+            tensors=whole.tensors | row.tensors | tensors,
+            stages=stages(Packing(kernel, replaced, axes, causal)),
+            lengths=torch.tensor([len(hidden)]),
+            row=row,
+            whole=whole,
         )
 
     def _apart(
         self, plan: Plan, recorded: Recorded, answer: dict[str, Tensor], lengths: Tensor, kernel: str | None
     ) -> Encoded:
-        """Encode the positions up to the prompt's end and the rest of the texts apart."""
+        """Encode the positions up to the prompt's end and the rest of the texts separately."""
         embedded = torch.nn.functional.pad(recorded.embedded, (0, 0, self.before, 0))
         n = self.n_prompt_tokens + (self.family.prompt_start if self.mode == "add" else 0)
         placed = n - self.before
@@ -264,15 +254,7 @@ class StagedModel:
             Encoded(prefix, tensors, before, torch.tensor([n])),
         )
         row = Texts(whole.lengths, whole.hidden.shape[2], shared=n)
-        packed = None if kernel is None else self._packed(plan, row, text_tensors, kernel)
-        if packed is None:
-            return whole
-        return self._in_row(whole, row, packed[1], plan.shared(prefix, tensors, packed[0])[1])
-
-    @property
-    def before(self) -> int:
-        """How many prompt tokens stand before a text."""
-        return self.n_prompt_tokens if self.mode == "cat" else 0
+        return self._packed(whole, row, plan, text_tensors, kernel, lambda how: plan.shared(prefix, tensors, how)[1])
 
     def _record(self, examples: Examples) -> Recorded:
         try:
@@ -283,12 +265,12 @@ class StagedModel:
 
     def _too_long(self, examples: Examples) -> ShapeError:
         return ShapeError(
-            f"a text of {int(examples.lengths.max())} tokens is longer than this {self.family.name} has positions for; "
-            "cut it."
+            f"a text has {int(examples.lengths.max())} tokens, but this {self.family.name} has fewer positions. "
+            "Truncate it."
         )
 
     def _axes(self, examples: Examples, recorded: Recorded) -> dict[str, Axes]:
-        """Tell what each recorded tensor's axes count, by recording one example more and longer or shorter texts."""
+        """Determine the axes of recorded tensors by recording with one more example and longer or shorter texts."""
         more = examples.select(torch.cat([torch.arange(len(examples)), torch.tensor([0])]))
         more = more.padded(examples.input_ids.shape[1] - more.input_ids.shape[1])
         for step in (2, -2):
@@ -296,7 +278,7 @@ class StagedModel:
             if tuple(grown.tensors) == tuple(recorded.tensors):
                 break
         else:
-            raise UsageError(f"{self.family.name}: what its layers are given changes with the length of every text.")
+            raise UsageError(f"{self.family.name} is not supported: its layers' inputs change with the texts' length.")
         counts = {1: "examples", step: "sequence", TARGET_STEP: "target"}
         return {
             name: tuple(counts.get(new - old) for old, new in zip(tensor.shape, grown.tensors[name].shape, strict=True))
@@ -305,13 +287,13 @@ class StagedModel:
 
 
 POSITIONS_MARGIN = 4
-"""RoBERTa's positions begin with 2, and texts are recorded 2 tokens longer to see which axes grow."""
+"""RoBERTa's positions start at 2, and texts are recorded with 2 more tokens to see which axes grow."""
 TARGET_STEP = 3
-"""By how many tokens decoder texts are lengthened: unlike any change in texts or examples."""
+"""How many tokens are appended to decoder texts; it differs from all other size changes."""
 
 
 def _resized(examples: Examples, step: int) -> Examples:
-    """Lengthen the longest texts by repeating their last column, or cut their last columns off."""
+    """Lengthen the longest texts by repeating their last column, or remove columns."""
     ids, mask, decoder = examples.input_ids, examples.attention_mask, examples.decoder_input_ids
     if step > 0:
         ids, mask = _lengthened(ids, step), _lengthened(mask, step)

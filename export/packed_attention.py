@@ -1,4 +1,4 @@
-"""The kernels that attend within the texts of a row, as a table."""
+"""The attention kernels for packed texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .texts import BOUNDS, EACH, KEY_BOUNDS, KEY_INDEX, TEXT_INDEX, TEXT_LENGTHS
 def _padded(
     row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
-    """Lay the texts out with padding, run SDPA and pack what comes out: the reference of the other kernels."""
+    """Unpack the texts, run SDPA and pack the result: the reference for the other kernels."""
     index = row.tensors[TEXT_INDEX]
     texts, longest = index.shape
 
@@ -30,7 +30,7 @@ def _padded(
     population = qkv[0].shape[0]
     query, key, value = map(unpacked, qkv)
     mask = None
-    if not row.causal:  # padding stands behind a text, where no real token of a causal model looks
+    if not row.causal:  # padding follows the text, and causal attention does not look ahead
         real = torch.arange(longest, device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
         mask = real[None].expand(population, -1, -1).reshape(population * texts, 1, 1, longest)
         mask = mask.expand(-1, -1, longest, -1)
@@ -42,7 +42,7 @@ def _padded(
 def _varlen(
     row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
-    """Run flash attention by the texts' bounds; CUDA, fp16 and bf16 only."""
+    """Run flash attention on packed texts; CUDA, fp16 and bf16 only."""
     query, key, value = qkv
     bounds = key_bounds = row.tensors[BOUNDS]
     longest = longest_keys = row.tensors[TEXT_INDEX].shape[1]
@@ -75,7 +75,7 @@ def _varlen(
 
 
 def _varlen_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
-    """Run PyTorch's flash kernel for one query of each text."""
+    """Run PyTorch's flash kernel for one query per text."""
     key, value = (part.transpose(1, 2).flatten(0, 1) for part in keys_values)
     longest = row.tensors[TEXT_INDEX].shape[1]
     seen = varlen.varlen_attn(
@@ -94,7 +94,7 @@ def _varlen_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float
 
 
 def _padded_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
-    """Lay keys and values out with padding and run SDPA: the reference of the other kernels."""
+    """Unpack keys and values and run SDPA for one query per text: the reference for the other kernels."""
     index = row.tensors[TEXT_INDEX]
 
     def unpacked(part: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _padded_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float
 def _contrib(
     row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
-    """Stand for ONNX Runtime's packed operator in a graph; PyTorch itself runs the reference."""
+    """Emit ONNX Runtime's packed operator during an export; in PyTorch run the reference."""
     if not torch.compiler.is_exporting():
         return _padded(row, module, qkv, before, how)
     population, heads, tokens, size = qkv[0].shape
@@ -133,4 +133,4 @@ KERNELS: dict[str, Kernel] = {
     "varlen": Kernel(_varlen, (TEXT_INDEX, BOUNDS, KEY_INDEX, KEY_BOUNDS, EACH), _varlen_alone),
     "contrib": Kernel(_contrib, (TEXT_INDEX, TOKEN_INDEX, TEXT_LENGTHS, TOKEN_OFFSET, BOUNDS), causal=False),
 }
-"""By name: PyTorch's operators anywhere, PyTorch's on CUDA, and ONNX Runtime's on CUDA."""
+"""By name: PyTorch on any device, PyTorch on CUDA, and ONNX Runtime on CUDA."""

@@ -1,10 +1,9 @@
-"""Texts in a row: the tokens of all texts one behind the other, so that no padding is computed and no mask is read.
+"""Packed texts: the tokens of all texts are concatenated into one row, without padding and masks.
 
-A packed stage takes hidden states [P, 1, T, H], T tokens of N texts (``texts.py``), where another takes [P, N, S, H].
-What works token by token runs as it is; attention goes by the bounds of the texts, on one of the kernels of
-``packed_attention.py``. At the answer positions alone the last layer is a small matter: some kernels attend there from
-one position of each text, for the others the texts are laid out with padding again (``Row.unpack``), and it runs as in
-any other stage.
+A packed stage takes hidden states [P, 1, T, H], T tokens of N texts (``texts.py``); a padded one takes [P, N, S, H].
+Token-wise operations run unchanged. Attention runs on a kernel of ``packed_attention.py`` that keeps texts apart. The
+last layer computes answer positions only, which is cheap. Some kernels support one query per text; for the others the
+last layer unpacks the texts (``Row.unpack``) and runs as in a padded stage.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from .texts import AXES, TEXT_INDEX, TOKEN_INDEX, Axes, Texts
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How a stage's layers run on texts in a row.
+    """How a stage's layers run on packed texts.
 
     Args:
         kernel: a row of KERNELS.
-        names: the packed tensor that takes the place of each recorded one; None for a mask, which is needed no more.
-        recorded: what the axes of these packed tensors count.
-        causal: whether a position sees only those before it.
+        names: for each recorded tensor, the packed tensor that replaces it; None for a mask that is no longer needed.
+        recorded: the axes of these packed tensors.
+        causal: whether attention is causal.
     """
 
     kernel: str
@@ -37,27 +36,27 @@ class Packing:
     causal: bool
 
     def axes(self, *, answers: bool, entrance: bool) -> dict[str, Axes]:
-        """Return the tensors that a stage takes, and what their axes count.
+        """Return the axes of the tensors that a stage takes.
 
         Args:
-            answers: whether the stage answers, so that its last layer is unpacked.
-            entrance: whether something stands before its first layer that needs the tokens' positions.
+            answers: whether the stage answers; its last layer may unpack the texts.
+            entrance: whether the stage has an entrance, which needs the tokens' positions.
         """
         index = KERNELS[self.kernel].tensors + (TEXT_INDEX,) * answers + (TOKEN_INDEX, TEXT_INDEX) * entrance
         return {name: AXES[name] for name in index} | dict(self.recorded)
 
     def row(self, named: Mapping[str, Tensor]) -> Row:
-        """Return the row that these tensors stand for."""
+        """Return the row with these tensors."""
         return Row(KERNELS[self.kernel], self.causal, named, self.names)
 
 
 def pack_recorded(
     names: Sequence[str], tensors: Mapping[str, Tensor], axes: Mapping[str, Axes], texts: Texts
 ) -> tuple[dict[str, str | None], dict[str, Tensor]] | None:
-    """Return what takes the place of recorded tensors in a row: names by name, and those tensors by name.
+    """Pack recorded tensors: return the names of their replacements by name, and the packed tensors by name.
 
-    None if the layers take something that cannot be packed: a bias or a mask for pairs of positions that says more than
-    where a text ends, such as relative positions or a sliding window.
+    None if a tensor cannot be packed: a bias or mask over pairs of positions that hides more than padding, such as
+    relative positions or a sliding window.
     """
     replaced: dict[str, str | None] = {}
     packed: dict[str, Tensor] = {}
@@ -75,6 +74,6 @@ def pack_recorded(
 
 
 def _is_padding(mask: Tensor, real: Tensor) -> bool:
-    """Tell whether a mask [N, ..., S] only hides padding."""
+    """Return whether a mask [N, ..., S] hides padding only."""
     seen = real.view(len(real), *[1] * (mask.ndim - 2), -1)
     return mask.shape[0] == len(real) and mask.shape[-1] == real.shape[1] and bool((mask == seen).all())

@@ -1,4 +1,4 @@
-"""The parity gate: an artifact is compared with PyTorch fp32 before it is used."""
+"""The parity gate: compare an artifact with PyTorch fp32 before it is used."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from .precision import Precision
 POPULATION = 16
 """Candidates in the gate's population."""
 WORDS = 8
-"""Label words of its texts."""
+"""Label words of the gate's texts."""
 ROUNDING = torch.finfo(torch.float32).eps
-"""An error of a loss, in nats, that fp32 makes by itself."""
+"""The rounding error of a loss in fp32, in nats."""
 LEAST_SPREAD = 0.02
-"""How far losses must differ, in nats, for their ranks to say more of the engine than of the format. A small trained
-model's differ by 0.025 on prompts of its word embeddings' scale, an untrained large one's by a tenth of that."""
+"""The spread of losses, in nats, below which rounding may decide their ranks. With prompts at the scale of the word
+embeddings, losses of a small trained model spread by 0.025, those of an untrained large model by a tenth of that."""
 LEAST_ORDER = 0.5
-"""Rank correlation below which prompts of the word embeddings' scale tell nothing: a search begins there."""
+"""The rank correlation, at the scale of the word embeddings, below which wider prompts are no excuse: a search starts
+at that scale."""
 
 logger = logging.getLogger(__name__)
 
 Answer = Callable[[Tensor], Tensor]
-"""Answers prompts [P, L or 1, n, H] with logits [P, N, C]."""
+"""Maps prompts [P, L or 1, n, H] to logits [P, N, C]."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How one artifact's answers to a random population differ from the reference's."""
+    """The differences between an artifact's answers to a random population and the reference's."""
 
     max_logit_difference: float
     mean_loss_error: float
@@ -44,13 +45,13 @@ class Parity:
     loss_spread: float
     """Standard deviation of the reference's losses over the population, in nats."""
     spearman: float
-    """Rank correlation of the losses over the population: ranks are all that CMA-ES reads."""
+    """Rank correlation of the losses over the population; CMA-ES reads only ranks."""
 
     def require(self, precision: Precision, artifact: str) -> None:
-        """Refuse an artifact that is not faithful enough to search with.
+        """Check that an artifact is accurate enough for a search.
 
         Raises:
-            ParityError: with the figures and the way out.
+            ParityError: if it is not.
         """
         if self.suits(precision):
             return
@@ -64,7 +65,7 @@ class Parity:
         )
 
     def suits(self, precision: Precision) -> bool:
-        """Tell whether the figures are good enough for a format."""
+        """Return whether the figures meet the thresholds of a precision."""
         return self.spearman >= precision.min_spearman and self.mean_loss_error <= self._limit(precision)
 
     def _limit(self, precision: Precision) -> float:
@@ -72,7 +73,7 @@ class Parity:
 
     @classmethod
     def from_dict(cls, figures: Any) -> Parity | None:
-        """Return the figures that as_dict() gave, or None for anything else."""
+        """Return the figures of an as_dict(), or None for any other value."""
         names = {f.name for f in fields(cls)}
         if not isinstance(figures, dict) or set(figures) != names:
             return None
@@ -86,20 +87,19 @@ class Parity:
 
 
 def compare(reference: Tensor, logits: Tensor) -> Parity:
-    """Compare answers [P, N, C] with the reference's, on the loss of each text for each label word.
+    """Compare logits [P, N, C] with the reference's by the loss of each text for each label word.
 
-    The texts' losses are not averaged first: that leaves one figure per candidate, and the rank correlation of so few
-    is a matter of luck where a format is neither exact nor wrong.
+    Losses are not averaged over texts: the rank correlation of one value per candidate would be too noisy.
     """
     reference, logits = reference.double().cpu(), logits.double().cpu()
     return compare_losses(_losses(reference), _losses(logits), float((reference - logits).abs().max()))
 
 
 def compare_losses(expected: Tensor, found: Tensor, max_logit_difference: float) -> Parity:
-    """Compare losses [P, M], M for each candidate, with the reference's.
+    """Compare losses [P, M], M per candidate, with the reference's.
 
-    A search compares candidates with each other, so spread and ranks are those of the losses less their column's mean.
-    A NaN or infinite loss compares as infinitely wrong.
+    A search compares candidates with each other, so spread and ranks are computed after subtracting each column's mean.
+    A NaN or infinite loss gives an infinite error.
     """
     varying = _varying(expected)
     if not bool(torch.isfinite(found).all()):
@@ -113,32 +113,32 @@ def compare_losses(expected: Tensor, found: Tensor, max_logit_difference: float)
 
 
 def _losses(logits: Tensor) -> Tensor:
-    """Return the loss of each text for each label word, [P, N * C], of logits [P, N, C]."""
+    """Return the loss of each text for each label word: logits [P, N, C] -> [P, N * C]."""
     return -logits.double().cpu().log_softmax(dim=2).flatten(1)
 
 
 def _varying(losses: Tensor) -> Tensor:
-    """Return losses [P, M] less their columns' means."""
+    """Subtract the columns' means from losses [P, M]."""
     return losses - losses.mean(dim=0)
 
 
 def judge(
     prompts: Tensor, widest: float, precision: Precision, reference: Answer, found: Answer, rounded: Answer
 ) -> Parity:
-    """Compare what is to be checked with the reference, and tell a wrong answer from prompts that hardly matter.
+    """Compare an artifact with the reference; measure again on wider prompts if these hardly change the losses.
 
-    Where losses differ less than the format can tell apart, their ranks are wrong though nothing else is. Such figures
-    are measured again on wider prompts, up to the width of the hidden states that they join. As wider prompts would
-    also hide an error that all candidates share, it must then be explained by the format: PyTorch's own error in it,
-    on the same prompts, is the measure.
+    If losses differ by less than the precision resolves, their ranks are random although the artifact is correct. Then
+    the comparison is repeated with wider prompts, up to the scale of the hidden states that they join. Wider prompts
+    would hide an error that all candidates share, so the error must also be comparable to PyTorch's own error in this
+    precision, on the same prompts.
 
     Args:
-        prompts: [P, L or 1, n, H], of the word embeddings' scale.
-        widest: how many times as wide they may become.
-        precision: the format.
-        reference: answers in fp32.
-        found: what is to be checked.
-        rounded: PyTorch's answers in the format.
+        prompts: [P, L or 1, n, H], at the scale of the word embeddings.
+        widest: the largest factor by which prompts may be scaled.
+        precision: the precision.
+        reference: PyTorch in fp32.
+        found: the artifact.
+        rounded: PyTorch in this precision.
     """
     parity = compare(reference(prompts), found(prompts))
     if parity.suits(precision) or parity.loss_spread >= LEAST_SPREAD or parity.spearman < LEAST_ORDER:
@@ -156,8 +156,8 @@ def judge(
     if not wide.suits(precision) or not wide.mean_loss_error <= limit < math.inf:
         return parity
     logger.warning(
-        "prompts of the word embeddings' scale hardly change this model's losses (by %.1e, Spearman %.3f): the engine "
-        "is judged on prompts %.0f times as wide, and the first ranks of a search in %s may be chance",
+        "prompts at the scale of the word embeddings hardly change this model's losses (by %.1e, Spearman %.3f): the "
+        "parity gate uses prompts %.0f times as wide, and the first ranks of a search in %s may be random",
         parity.loss_spread, parity.spearman, scale, precision.name,
     )  # fmt: skip
     return wide
@@ -170,16 +170,16 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def probe_examples(staged: StagedModel) -> Examples:
-    """Make the gate's texts and label words, random but always the same.
+    """Return the gate's texts and label words, random with a fixed seed.
 
-    They are short, of three lengths; several share the least, so that a bucket of that length has enough to compare.
+    The texts are short and have three lengths. Several have the shortest, so that its bucket has enough to compare.
     """
     generator = torch.Generator().manual_seed(0)
     placeholders = staged.n_prompt_tokens if staged.mode == "add" else 0
     lengths = torch.tensor([9, 9, 9, 9, 12, 15]) + placeholders
     vocabulary = staged.word_embeddings.shape[0]
     ids = torch.randint(vocabulary // 10, vocabulary, (len(lengths), int(lengths.max())), generator=generator)
-    ids[:, : staged.family.prompt_start + placeholders] = ids[0, 0]  # as a search's examples, all texts begin alike
+    ids[:, : staged.family.prompt_start + placeholders] = ids[0, 0]  # all texts begin alike, as in a search
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     words = torch.randperm(vocabulary, generator=generator)[:WORDS]
     position, decoder_ids = lengths - 3, None
@@ -191,7 +191,7 @@ def probe_examples(staged: StagedModel) -> Examples:
 
 
 def probe_prompts(staged: StagedModel) -> Tensor:
-    """Draw the gate's prompts, [P, L or 1, n, H], random but always the same, of the word embeddings' scale."""
+    """Return the gate's prompts [P, L or 1, n, H], random with a fixed seed, at the scale of the word embeddings."""
     shape = (POPULATION, staged.n_stages, staged.n_prompt_tokens, staged.hidden_size)
     spread = float(staged.word_embeddings.float().std())
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * spread

@@ -1,4 +1,4 @@
-"""What single families do differently and a path cannot say; the rows of ``families.py`` point here."""
+"""Code for single families that a row of ``families.py`` refers to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import UsageError
 
 
 class Gpt2Entrance(nn.Module):
-    """GPT-2: position embeddings are added to token embeddings and prompt."""
+    """GPT-2: adds position embeddings to the token embeddings and the prompt."""
 
     def __init__(self, model: Any) -> None:
         """Take the position embeddings."""
@@ -20,13 +20,13 @@ class Gpt2Entrance(nn.Module):
         self.positions = model.transformer.wpe
 
     def forward(self, embedded: Tensor, positions: Tensor) -> Tensor:
-        """Return what enters the first layer for [B, S, H] at positions [1, S]."""
+        """Return the first layer's input for [B, S, H] at positions [1, S]."""
         out: Tensor = embedded + self.positions(positions)
         return out
 
 
 class BartEntrance(nn.Module):
-    """BART: position embeddings are added to token embeddings and prompt, then the sum is normalised."""
+    """BART: adds position embeddings to the token embeddings and the prompt, then normalizes."""
 
     def __init__(self, model: Any) -> None:
         """Take the encoder's position embeddings and LayerNorm."""
@@ -35,7 +35,7 @@ class BartEntrance(nn.Module):
         self.norm = model.model.encoder.layernorm_embedding
 
     def forward(self, embedded: Tensor, positions: Tensor) -> Tensor:
-        """Return what enters the first layer for [B, S, H] at positions [1, S]."""
+        """Return the first layer's input for [B, S, H] at positions [1, S]."""
         out: Tensor = self.norm(embedded + self.positions(positions, position_ids=positions[0]))
         return out
 
@@ -52,26 +52,26 @@ def albert_layers(model: Any) -> list[str]:
 
 
 def deberta_head(model: Any) -> tuple[str, ...]:
-    """Return DeBERTa's head: that of its authors' checkpoints, or the one `transformers` had at first (legacy)."""
+    """Return DeBERTa's head: that of the authors' checkpoints, or the legacy head of `transformers`."""
     if model.legacy:
         return ("cls.predictions.transform",)
     return tuple(f"lm_predictions.lm_head.{part}" for part in ("dense", "transform_act_fn", "LayerNorm"))
 
 
 def load_deberta_v3(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a DeBERTa with the head of its authors' checkpoints, whose configuration does not name it.
+    """Load a DeBERTa with the head of the authors' checkpoints, which their configuration does not mention.
 
     Raises:
-        UsageError: if this version of `transformers` cannot.
+        UsageError: if this version of `transformers` cannot load that head.
     """
     config.legacy = False
     auto: Any = transformers.AutoModelForMaskedLM
     try:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(source, config=config, **how)
-    except AttributeError as error:  # its tied weights, before 5.20
+    except AttributeError as error:  # tied weights, before 5.20
         raise UsageError(
-            f"transformers {transformers.__version__} cannot load the head of this DeBERTa ({error}); version 5.20 "
-            "can: `pip install -U transformers`."
+            f"transformers {transformers.__version__} cannot load the head of this DeBERTa ({error}). It needs version "
+            "5.20 or later: `pip install -U transformers`."
         ) from error
     return loaded
 
@@ -84,24 +84,24 @@ def label_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def bart_label_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return BART's rows, and its biases, which stand apart."""
+    """Return BART's rows and its separate biases."""
     return model.lm_head.weight[ids], model.final_logits_bias[0, ids]
 
 
 def t5_label_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return T5's rows, scaled as it scales its decoder's output where they are its word embeddings too."""
+    """Return T5's rows; if T5 scales the decoder's output, the rows are scaled instead."""
     scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
     return model.lm_head.weight[ids] * scale, None
 
 
 def deberta_label_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return DeBERTa's rows: its word embeddings, with the head's biases."""
+    """Return DeBERTa's word embeddings as rows, and the head's biases."""
     if model.legacy:
         return label_rows(model, ids)
     return model.deberta.embeddings.word_embeddings.weight[ids], model.lm_predictions.lm_head.bias[ids]
 
 
 def shifted_right(model: Any, ids: Tensor) -> Tensor:
-    """Return BART's decoder tokens: the text's, one position later."""
+    """Return BART's decoder tokens: the text, shifted right by one position."""
     shifted: Tensor = model.prepare_decoder_input_ids_from_labels(labels=ids)
     return shifted

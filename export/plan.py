@@ -1,4 +1,4 @@
-"""The stages for texts of which the model's layers are given the same kinds of things."""
+"""Build the stages for texts whose recordings have the same tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .texts import Axes
 
 
 class Plan:
-    """How to cut a model into stages.
+    """Cuts a model into stages.
 
     Args:
         parts: the model's parts.
-        recorded: what they are given for a batch of texts.
-        axes: what the recorded tensors' axes count.
-        joins: how prompts join what enters each stage; with one join there is one stage, else one per layer.
+        recorded: their recorded inputs for a batch of texts.
+        axes: the axes of the recorded tensors.
+        joins: the join at each stage; one join makes one stage of all layers, else each layer is a stage.
         alone: whether the last layer runs for the answer position only.
     """
 
@@ -39,14 +39,14 @@ class Plan:
         """Return the stages for whole texts.
 
         Args:
-            packing: how they run on texts in a row; None for a batch of texts.
+            packing: how they run on packed texts; None for padded texts.
         """
         return self._once("whole", packing, self._whole)
 
     def _once(
         self, what: str, packing: Packing | None, make: Callable[[Packing | None], tuple[Stage, ...]]
     ) -> tuple[Stage, ...]:
-        """Make stages when they are first asked for: what runs them is loaded once for each tuple."""
+        """Build stages at the first call only: a runner is loaded once per tuple of stages."""
         key = (what, "" if packing is None else packing.kernel)
         if key not in self._made:
             self._made[key] = make(packing)
@@ -71,12 +71,12 @@ class Plan:
     def shared(
         self, prefix: Tensor, tensors: Mapping[str, Tensor], packing: Packing | None = None
     ) -> tuple[tuple[PrefixStage, ...], tuple[Stage, ...]]:
-        """Return the stages for the positions up to the prompt's end, and those for what follows.
+        """Return the stages for the positions up to the prompt's end, and those for the rest.
 
         Args:
-            prefix: [1, 1, n, H], what enters the first.
-            tensors: what the layers take there.
-            packing: how the others run on texts in a row; None for a batch of texts.
+            prefix: [1, 1, n, H], the first stage's input.
+            tensors: the layers' other inputs at these positions.
+            packing: how the second stages run on packed texts; None for padded texts.
         """
         if not self._before:
             self._before = tuple(self._prefix_stage(number, layers) for number, layers in enumerate(self._cut()))
@@ -119,6 +119,6 @@ class Plan:
         parts, decoder = self._parts, None
         if parts.decoder_layers:
             decoder = Layers(parts.decoder_layers, self._recorded.decoder_calls, self.axes, "target", causal=True)
-        # A first layer that makes what later ones are given cannot run for one position.
+        # A first layer that computes inputs of later layers cannot run for one position only.
         chained = parts.family.chained and len(parts.decoder_layers or parts.layers) == 1
         return Answer(parts.head, self._alone and not chained, parts.encoder_head, decoder)

@@ -1,4 +1,4 @@
-"""The number formats an engine can compute in, and how faithful each must be."""
+"""The precisions of engines, and the parity gate's thresholds for each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Precision:
-    """A number format and the parity gate's thresholds for it."""
+    """A number format and its thresholds."""
 
     name: str
     dtype: torch.dtype
     min_spearman: float
-    """Least rank correlation of a random population's losses with fp32's, text by text."""
+    """Least rank correlation with fp32 of a random population's losses per text."""
     max_loss_error: float
     """Largest mean error of a text's loss, in units of its standard deviation over the population."""
     max_rounding: float = 4.0
-    """Largest mean error of a loss where prompts hardly matter, in units of what PyTorch's is in ``dtype``."""
+    """Largest mean error of a loss on wider prompts, in units of PyTorch's error in ``dtype`` (see ``judge``)."""
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -36,10 +36,10 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def precision_of(name: str) -> Precision:
-    """Return a row of the table.
+    """Return a row of PRECISIONS.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if there is no such row.
     """
     if name not in PRECISIONS:
         raise UsageError(f"precision is {name!r}, but it must be auto or one of {', '.join(PRECISIONS)}.")

@@ -1,8 +1,8 @@
-"""A causal model's prompt, computed once per candidate for all the texts that follow it.
+"""Shared prefix: compute a causal model's prompt once per candidate for all texts.
 
-No position of a causal model sees what comes after it, so the hidden states at the prompt's positions, and their keys
-and values, are the same whatever text follows. Two chains take the place of one: prefix stages run those positions
-alone, and text stages run the rest of each text with the prefix's keys and values. Both have a stage per cut.
+A position of a causal model does not see later positions. So the hidden states, keys and values of the prompt are the
+same for all texts. Two chains replace one: prefix stages run the prompt's positions, and text stages run the rest of
+each text with the prefix's keys and values. Both have one stage per cut.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Layout = tuple[tuple[int, int, int], ...]
 class PrefixStage(Stage):
     """The layers of a stage on the positions up to the prompt's end, which all texts share.
 
-    ``forward(hidden [P, 1, n, H], *tensors)`` returns the prefix's state [P, 1, n, W]: first the keys and values of
-    each layer, then the hidden states that enter the next stage (in the last stage, which nothing follows, those that
-    entered its last layer, so that all stages' states are of one width).
+    ``forward(hidden [P, 1, n, H], *tensors)`` returns the prefix's state [P, 1, n, W]: the keys and values of each
+    layer, then the input of the next stage. The last stage has no next one and returns its last layer's input, so all
+    states have the same layout.
     """
 
     joined_axes: ClassVar[dict[str, Axes]] = {"hidden": ("population", None, None, None)}
@@ -43,21 +43,21 @@ class PrefixStage(Stage):
 
     @property
     def n_attentions(self) -> int:
-        """How many times attention runs."""
+        """The number of attention operators in the graph."""
         return len(self.layers) - self.last
 
     def links(self) -> tuple[Stage, ...]:
-        """Return itself: what comes out holds the keys and values of all layers."""
+        """Return itself: its output holds the keys and values of all layers."""
         return (self,)
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
-        """Run the layers and pack what texts and the next stage need of it."""
+        """Run the layers and concatenate keys, values and hidden states."""
         keys_values, states = self._run(hidden, tensors)
         packed = [part.transpose(1, 2).flatten(2) for layer in keys_values for part in layer]
         return torch.cat([*packed, states], dim=-1)[:, None]
 
     def measure(self, hidden: Tensor, *tensors: Tensor) -> None:
-        """Take down the layout of the layers' keys and values."""
+        """Record the layout of the layers' keys and values."""
         self.layout = tuple((k.shape[1], k.shape[3], v.shape[3]) for k, v in self._run(hidden, tensors)[0])
 
     def output_width(self, hidden_size: int) -> int:
@@ -73,10 +73,10 @@ class PrefixStage(Stage):
 
 
 class TextStage(Stage):
-    """The layers of a stage on what follows the prompt.
+    """The layers of a stage on the positions after the prompt.
 
-    ``forward(hidden [P, N, S, H], prefix [P, n, W], *tensors)`` returns what a stage returns; the prefix is the state
-    that the prefix stage of the same layers returned.
+    ``forward(hidden [P, N, S, H], prefix [P, n, W], *tensors)`` returns the same as ``Stage``; ``prefix`` is the output
+    of the prefix stage with the same layers.
     """
 
     joined_axes: ClassVar[dict[str, Axes]] = {
@@ -95,7 +95,7 @@ class TextStage(Stage):
         return (self,)
 
     def forward(self, hidden: Tensor, prefix: Tensor, *tensors: Tensor) -> Tensor:  # type: ignore[override]
-        """Run the layers, and read the answer if the stage answers."""
+        """Run the layers, and compute logits if the stage answers."""
         return self.run(hidden, tensors, self._keys_values(prefix, hidden.shape[1]))
 
     def prompt_width(self, hidden_size: int) -> int:
@@ -103,7 +103,7 @@ class TextStage(Stage):
         return _width(self.layout) + hidden_size
 
     def _keys_values(self, prefix: Tensor, examples: int) -> list[KeysValues]:
-        """Unpack a prefix's state and repeat it for all examples: [P, n, W] -> per layer [B, heads, n, d]."""
+        """Split a prefix's state and repeat it for all examples: [P, n, W] -> per layer [B, heads, n, d]."""
         population, n, width = prefix.shape
         sizes = [heads * size for heads, *both in self.layout for size in both]
         parts = torch.split(prefix, [*sizes, width - sum(sizes)], dim=-1)
@@ -120,15 +120,15 @@ def _width(layout: Layout) -> int:
 
 
 def can_split(axes: Mapping[str, Axes]) -> bool:
-    """Tell whether what the layers are given can be cut into a prefix's and a text's part.
+    """Return whether recorded tensors can be split into a prefix and a text part.
 
-    A mask, as models with a sliding window make it, stands for pairs of positions; without one they are causal.
+    A mask over pairs of positions, such as a sliding window, cannot be split. Without one the layers are causal.
     """
     return all("examples" not in counts and counts.count("sequence") <= 1 for counts in axes.values())
 
 
 def split(tensors: Mapping[str, Tensor], axes: Mapping[str, Axes], n: int) -> tuple[dict[str, Tensor], ...]:
-    """Return what belongs to the first n positions, and the rest."""
+    """Split recorded tensors into those of the first n positions and the rest."""
 
     def cut(name: str, tensor: Tensor, part: slice) -> Tensor:
         return tensor[tuple(part if what == "sequence" else slice(None) for what in axes[name])]

@@ -1,10 +1,10 @@
-"""How a prompt joins the hidden states: ``add`` onto placeholder positions, or ``cat`` before the text.
+"""How a prompt joins the hidden states: ``add`` to placeholder positions, or ``cat`` before the text.
 
-Each way stands here twice, as a torch function and as the ONNX prelude that stands before an exported stage; no two
-share a branch, so the graph of one mode holds no node of the other. Above the input, a concatenated prompt has
-positions of its own, 0 to n-1, onto which the deeper layers' prompts are added. A third way serves texts whose prompt
-is computed apart from them (``prefix.py``): they follow it, and only their population joins. Texts in a row
-(``packing.py``) are joined likewise, each by its own copy of the prompt: an index says which token goes where.
+Each join is implemented twice: as a torch function, and as an ONNX prelude of the exported stage. They share no code,
+so the graph of one mode has no node of another. Above the input, a concatenated prompt occupies positions 0 to n-1, and
+the prompts of deeper layers are added there. ``follow`` serves texts with a shared prefix (``prefix.py``) and only
+broadcasts over the population. ``add_row`` and ``cat_row`` serve packed texts (``packing.py``): an index tensor maps
+tokens to prompt tokens.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ MODES: tuple[Mode, ...] = ("add", "cat")
 
 @dataclass(frozen=True)
 class Join:
-    """One way for prompts [P, n, W] to join hidden states [P', N, S, H]; P' = 1 or P = 1 broadcasts.
+    """A join of prompts [P, n, W] with hidden states [P', N, S, H]; P' = 1 or P = 1 broadcasts.
 
-    W is H for "add" and "cat"; to "follow" a prompt, texts read whatever its state is.
+    W is H for "add" and "cat"; for "follow" it is the width of a prefix's state.
     """
 
     kind: Way
     start: int
-    """Position of the first prompt token in each text; 0 but for "add" and "add_row"."""
+    """Position of the first prompt token in each text; 0 except for "add" and "add_row"."""
     n_prompt_tokens: int
 
     def __call__(self, hidden: Tensor, prompt: Tensor, *index: Tensor) -> tuple[Tensor, ...]:
-        """Return hidden states [max(P', P), N, S or n + S, H], and to "follow" also the prompts [max(P', P), n, W].
+        """Return hidden states [max(P', P), N, S or n + S, H], for "follow" also the prompts [max(P', P), n, W].
 
-        For texts in a row they are [max(P', P), 1, T, H], and the index is the tensor of ``names``.
+        For packed texts they are [max(P', P), 1, T, H], and ``index`` is the tensor of ``names``.
         """
         return _JOINS[self.kind](self, hidden, prompt, *index)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors it takes after the prompts."""
+        """The tensors that the join takes after the prompts."""
         return _INDEX.get(self.kind, ())
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what comes out."""
+        """The names of the outputs."""
         return ("joined", "prefix") if self.kind == "follow" else ("joined",)
 
     def length(self, text: int) -> int:
-        """Return how many positions come out for a text of this many."""
+        """Return the number of output positions for a text of this length."""
         return text + (self.n_prompt_tokens if self.kind == "cat" else 0)
 
     def prelude(self, hidden_size: int, prompt_size: int, dtype: str, opset: int) -> ir.Model:
@@ -82,7 +82,7 @@ class Join:
 
 
 def in_row(join: Join) -> Join:
-    """Return the way in which prompts join texts in a row where this one joins a batch."""
+    """Return the join for packed texts that corresponds to one for padded texts."""
     return replace(join, kind=_IN_ROW[join.kind])
 
 

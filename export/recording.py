@@ -1,8 +1,8 @@
-"""What a stock model passes to its layers, recorded by running it once.
+"""Record the inputs that a stock model passes to its layers.
 
-A `transformers` model makes masks, position embeddings and relative biases from the text alone and hands them to every
-layer. None of them depends on a prompt, so they are recorded once per data set: a layer is then a function of its
-hidden states and of these tensors, and no modelling code has to be copied.
+A `transformers` model computes masks, position embeddings and relative biases from the text and passes them to every
+layer. They do not depend on the prompt, so one recording per data set is enough. A layer is then a function of its
+hidden states and these tensors, and no modelling code has to be copied.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,20 +23,20 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Ref:
-    """A recorded tensor, by name, in the place where a layer takes it."""
+    """Placeholder for a recorded tensor in a layer's arguments."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """How the model calls one layer, after the hidden states."""
+    """The arguments of one layer after the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def __call__(self, layer: nn.Module, hidden: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Run the layer on [B, S, H] with these tensors for the recorded ones; return its hidden states."""
+        """Run the layer on [B, S, H] with these tensors in place of the recorded ones; return its hidden states."""
 
         def bind(leaf: Any) -> Any:
             return tensors[leaf.name] if isinstance(leaf, Ref) else leaf
@@ -47,12 +48,12 @@ class Call:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The recorded tensors this call takes, in order."""
+        """The names of the recorded tensors in this call, in order."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Ref)))
 
     def completed(self, later: Call) -> Call:
-        """Return this call with what a later layer was given and this layer was not."""
+        """Return this call with its None arguments filled in from a later layer's recorded tensors."""
         mine, spec = pytree.tree_flatten((self.args, self.kwargs))
         other, other_spec = pytree.tree_flatten((later.args, later.kwargs))
         if spec != other_spec:
@@ -63,39 +64,39 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One forward pass of a stock model, seen at its layers."""
+    """The recorded layer inputs of one forward pass."""
 
     entered: Tensor
-    """[N, S, H], what the first layer was given."""
+    """[N, S, H], the first layer's hidden states."""
     tensors: dict[str, Tensor]
     calls: tuple[Call, ...]
     """One per layer, in order."""
 
 
 class _AlwaysClamped(TorchFunctionMode):
-    """Has a layer clamp its float16 numbers without looking at them.
+    """Makes a layer clamp float16 hidden states unconditionally.
 
-    The layers of BART and T5 keep hidden states 1000 below float16's largest number, 65504, but only if one of a batch
-    is infinite. To look would make a row depend on its neighbours, and have the host wait for the device: such a layer
-    can neither be exported nor be recorded as a CUDA graph. Always clamped, only numbers above 64504 change.
+    The layers of BART and T5 clamp hidden states to 1000 below float16's maximum, 65504, but only if the batch contains
+    an infinity. That check would make a row depend on its neighbours and make the host wait for the device, which
+    prevents export and CUDA graphs. The unconditional clamp changes only numbers above 64504.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.isfinite:
-            return _Told(False)
+            return _Known(False)
         if func is torch.isinf:
-            return _Told(torch.ones((), dtype=torch.bool, device=args[0].device))
+            return _Known(torch.ones((), dtype=torch.bool, device=args[0].device))
         return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
-    """Stands for a tensor of truth values of which all() and any() are known."""
+class _Known:
+    """Stands in for a boolean tensor with known all() and any()."""
 
     answer: Any
 
     def all(self) -> Any:
-        """Say whether all are true."""
+        """Return the known answer."""
         return self.answer
 
     any = all
@@ -103,7 +104,7 @@ class _Told:
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run ``forward`` in the place of a module's own within this block."""
+    """Replace a module's ``forward`` within this block."""
     vars(module)["forward"] = forward
     try:
         yield
@@ -119,17 +120,17 @@ def record(
     prefix: str = "",
     chained: bool = False,
 ) -> Recording:
-    """Run a model and record what its layers are given.
+    """Run a model and record the inputs of its layers.
 
     Args:
         run: runs the stock model.
-        layers: the layers to record, in the order in which they run; one that runs twice stands there twice.
-        given: tensors that have a name already and are not recorded.
-        prefix: begins the names of the recorded tensors.
-        chained: whether the layers must really run, because they return more than hidden states.
+        layers: the layers in the order in which they run; a layer that runs twice is listed twice.
+        given: tensors that already have a name and are not recorded.
+        prefix: prefix of the recorded tensors' names.
+        chained: run the layers, because they return more than hidden states; else each returns its input.
 
     Raises:
-        UsageError: if the model runs other layers than these.
+        UsageError: if the model runs other layers.
     """
     tensors: dict[str, Tensor] = {}
     names = {id(tensor): name for name, tensor in (given or {}).items()}
@@ -147,7 +148,8 @@ def record(
         return Ref(names[id(leaf)])
 
     def spy(layer: nn.Module) -> Callable[..., Any]:
-        parameters, stock = _positional_names(layer), layer.forward
+        stock = layer.forward
+        parameters = list(signature(stock).parameters)
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             named = dict(zip(parameters[1:], args, strict=False))
@@ -164,13 +166,7 @@ def record(
             stack.enter_context(replaced(layer, spy(layer)))
         run()
     if list(map(id, ran)) != list(map(id, layers)):
-        raise UsageError(f"the model ran {len(ran)} layers, but {len(layers)} others were expected.")
+        raise UsageError(f"the model ran {len(ran)} layers, but its family's row lists {len(layers)} others.")
     if chained and len(calls) > 1:
         calls[0] = calls[0].completed(calls[1])
     return Recording(entered[0], tensors, tuple(calls))
-
-
-def _positional_names(layer: nn.Module) -> list[str]:
-    code = type(layer).forward
-    code = getattr(code, "__wrapped__", code)
-    return list(code.__code__.co_varnames[1 : code.__code__.co_argcount])

@@ -1,4 +1,4 @@
-"""Texts in a row, while a stage runs on them; see ``packing.py``."""
+"""Packed texts while a stage runs on them; see ``packing.py``."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ AttendAlone = Callable[[Tensor, KeysValues, float | None], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to attend within the texts of a row."""
+    """An attention kernel for packed texts."""
 
     attend: Callable[[Row, nn.Module, QueriesKeysValues, KeysValues | None, dict[str, Any]], Tensor]
     tensors: tuple[str, ...]
-    """What it takes, by name."""
+    """The names of its inputs."""
     attend_alone: Callable[[Row, Tensor, KeysValues, float | None], Tensor] | None = None
-    """How one position of each text attends, if it can; see ``Row.attend_alone``."""
+    """Attention for one query per text, if the kernel supports it; see ``Row.attend_alone``."""
     causal: bool = True
-    """Whether it can be causal."""
+    """Whether the kernel supports causal attention."""
 
 
 class Row:
-    """Texts in a row, while a stage runs.
+    """Packed texts during one stage.
 
     Args:
-        kernel: what attention runs on.
-        causal: whether a position sees only those before it.
-        tensors: those that the stage was given, by name.
-        names: the packed tensor that takes the place of each recorded one; None for a mask, which is needed no more.
+        kernel: the attention kernel.
+        causal: whether attention is causal.
+        tensors: the stage's inputs, by name.
+        names: for each recorded tensor, the packed tensor that replaces it; None for a mask that is no longer needed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Row:
         self.named: dict[str, Any] = dict(tensors) | {
             name: None if packed is None else tensors[packed] for name, packed in names.items()
         }
-        """What the layers are given, by its recorded name."""
+        """The layers' inputs, by recorded name."""
 
     def attend(
         self, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
@@ -57,17 +57,16 @@ class Row:
         Args:
             module: the attention module.
             qkv: queries, keys and values.
-            before: keys and values [P, heads, n, d] that all texts see before their own.
-            how: what `transformers` hands to an attention function.
+            before: keys and values [P, heads, n, d] of a prefix that all texts see.
+            how: the keyword arguments that `transformers` passes to an attention function.
         """
         return self._kernel.attend(self, module, qkv, before, how)
 
     @property
     def attend_alone(self) -> AttendAlone | None:
-        """How one position of each text attends, if the kernel can; a graph has it the other way.
+        """Attention for one query per text, if the kernel supports it; exported graphs unpack the texts instead.
 
-        It takes queries [P * N, heads, 1, d], keys and values [P, heads, T, d] and the scores' scale, and returns what
-        the queries see, like them.
+        It maps queries [P * N, heads, 1, d], keys and values [P, heads, T, d] and a scale to outputs like the queries.
         """
         attend = self._kernel.attend_alone
         if attend is None or self.causal or torch.compiler.is_exporting():
@@ -82,16 +81,16 @@ class Row:
     def positions(self) -> Tensor:
         """Return the position of each token in its text, [1, T]."""
         index = self.tensors[TOKEN_INDEX]
-        return (index % torch.full_like(index, self.tensors[TEXT_INDEX].shape[1]))[None]  # ONNX takes no number there
+        return (index % torch.full_like(index, self.tensors[TEXT_INDEX].shape[1]))[None]  # ONNX requires a tensor there
 
     def unpack(self, states: Tensor) -> Tensor:
-        """Lay out texts with padding, each one a batch row: [P, T, H] -> [P * N, S, H]."""
+        """Unpack texts into padded batch rows: [P, T, H] -> [P * N, S, H]."""
         index = self.tensors[TEXT_INDEX]
         padded = states.index_select(1, index.flatten())
         return padded.reshape(states.shape[0] * index.shape[0], index.shape[1], states.shape[2])
 
     def repeat(self, shared: KeysValues) -> KeysValues:
-        """Repeat keys and values that all texts share for each text: [P, heads, n, d] -> [P * N, heads, n, d]."""
+        """Repeat shared keys and values for each text: [P, heads, n, d] -> [P * N, heads, n, d]."""
         texts = self.tensors[TEXT_INDEX].shape[0]
         keys, values = (part[:, None].expand(-1, texts, -1, -1, -1).flatten(0, 1) for part in shared)
         return keys, values

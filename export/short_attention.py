@@ -1,7 +1,7 @@
-"""Attention within short texts of a row: PyTorch's flash kernel by their bounds, or one made for texts of a tile.
+"""Attention for packed short texts: our Triton kernel, or PyTorch's flash kernel where that one does not apply.
 
-Flash kernels take tiles of 128 queries and keys, of which a text of 70 tokens fills less than a third.
-``short_attention_kernel.py`` holds a text's keys whole and goes over its queries in small steps.
+Flash kernels work on tiles of 128 queries and keys. A text of 70 tokens fills less than a third of such a tile.
+``short_attention_kernel.py`` keeps all keys of a text and iterates over its queries in small steps.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from .errors import first_line
+
 LONGEST = 128
-"""Up to so many tokens a text is short."""
+"""The maximum length of a short text, in tokens."""
 WIDTHS = (16, 32, 64, 128)
-"""The widths of heads that the kernel takes."""
+"""The head sizes that the kernel supports."""
 LEAST_CAPABILITY = (8, 0)
-"""The compute capability from which the kernel's formats are there."""
+"""The least compute capability that supports the kernel's number formats."""
 
 logger = logging.getLogger(__name__)
 
 
 @torch.library.custom_op("bbt_fast::row_attention", mutates_args=())
 def row_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
-    """Attend within each text, with no mask; the compiler takes it as it is.
+    """Attend within each text without a mask; opaque to the compiler.
 
     Args:
         query: [R, heads, d], all tokens of all candidates' texts; CUDA, fp16 or bf16.
         key: likewise.
         value: likewise.
-        bounds: [texts + 1] int32, how many tokens stand before each text.
+        bounds: [texts + 1] int32, the offset of each text.
         longest: the tokens of the longest text.
-        scale: what scores are multiplied by.
+        scale: factor of the scores.
 
     Returns:
         [R, heads, d].
@@ -56,7 +58,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, s
 
 @cache
 def _has_kernel(device: torch.device) -> bool:
-    """Tell whether the kernel runs on a GPU, by running it."""
+    """Return whether the kernel runs on a GPU, by running it."""
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return False
     try:
@@ -64,7 +66,7 @@ def _has_kernel(device: torch.device) -> bool:
 
         some = torch.zeros(16, 1, 16, dtype=torch.float16, device=device)
         attend_short(some, some, some, torch.tensor([0, 16], dtype=torch.int32, device=device), 16, 1.0)
-    except Exception as error:  # noqa: BLE001  Triton raises what its many parts raise
-        logger.warning("short texts attend on PyTorch's kernel for long ones (%s)", str(error).partition("\n")[0])
+    except Exception as error:  # noqa: BLE001  Triton raises many types
+        logger.warning("the kernel for short texts fails: continuing with PyTorch's (%s)", first_line(error))
         return False
     return True

@@ -1,7 +1,7 @@
-"""Attention within texts that a tile holds whole, in Triton, which comes with PyTorch's CUDA builds.
+"""Attention for texts that fit into one tile, in Triton (part of PyTorch's CUDA builds).
 
-A program has one head of one text: it reads the keys and values once, and takes the queries a few rows at a time. With
-all scores of a row at hand there is one softmax, and no running maximum.
+A program handles one head of one text. It loads keys and values once and processes the queries in blocks. All scores of
+a row are available at once, so the softmax needs no running maximum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 QUERIES = 64
-"""How many queries are taken at a time."""
+"""Queries per block."""
 WARPS = 4
 
 
@@ -61,15 +61,15 @@ def _short_attention(  # type: ignore[no-untyped-def]
 
 
 def attend_short(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
-    """Attend within each text, the scores and sums in float32.
+    """Attend within each text, with scores and sums in float32.
 
     Args:
-        query: [R, heads, d] float16 or bfloat16, d a power of two from 16 to 128; rows and heads may lie apart.
+        query: [R, heads, d] float16 or bfloat16, d a power of two from 16 to 128; rows and heads may be strided.
         key: likewise.
         value: likewise.
-        bounds: [texts + 1] int32, how many tokens stand before each text.
-        longest: the tokens of the longest text; all its keys are held at once.
-        scale: what scores are multiplied by.
+        bounds: [texts + 1] int32, the offset of each text.
+        longest: the tokens of the longest text; it determines the tile.
+        scale: factor of the scores.
 
     Returns:
         [R, heads, d], contiguous.

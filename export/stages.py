@@ -1,6 +1,6 @@
-"""A frozen model as a chain of stages, cut where prompts enter.
+"""The stages of a frozen model, cut where prompts enter.
 
-Shape letters, here and everywhere: P candidates, N examples, S sequence length, n prompt tokens, H hidden size,
+Shape letters, used everywhere: P candidates, N examples, S sequence length, n prompt tokens, H hidden size,
 d intrinsic dimension, C label words, L layers, T decoder tokens, B = P * N.
 """
 
@@ -27,23 +27,23 @@ ANSWER_AXES: dict[str, Axes] = {
     "label_rows": ("labels", None),
     "label_bias": ("labels",),
 }
-"""The tensors that an answering stage takes besides the recorded ones."""
+"""The inputs of an answering stage besides the recorded tensors."""
 DECODER_STATES = "decoder_states"
-"""[N, T, H]: what enters the decoder, the same for every candidate."""
+"""[N, T, H]: the decoder's input, the same for every candidate."""
 ENCODER_STATES = "encoder_states"
-"""[B, S, H]: what the decoder's cross-attention reads."""
+"""[B, S, H]: the input of the decoder's cross-attention."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What an answering stage does after its layers."""
+    """What an answering stage runs after its layers."""
 
     head: Sequence[nn.Module]
-    """Between the last layer and the vocabulary matrix, in order."""
+    """The modules between the last layer and the vocabulary matrix, in order."""
     alone: bool = True
     """Whether the last layer runs for the answer position only."""
     encoder_head: Sequence[nn.Module] = ()
-    """Between the encoder's last layer and the decoder, in order."""
+    """The modules between the encoder's last layer and the decoder, in order."""
     decoder: Layers | None = None
 
 
@@ -51,20 +51,20 @@ class Stage(nn.Module):
     """Consecutive layers of the model, for a whole population at once.
 
     ``forward(hidden [P, N, S, H], *tensors)`` returns hidden states [P, N, S, H], or the label words' logits
-    [P, N, C] float32 if the stage answers. A prompt has joined the hidden states; the tensors are those of ``names``,
-    in order.
+    [P, N, C] float32 if the stage answers. The prompt has already joined ``hidden``. The tensors are those of
+    ``names``, in order.
 
     Args:
         layers: the layers.
-        join: how prompts join what enters the stage.
-        entrance: what stands between the embeddings that a prompt has joined and the first layer, if anything does.
+        join: how prompts join the stage's input.
+        entrance: the module between the joined embeddings and the first layer, if there is one.
         answer: what follows the layers, if the stage answers.
-        packing: how the layers run on texts in a row, if they do: hidden states are then [P, 1, T, H], T tokens of N
-            texts.
+        packing: how the layers run on packed texts; None for padded texts. Packed hidden states are [P, 1, T, H],
+            T tokens of N texts.
     """
 
     joined_axes: ClassVar[dict[str, Axes]] = {"hidden": ("population", "examples", "sequence", None)}
-    """The arguments of forward() before the tensors, and what their axes count."""
+    """The axes of forward()'s arguments before the tensors."""
 
     def __init__(
         self,
@@ -95,31 +95,31 @@ class Stage(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors the stage takes after the hidden states, in order."""
+        """The names of the tensors after the hidden states, in order."""
         return tuple(self.axes)
 
     @property
     def answers(self) -> bool:
-        """Whether logits come out, and not hidden states."""
+        """Whether the stage returns logits instead of hidden states."""
         return self.head is not None
 
     def prompt_width(self, hidden_size: int) -> int:
-        """Return the width of what joins."""
+        """Return the width of the prompt that joins."""
         return hidden_size
 
     def output_width(self, hidden_size: int) -> int:
-        """Return the width of the hidden states that come out."""
+        """Return the width of the returned hidden states."""
         return hidden_size
 
     @property
     def n_attentions(self) -> int:
-        """How many times attention runs as such; where the last layer needs no keys and values, it does not."""
+        """The number of attention operators in the graph; a last layer with absorbed projections has none."""
         whole = len(self.layers) + (0 if self.decoder is None else 2 * len(self.decoder))
         last = self.layers if self.decoder is None else self.decoder
         return whole - (self.answers and self.alone and last.absorbed is not None)
 
     def links(self) -> tuple[Stage, ...]:
-        """Return stages of one layer each that do in turn what this one does; itself if it cannot be divided."""
+        """Split the stage into stages of one layer each; a stage that cannot be split returns itself."""
         last = len(self.layers) - 1
         if not last:
             return (self,)
@@ -135,11 +135,11 @@ class Stage(nn.Module):
         )
 
     def forward(self, hidden: Tensor, *tensors: Tensor) -> Tensor:
-        """Run the layers, and read the answer if the stage answers."""
+        """Run the layers, and compute logits if the stage answers."""
         return self.run(hidden, tensors)
 
     def run(self, hidden: Tensor, tensors: Sequence[Tensor], before: Sequence[KeysValues] = ()) -> Tensor:
-        """Do what forward() does, for positions that follow a prefix whose keys and values are given per layer."""
+        """Do the same as forward(), for positions after a prefix with these keys and values per layer."""
         population, examples, length, width = hidden.shape
         given = dict(zip(self.names, tensors, strict=True))
         row = None if self.packing is None else self.packing.row(given)
@@ -157,7 +157,7 @@ class Stage(nn.Module):
         return logits.reshape(population, examples, logits.shape[-1])
 
     def named(self, given: Mapping[str, Tensor], population: int, examples: int) -> dict[str, Tensor]:
-        """Return the tensors by name, those that differ between examples repeated for each candidate."""
+        """Return the tensors by name; those that differ between examples are repeated for each candidate."""
         return {
             name: _over_population(tensor, population)
             if name not in AXES and self.axes[name][0] == "examples" and tensor.shape[0] == examples
@@ -183,7 +183,7 @@ def _over_population(tensor: Tensor, population: int) -> Tensor:
 
 
 def without(module: nn.Module, part: nn.Module) -> nn.Module:
-    """Return a module whose ``part``, at any depth within it, passes its input through; the original stays."""
+    """Return a copy of a module in which ``part``, at any depth, is an identity."""
     twin = copy.copy(module)
     vars(twin)["_modules"] = {
         name: nn.Identity() if child is part else None if child is None else without(child, part)

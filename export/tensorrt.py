@@ -1,4 +1,4 @@
-"""TensorRT plans from ONNX graphs, by either of TensorRT's packages (``bindings.py``)."""
+"""Build TensorRT plans from ONNX graphs, with either of TensorRT's packages (``bindings.py``)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ else:
     from .bindings import trt
 
 PLAN = "plan.engine"
-"""A plan's file in its cache entry."""
+"""The name of a plan's file in its cache entry."""
 LENGTHS = "key_value_lengths"
-"""A plan's input, [P * N] int32, in the place of a mask that hides padding: how many tokens each text has."""
+"""A plan's input [P * N] int32: the tokens of each text. It replaces a mask that hides padding."""
 WORKSPACE_BYTES = 4 << 30
-"""What one operator may use for scratch while it runs; part of a plan's key, so the same on every GPU."""
+"""The scratch memory of one operator; part of a plan's key, so it is the same on every GPU."""
 LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG)
-"""Our log levels for TensorRT's: internal error, error, warning, information. What is more verbose is dropped."""
-NO_NEWS = "has Int64 binding"
-"""In a warning about every input of indices, which plans take as the int64 that they are."""
+"""Log levels for TensorRT's internal error, error, warning and information. More verbose messages are dropped."""
+IGNORED = "has Int64 binding"
+"""Part of a warning about int64 inputs, which are intended."""
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
@@ -50,13 +50,13 @@ _errors: deque[str] = deque(maxlen=20)
 
 
 def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
-    """Return the plan for a graph and its shapes, from the cache or built now.
+    """Return the plan for a graph and its shapes, from the cache or newly built.
 
     Args:
-        path: the graph; its number formats are the plan's.
-        profile: shapes of all inputs. With LENGTHS among them, attention goes by lengths and not by the graph's masks.
-        gpu: what the plan is for. TensorRT builds on that very GPU; TensorRT for RTX for all of its compute
-            capability, on any machine.
+        path: the graph; the plan computes in its number formats.
+        profile: shapes of all inputs. If LENGTHS is one of them, attention uses lengths instead of the graph's masks.
+        gpu: the target. TensorRT builds on that GPU itself; TensorRT for RTX builds on any machine, for all GPUs of
+            that compute capability.
 
     Raises:
         DeviceError: if TensorRT cannot read the graph or build a plan for it.
@@ -73,47 +73,45 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
 
 
 def discard(plan: Path) -> None:
-    """Remove a plan that does not run here, so that it is built again."""
+    """Remove a plan from the cache."""
     shutil.rmtree(plan.parent)
 
 
 def tensorrt_fault(capability: Capability) -> str | None:
-    """Say why the package for a GPU is missing, cannot be imported or is too old, or None if it can be used."""
+    """Return why the package for a GPU cannot be used (missing, broken, too old), or None if it can."""
     try:
         package = package_for(capability)
         found = import_module(package.module)
     except MissingExtraError as error:
         return str(error)
     except (ImportError, OSError) as error:
-        return (
-            f"{package.title} does not load ({error}); `{package.install} --force-reinstall` brings all its libraries"
-        )
+        return f"{package.title} cannot be imported ({error}); reinstall it: `{package.install} --force-reinstall`"
     if not hasattr(getattr(found, "IAttention", None), "key_value_lengths"):
-        return f"{package.title} {found.__version__} has no attention by lengths; `{package.install} -U` brings it"
+        return f"{package.title} {found.__version__} has no attention by lengths; upgrade it: `{package.install} -U`"
     return None
 
 
 def tensorrt_version() -> str:
-    """Return the chosen package's version."""
+    """Return the selected package's version."""
     return f"{'rtx-' if chosen() is RTX else ''}{trt.__version__}"
 
 
 def tensorrt_errors() -> str:
-    """Return, and forget, what TensorRT reported as an error since the last call."""
+    """Return and clear the errors that TensorRT has reported since the last call."""
     text = "\n".join(_errors) or "TensorRT gave no reason"
     _errors.clear()
-    return text.replace("OutOfMemory", "out of memory")  # the sign by which a session runs fewer candidates at a time
+    return text.replace("OutOfMemory", "out of memory")  # the text that is_out_of_memory() looks for
 
 
 def start(kind: Callable[[trt.ILogger], T]) -> T:
-    """Make one of TensorRT's first objects.
+    """Create one of TensorRT's root objects.
 
     Raises:
-        DeviceError: if it refuses, as with a driver that is too old for it.
+        DeviceError: if that fails, for example because the driver is too old.
     """
     try:
         return kind(tensorrt_logger())
-    except TypeError as error:  # the bindings say no more
+    except TypeError as error:  # the bindings raise nothing more specific
         raise DeviceError(
             f"TensorRT {tensorrt_version()} does not start: {tensorrt_errors()}. Update the driver (`nvidia-smi` shows "
             "its version), or use --engine ort."
@@ -121,16 +119,16 @@ def start(kind: Callable[[trt.ILogger], T]) -> T:
 
 
 def tensorrt_logger() -> trt.ILogger:
-    """Return the one logger that all objects of the chosen package in this process write to."""
+    """Return the process-wide logger of the selected package."""
     return _logger(chosen().module)
 
 
 @cache
 def _logger(module: str) -> trt.ILogger:
-    del module  # only which one it is counts
+    del module  # it is only the cache's key
 
     class Logger(trt.ILogger):
-        """Hands messages to Python's logging, and keeps errors for the exception that follows."""
+        """Forwards messages to Python's logging, and collects errors for the next exception."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -139,7 +137,7 @@ def _logger(module: str) -> trt.ILogger:
             level = int(severity)
             if level <= int(trt.ILogger.Severity.ERROR):
                 _errors.append(msg)
-            if level < len(LEVELS) and NO_NEWS not in msg:
+            if level < len(LEVELS) and IGNORED not in msg:
                 logger.log(LEVELS[level], "TensorRT: %s", msg)
 
     return Logger()
@@ -159,7 +157,7 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
         least, best, most = (trt.Dims(shape) for shape in profile[name])
         shapes.set_shape(name, least, best, most)
     if config.add_optimization_profile(shapes) < 0:
-        raise DeviceError(f"TensorRT refuses the shapes {dict(profile)} for {path}: {tensorrt_errors()}")
+        raise DeviceError(f"TensorRT does not accept the shapes {dict(profile)} for {path}: {tensorrt_errors()}")
     timings = None
     if chosen() is RTX:
         tensorrt_rtx.set_target(config, gpu.capability)
@@ -170,7 +168,7 @@ def _build(path: Path, profile: Profile, gpu: Gpu) -> bytes:
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise DeviceError(f"TensorRT {tensorrt_version()} cannot build a plan for {path}: {tensorrt_errors()}")
-    _errors.clear()  # of kernels that were tried and did not fit
+    _errors.clear()  # from kernels that the builder tried in vain
     if timings is not None:
         write_bytes(_timings_path(gpu), bytes(timings.serialize()))
     return bytes(plan)
@@ -191,9 +189,9 @@ def _network(builder: trt.Builder, path: Path, by_lengths: bool) -> trt.INetwork
 
 
 def _readable(path: Path, by_lengths: bool) -> bytes:
-    """Return a graph whose attention may run as several kernels where TensorRT has no fused one, as in fp32.
+    """Return a graph whose attention may run as several kernels: TensorRT has no fused kernel for some cases, as fp32.
 
-    The attribute is the parser's own (onnx-tensorrt, docs/TRT_custom_ops.md); without it such a build fails.
+    Without this attribute of its parser (onnx-tensorrt, docs/TRT_custom_ops.md) such a build fails.
     """
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
@@ -206,18 +204,18 @@ def _readable(path: Path, by_lengths: bool) -> bytes:
 
 
 def _attend_by_lengths(network: trt.INetworkDefinition) -> None:
-    """Give all attention of a network the lengths as one more input."""
+    """Add the lengths as an input of all attention layers."""
     lengths = network.add_input(LENGTHS, trt.DataType.INT32, trt.Dims((-1,)))
     for attention in attentions(network):
         attention.key_value_lengths = lengths
 
 
 def attentions(network: trt.INetworkDefinition) -> Iterator[trt.IAttention]:
-    """Yield all attention of a network that stands for itself, and not as products and a softmax."""
+    """Yield the attention layers of a network that were not decomposed into products and a softmax."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # the bindings hand out every layer as an ILayer
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings return every layer as an ILayer
             yield cast("trt.IAttentionInputLayer", layer).attention
 
 
@@ -227,7 +225,7 @@ def _content(path: Path) -> list[str]:
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
-    """Return all that the parser has to say, a line per error, with the node it is about."""
+    """Return the parser's errors, one per line, each with its node."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -238,28 +236,30 @@ def _parser_errors(parser: trt.OnnxParser) -> str:
 
 
 def _load_timings(config: trt.IBuilderConfig, gpu: Gpu) -> trt.ITimingCache:
-    """Give a build what earlier builds measured on this GPU, so that equal layers build in seconds."""
+    """Load the kernel timings of earlier builds on this GPU, so that equal layers build in seconds."""
     path = _timings_path(gpu)
     for known in [path.read_bytes(), b""] if path.exists() else [b""]:
         timings = config.create_timing_cache(known)
         if timings is not None and config.set_timing_cache(timings, False):
             return timings
         logger.warning("TensorRT does not accept the timings in %s (%s): measuring again", path, tensorrt_errors())
-    raise DeviceError("TensorRT takes no timing cache. Reinstall it: `pip install --force-reinstall tensorrt`.")
+    raise DeviceError(
+        "TensorRT does not accept an empty timing cache. Reinstall it: `pip install --force-reinstall tensorrt`."
+    )
 
 
 def _timings_path(gpu: Gpu) -> Path:
-    """Return the file that keeps what builds measured, beside the graph cache's entries."""
+    """Return the file of kernel timings, beside the graph cache's entries."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     return cache_folder() / f"timings-{tensorrt_version()}-{gpu}.cache"
 
 
 def _monitor(bar: tqdm[Any]) -> trt.IProgressMonitor:
-    """Return a monitor that advances a bar by each step of each phase."""
+    """Return a monitor that advances a progress bar with each step of each phase."""
     lock = threading.Lock()
 
     class Monitor(trt.IProgressMonitor):
-        """Called from TensorRT's threads."""
+        """TensorRT calls it from its own threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX alone has: targets, validity of plans, and runtime caches."""
+"""The API that only TensorRT for RTX has: build targets, plan validity and runtime caches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import tensorrt_rtx_bindings as rtx
 
 RUNTIME_CACHE = "runtime.cache"
-"""Beside a plan: the kernels that were compiled for it on the card, so that the next start compiles none."""
+"""The file beside a plan with the kernels that were compiled for it on the card; the next start reuses them."""
 
 
 def set_target(config: rtx.IBuilderConfig, capability: Capability) -> None:
-    """Build for GPUs of a compute capability, whether one is here or not.
+    """Build for a compute capability; no such GPU is needed.
 
     Raises:
-        DeviceError: if this version does not know it.
+        DeviceError: if this version does not support it.
     """
     import tensorrt_rtx_bindings as rtx
 
@@ -28,13 +28,13 @@ def set_target(config: rtx.IBuilderConfig, capability: Capability) -> None:
     config.num_compute_capabilities = 1
     if target is None or not config.set_compute_capability(target, 0):
         raise DeviceError(
-            f"TensorRT for RTX {rtx.__version__} builds no plans for compute capability {capability[0]}."
-            f"{capability[1]}: `pip install -U 'bbt-fast[trt-rtx]'`, or use --engine ort."
+            f"TensorRT for RTX {rtx.__version__} does not support compute capability {capability[0]}.{capability[1]}. "
+            "Upgrade it with `pip install -U 'bbt-fast[trt-rtx]'`, or use --engine ort."
         )
 
 
 def fault(runtime: Any, plan: bytes) -> str | None:
-    """Say why a plan cannot be run on the current device, or None if it can.
+    """Return why a plan cannot run on the current device, or None if it can.
 
     Args:
         runtime: the process's runtime.
@@ -50,11 +50,11 @@ def fault(runtime: Any, plan: bytes) -> str | None:
         for name, value in rtx.EngineInvalidityDiagnostics.__members__.items()
         if int(value) & int(found)
     ]
-    return ", ".join(reasons) or "it is of no use on this device"
+    return ", ".join(reasons) or "it is not valid on this device"
 
 
 def create_context(engine: Any, path: Path) -> tuple[Any, Any]:
-    """Return an execution context without memory of its own, and the runtime cache that it fills.
+    """Return an execution context without its own memory, and its runtime cache.
 
     Args:
         engine: a loaded plan.
@@ -64,7 +64,7 @@ def create_context(engine: Any, path: Path) -> tuple[Any, Any]:
 
     config: rtx.IRuntimeConfig = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
-    # Generations are recorded as CUDA graphs by the engine: no kernel may change or be compiled behind its back.
+    # The engine records generations as CUDA graphs, so kernels must not be changed or compiled later.
     config.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
     config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
     cache = config.create_runtime_cache()
@@ -76,7 +76,7 @@ def create_context(engine: Any, path: Path) -> tuple[Any, Any]:
 
 
 def save_runtime_cache(cache: Any, path: Path) -> None:
-    """Keep what has been compiled for a plan beside it."""
+    """Save the kernels that were compiled for a plan beside it."""
     content = bytes(cache.serialize())
     kept = path.with_name(RUNTIME_CACHE)
     if not kept.exists() or kept.read_bytes() != content:

@@ -1,10 +1,9 @@
-"""Stages that differ in weights alone share one trace.
+"""Share one trace among stages that differ only in their weights.
 
-PyTorch's exporter takes seconds for a layer, nearly all of them for tracing: a layer's weights play no part until
-constants are folded. So a trace is kept in the graph cache as the exporter first writes it, with every weight an input
-under its own name. Another stage of that structure, of this model or of any other, puts its own weights there, and all
-that follows, folding and fusing, happens once more. What comes out is, byte for byte, what a trace of that very stage
-would give. A stage of many layers is traced as its layers are, one by one, so that 24 layers take two traces.
+PyTorch's exporter takes seconds per layer, nearly all for tracing. The weights do not matter before constants are
+folded. So the graph cache keeps each unoptimized trace, with every weight as a named input. Any stage with the same
+structure, of any model, inserts its own weights and runs the optimizations. The result is byte for byte the same as a
+trace of that stage. A stage of several layers is traced layer by layer, so 24 layers take two traces.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from .chain import chain
 from .stages import Stage
 
 SHAPING = ("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-"""The packages whose version shapes a graph."""
+"""The packages whose versions affect a graph."""
 FILE = "trace.onnx"
 
 Trace = Callable[[Stage, tuple[Tensor, ...]], ir.Model]
-"""Traces a stage, called with its samples, and returns the graph before any optimization."""
+"""Traces a stage with its samples and returns the unoptimized graph."""
 
 
 def graph_of(stage: Stage, samples: Mapping[str, Tensor], dtype: torch.dtype, trace: Trace) -> ir.Model:
-    """Return the optimized graph of a stage: that of its layers, each traced by itself, one behind the other.
+    """Return the optimized graph of a stage, concatenated from the traces of its layers.
 
     Args:
-        stage: the stage; it is left as it is.
-        samples: what forward() takes by name, in the graph's dtype.
-        dtype: what the graph computes in.
-        trace: traces a stage, if none of its structure has been traced before.
+        stage: the stage; it is not modified.
+        samples: the arguments of forward() by name, in the graph's dtype.
+        dtype: the graph's compute dtype.
+        trace: traces a stage; called if the cache has no trace of its structure.
 
     Raises:
         ArtifactError: if the cache folder cannot be written.
@@ -59,7 +58,7 @@ def graph_of(stage: Stage, samples: Mapping[str, Tensor], dtype: torch.dtype, tr
 
 
 def _graph(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace: Trace) -> ir.Model:
-    """Return the graph of a stage as the exporter first writes it, with the weights of this very stage."""
+    """Return the unoptimized graph of a stage, with its weights."""
     weights = cast_weights(stage, dtype)
     key = structure(stage, weights, samples)
 
@@ -75,12 +74,12 @@ def _graph(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace:
 
 
 def shaping_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape a graph."""
+    """Return the versions of the packages that affect a graph."""
     return {name: version(name) for name in SHAPING}
 
 
 def _take_weights(model: ir.Model, names: Mapping[str, Tensor]) -> ir.Model:
-    """Turn the initializers of these names into inputs."""
+    """Turn the initializers with these names into inputs."""
     for name in [name for name in model.graph.initializers if name in names]:
         value = model.graph.initializers.pop(name)
         value.const_value = None
@@ -90,7 +89,7 @@ def _take_weights(model: ir.Model, names: Mapping[str, Tensor]) -> ir.Model:
 
 
 def _put_weights(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
-    """Turn the inputs of these names into initializers that hold the weights."""
+    """Turn the inputs with these names into initializers that hold the weights."""
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
         value.const_value = TorchTensor(weights[str(value.name)].detach(), value.name)
@@ -99,19 +98,19 @@ def _put_weights(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
 
 
 def cast_weights(stage: Stage, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a stage's parameters and buffers by name, on the CPU, real numbers in a dtype.
+    """Return a stage's parameters and buffers by name, on the CPU, floating-point ones in a dtype.
 
-    One that has several names is one tensor; one that is as it should be is not copied.
+    A tensor with several names stays one tensor. A tensor that needs no conversion is not copied.
     """
-    made: dict[int, Tensor] = {}
-    for _, tensor in _named(stage):
-        if id(tensor) not in made:
-            made[id(tensor)] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-    return {name: made[id(tensor)] for name, tensor in _named(stage)}
+    cast = {
+        id(tensor): tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        for tensor in dict.fromkeys(tensor for _, tensor in _named(stage))
+    }
+    return {name: cast[id(tensor)] for name, tensor in _named(stage)}
 
 
 def with_weights(stage: Stage, weights: dict[str, Tensor]) -> Stage:
-    """Return a stage that has other weights by the same names, and shares them."""
+    """Return a copy of a stage that shares these weights instead of its own."""
     memo: dict[int, Any] = {}
     for name, tensor in _named(stage):
         if isinstance(tensor, nn.Parameter):
@@ -122,13 +121,13 @@ def with_weights(stage: Stage, weights: dict[str, Tensor]) -> Stage:
 
 
 def structure(stage: Stage, weights: dict[str, Tensor], samples: tuple[Tensor, ...]) -> str | None:
-    """Return a digest of everything in a stage that shapes its trace, but for the weights' numbers.
+    """Return the digest of everything in a stage that determines its trace, except the weights' values.
 
-    The stage runs on tensors without content, and what is noted is what PyTorch is asked to compute: each operation,
-    its arguments, and which weights, samples and earlier results it takes. Nothing is concluded from names of modules.
+    The stage runs on fake tensors, and every PyTorch operation is recorded with its arguments: weights, samples,
+    earlier results and constants. Module names play no role.
 
     Returns:
-        The digest; None if the stage does not run without numbers, so that it shares with no other.
+        The digest; None if the stage cannot run on fake tensors. Its trace is then not shared.
     """
     numbers: dict[int, int] = {}
     noted = [
@@ -145,15 +144,15 @@ def structure(stage: Stage, weights: dict[str, Tensor], samples: tuple[Tensor, .
                 stage,
                 {name: fakes[id(weights[name])] for name in _places(stage)},
                 tuple(fakes[id(tensor)] for tensor in samples),
-                tie_weights=False,  # every place is named
+                tie_weights=False,  # every place has its own name
             )
-    except (RuntimeError, AssertionError):  # for want of numbers, mostly
+    except (RuntimeError, AssertionError):  # mostly code that depends on values
         return None
     return hashlib.sha256("\n".join(noted).encode()).hexdigest()
 
 
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes down each operation and what it is given."""
+    """Records each operation with its arguments."""
 
     def __init__(self, noted: list[str], numbers: dict[int, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -172,7 +171,7 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return results
 
     def _note(self, leaf: Any) -> str:
-        """Name a tensor by its number, one that came from nowhere by its content, and anything else as it is."""
+        """Describe an argument: a known tensor by its number, an unknown one by its content, other values by repr."""
         if not isinstance(leaf, Tensor):
             return repr(leaf)
         if id(leaf) in self._numbers:
@@ -190,9 +189,9 @@ def _named(stage: Stage) -> list[tuple[str, Tensor]]:
 
 
 def _places(stage: Stage) -> list[str]:
-    """Return one name of each place that holds a parameter or buffer: a module that stands twice is named once.
+    """Return one name for each place of a parameter or buffer, also if its module is listed twice.
 
-    functional_call() puts back what it found, and at the second name of one place it finds its own substitute.
+    With two names for one place, functional_call() would restore its own substitute instead of the original.
     """
     return [
         f"{path}.{name}" if path else name

@@ -1,4 +1,4 @@
-"""Where a graph file says that its weights lie, checked before any runtime follows it there."""
+"""Check a graph file's references to external weights before a runtime follows them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .errors import ArtifactError
 
 
 def check_weights(model: ir.Model, path: Path) -> None:
-    """Refuse a graph whose weights lie outside its folder, or are not all there.
+    """Check that a graph's external weights are complete and lie in its folder.
 
     Args:
-        model: the graph, loaded; its weights are not touched.
-        path: the file it comes from.
+        model: the loaded graph; its weights are not read.
+        path: the graph's file.
 
     Raises:
-        ArtifactError: naming the weight and the file.
+        ArtifactError: if a weight is outside the folder or missing.
     """
     folder = path.parent.resolve()
     for tensor in _tensors(model):
@@ -27,21 +27,21 @@ def check_weights(model: ir.Model, path: Path) -> None:
         place = folder / tensor.location
         if Path(tensor.location).is_absolute() or not place.resolve().is_relative_to(folder):
             raise ArtifactError(
-                f"{path} wants the weight {tensor.name!r} from {str(tensor.location)!r}, which is outside its folder. "
-                "It is not loaded: take a graph whose weights lie beside it."
+                f"{path} reads the weight {tensor.name!r} from {str(tensor.location)!r}, which is outside its folder. "
+                "It is not loaded. Use a graph whose weights are beside it."
             )
         begin, size = tensor.offset or 0, tensor.nbytes
         there = place.stat().st_size if place.is_file() else -1
         if there < 0 or begin < 0 or tensor.length not in (None, size) or begin + size > there:
             found = "is missing" if there < 0 else f"has {there} bytes"
             raise ArtifactError(
-                f"{path} wants {size} bytes from {begin} on of {place.name} for the weight {tensor.name!r}, but that "
+                f"{path} needs {size} bytes at offset {begin} of {place.name} for the weight {tensor.name!r}, but that "
                 f"file {found}. Copy both files again, or export the graph again."
             )
 
 
 def _tensors(model: ir.Model) -> Iterator[object]:
-    """Yield all constants of a model, those of subgraphs, functions and attributes too."""
+    """Yield all constants of a model, including those of subgraphs, functions and attributes."""
     yield from (value.const_value for value in model.graph.initializers.values())
     scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:

@@ -1,4 +1,4 @@
-"""Label words: which rows of a vocabulary stand for a class, and the logits of classes from those of words."""
+"""Label words: the vocabulary rows of each class, and the logits of classes from those of words."""
 
 from __future__ import annotations
 
@@ -44,13 +44,12 @@ class LabelWords:
 def class_logits(logits: Tensor, classes: list[list[int]], bias: Tensor | None = None) -> Tensor:
     """Return the logits of C classes, [..., C], from those of W label words, [..., W].
 
-    A class is as likely as the mean of its words. The mean of their logits instead would let a word that fits no text
-    pull its class down, for all texts alike. A class of one word has its logit.
+    A class has the mean probability of its words. With the mean of their logits, one word that fits no text would lower
+    its class for all texts. If every class has one word, the logits are returned unchanged.
 
     Args:
-        logits: of the words.
-        classes: per class, which of the words are its own.
-        bias: [W], added to the words' logits first.
+def class_logits(logits: Tensor, classes: list[list[int]], bias: Tensor | None = None) -> Tensor:
+    """Return the logits of C classes [..., C] from those of W label words [..., W].
     """
     if bias is not None:
         logits = logits + bias

@@ -371,7 +371,7 @@ def test_nan_and_infinite_logits_are_an_error_that_says_what_to_try(
     session = load_tiny(engine, "add", "input", roberta).open(make_examples(roberta, "add", N_PROMPT_TOKENS))
     said = f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try --precision"
     if engine == "remote":  # such prompts are not sent
-        said = "prompts hold NaN or infinity: try a smaller --sigma"
+        said = "prompts contain NaN or infinity. Try a smaller --sigma"
     if engine == "workers":
         said = "torch in fp32 returned NaN or infinite logits. Try --precision"
     with pytest.raises(NumericsError, match=said):

@@ -110,7 +110,7 @@ def test_a_device_that_fails_again_is_an_error_that_says_what_to_do(
     spoil(session, monkeypatch, iter([failing(CUDA)] * 1000))
     message = (
         r"torch in fp32 failed on cpu, and again with fewer candidates at a time: CUDA error: an illegal memory access "
-        r"was encountered\. A run keeps every generation that it finished: the same command, started again, continues"
+        r"was encountered\. Every finished generation is saved: run the same command again to resume"
     )
     with pytest.raises(DeviceError, match=message) as caught:
         ask(session, prompts)

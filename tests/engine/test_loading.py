@@ -18,7 +18,7 @@ from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tensorflow", {}, "there is no engine 'tensorflow'; these are: .*torch, ort"),
+        ("tensorflow", {}, "there is no engine 'tensorflow'. Choose one of: .*torch, ort"),
         ("torch", {"mode": "sub"}, "mode is 'sub', but it must be one of add, cat"),
         ("torch", {"cuts": "middle"}, "cuts is 'middle', but it must be one of input, layers"),
         ("torch", {"n_prompt_tokens": 0}, "n_prompt_tokens is 0, but a prompt has at least one token"),
@@ -26,11 +26,11 @@ from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
         (
             "ort",
             {"precision": "bf16", "device": "cpu"},
-            "'ort' cannot compute in bf16 on cpu; there it does fp32, fp16",
+            "'ort' cannot compute in bf16 on cpu. Give one of these with --precision: fp32, fp16",
         ),
         ("torch", {"device": "abacus"}, "device is 'abacus', but it must be auto, cpu, cuda or cuda:N"),
         ("torch", {"device": "meta"}, "runs on cpu and cuda, not on 'meta'"),
-        ("torch", {"ablate": ["prayer"]}, "there is no saving 'prayer'; these are: reuse, buckets"),
+        ("torch", {"ablate": ["prayer"]}, "there is no saving 'prayer'. Choose from: reuse, buckets"),
     ],
 )
 def test_an_unknown_name_is_refused_with_those_there_are(
@@ -50,7 +50,7 @@ def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
 def test_an_architecture_outside_the_table_is_refused_with_the_page_that_helps(tmp_path: Path) -> None:
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(
-        UsageError, match=r"model type 'vit' is not supported; these are: .*roberta.*docs/adding-a-model"
+        UsageError, match=r"model type 'vit' is not supported; the supported types are: .*roberta.*docs/adding-a-model"
     ):
         load_engine("torch", tmp_path)
 

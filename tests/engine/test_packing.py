@@ -222,7 +222,7 @@ def test_a_row_that_fails_is_replaced_by_padded_texts_and_a_log_line(
     engine = load_engine(
         "torch", tiny("roberta"), n_prompt_tokens=5, precision="fp32", device="cpu", include=["packing"]
     )
-    assert "texts in a row fail on cpu: continuing with padded ones (no kernel image is available)" in caplog.text
+    assert "packed texts fail on cpu: continuing with padded ones (no kernel image is available)" in caplog.text
     assert rows_of(engine, draw_examples(engine, [4, 9])) == [None, None]
 
 

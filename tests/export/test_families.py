@@ -322,7 +322,7 @@ def test_a_decoder_with_one_layer_makes_its_biases_itself() -> None:
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones_and_the_page_on_adding_one() -> None:
     config = transformers.FunnelConfig()
-    with pytest.raises(UsageError, match=r"'funnel' is not supported; these are: albert, bart, .*adding-a-model"):
+    with pytest.raises(UsageError, match=r"'funnel' is not supported; .* types are: albert, bart, .*adding-a-model"):
         family_of(config)
 
 
@@ -330,7 +330,7 @@ def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
     examples = texts(row_of("bert"), "add")
     with pytest.raises(ShapeError, match="T5 needs decoder_input_ids"):
         load_tiny("torch", row_of("t5"), "t5", "add", "input").open(examples)
-    with pytest.raises(ShapeError, match="BERT has no decoder of its own"):
+    with pytest.raises(ShapeError, match="BERT takes no decoder_input_ids"):
         load_tiny("torch", row_of("bert"), "bert", "add", "input").open(
             replace(examples, decoder_input_ids=examples.input_ids)
         )
@@ -339,5 +339,5 @@ def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
 def test_a_text_longer_than_the_position_embeddings_is_refused() -> None:
     for model_type in ("bert", "roberta", "gpt2", "bart"):
         engine = load_tiny("torch", row_of(model_type), model_type, "cat", "input")
-        with pytest.raises(ShapeError, match=r"a text of 140 tokens is longer than this .* has positions for"):
+        with pytest.raises(ShapeError, match=r"a text has 140 tokens, but this .* has fewer positions"):
             engine.open(texts(row_of(model_type), "cat", (140,)))

@@ -136,9 +136,9 @@ def test_a_graph_with_a_wrong_weight_is_refused(graph: Path, roberta: PreTrained
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "cat"}, "was made for mode add, but this run has cat"),
-        ({"n_prompt_tokens": 6}, "was made for n_prompt_tokens 5, but this run has 6"),
-        ({"precision": "fp16"}, "was made for precision float32, but this run has float16"),
+        ({"mode": "cat"}, "was built for mode add, but this run has cat"),
+        ({"n_prompt_tokens": 6}, "was built for n_prompt_tokens 5, but this run has 6"),
+        ({"precision": "fp16"}, "was built for precision float32, but this run has float16"),
         ({"cuts": "layers"}, "must be a folder with 3 files stage_00.onnx"),
     ],
 )

@@ -151,7 +151,7 @@ def test_each_gpu_is_served_by_the_package_that_suits_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(bindings, "find_spec", lambda module: module == "tensorrt_rtx_bindings" or None)
     with pytest.raises(MissingExtraError, match=r" 9\.0 needs TensorRT, which is not installed: `pip install"):
         package_for((9, 0))
-    with pytest.raises(DeviceError, match="does not build for H100"):
+    with pytest.raises(DeviceError, match="does not support H100"):
         load_ahead(None, Gpu("H100", (9, 0)), mode="add", n_prompt_tokens=5, cuts="input")  # type: ignore[arg-type]
 
 

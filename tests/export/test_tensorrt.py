@@ -125,8 +125,8 @@ def test_all_errors_of_the_parser_are_shown_with_their_nodes(fake: ModuleType, g
     ("fault", "message"),
     [
         ("build", "cannot build a plan for .*: Error Code 2: out of memory"),
-        ("profile", "refuses the shapes .*: TensorRT gave no reason"),
-        ("timings", "takes no timing cache. Reinstall it"),
+        ("profile", "does not accept the shapes .*: TensorRT gave no reason"),
+        ("timings", "does not accept an empty timing cache. Reinstall it"),
     ],
 )
 def test_a_build_that_fails_says_why_and_leaves_nothing(

@@ -78,7 +78,7 @@ def test_weights_beside_the_graph_are_taken(where: Callable[[TensorProto], onnx.
 def test_weights_outside_the_folder_are_refused(
     where: Callable[[TensorProto], onnx.GraphProto], location: str, folder: Path
 ) -> None:
-    with pytest.raises(ArtifactError, match=r"graph\.onnx wants the weight 'w' from .*, which is outside its folder"):
+    with pytest.raises(ArtifactError, match=r"graph\.onnx reads the weight 'w' from .*, which is outside its folder"):
         check(where(external(location)), folder)
 
 
@@ -88,7 +88,7 @@ def test_weights_outside_the_folder_are_refused(
     [
         (external("gone.data"), "gone.data .*is missing"),
         (external("graph.onnx.data", 4), "has 24 bytes"),
-        (external("graph.onnx.data", size=10**12), "wants 4000000000000 bytes .*has 24 bytes"),
+        (external("graph.onnx.data", size=10**12), "needs 4000000000000 bytes .*has 24 bytes"),
         (external("graph.onnx.data", length=8), "has 24 bytes"),
     ],
 )

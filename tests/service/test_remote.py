@@ -75,9 +75,9 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(
         session.evaluate(torch.full((1, N, 32), float("nan")))
     with pytest.raises(UsageError, match=r"computes in fp32, but --precision is fp16"):
         load_remote(server, n_prompt_tokens=N, precision="fp16", **QUICK)
-    with pytest.raises(UsageError, match="must be such as https://host:8000"):
+    with pytest.raises(UsageError, match="must be a URL such as https://host:8000"):
         load_remote("nowhere", **QUICK)
-    with pytest.raises(UsageError, match="holds a name or a password"):
+    with pytest.raises(UsageError, match="contains a user name or a password"):
         load_remote("http://ann:secret@localhost:8000", **QUICK)
 
 
@@ -139,7 +139,7 @@ def test_a_network_that_breaks_connections_changes_nothing(
 def test_a_server_that_stays_away_is_an_error_that_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(DeviceError, match=r"could not be reached for 0.3 s .* continues from the last generation"):
+    with pytest.raises(DeviceError, match=r"could not be reached for 0.3 s .* the same command again to resume"):
         load_remote(f"http://127.0.0.1:{port}", patience=0.3, pause=0.05)
 
 

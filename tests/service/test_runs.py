@@ -153,8 +153,8 @@ def test_a_server_that_restarts_in_the_middle_costs_a_retry_and_not_the_run(
         run = tune(algorithm="bbtv2", engine="remote", url=found, output_dir=str(tmp_path / "run"), **SMALL)
     monkeypatch.undo()
     check_same(alone("bbtv2"), run)
-    assert "trying again in" in caplog.text
-    assert "forgot: registering again" in caplog.text
+    assert "retrying in" in caplog.text
+    assert "has lost the examples: registering again" in caplog.text
 
 
 @pytest.mark.parametrize(("algorithm", "by_name"), [("bbt", True), ("bbtv2", False)])

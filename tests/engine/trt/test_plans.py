@@ -204,7 +204,7 @@ def test_a_tensorrt_that_is_too_old_says_what_it_lacks(fake: ModuleType, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert TensorRtEngine.cuda_fault() is None
     monkeypatch.delattr(fake.IAttention, "key_value_lengths")
-    assert "has no attention by lengths; `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
+    assert "no attention by lengths; upgrade it: `pip install 'bbt-fast[trt]' -U`" in str(TensorRtEngine.cuda_fault())
 
 
 def test_a_plan_that_cannot_be_run_here_is_built_again_and_says_why(
@@ -229,7 +229,7 @@ def test_a_plan_that_cannot_be_run_here_is_built_again_and_says_why(
         lambda path: "version mismatch" if path.read_bytes() == b"of another version" else None,
     )
     engine = load()
-    assert "cannot be run here (version mismatch): building it again" in caplog.text
+    assert "cannot run here (version mismatch): rebuilding it" in caplog.text
     assert plan.read_bytes() != b"of another version"
     logits = engine.open(examples).evaluate(prompts(1))
     torch.testing.assert_close(logits, reference(examples).evaluate(prompts(1)), atol=2e-5, rtol=0)

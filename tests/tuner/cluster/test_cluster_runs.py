@@ -265,7 +265,7 @@ def test_a_run_whose_cluster_dies_ends_with_an_error_that_says_so_and_goes_on_la
     out, said = run.communicate(timeout=60)
     assert run.returncode == 2, (out, said)
     assert "bbt-fast: the head of the Ray cluster, " in said
-    assert "the same command continues from there" in said
+    assert "run the same command again to resume" in said
     kept = len(journal(folder))
     assert kept >= 10
     again = subprocess.run(command(head()), capture_output=True, text=True, check=False)

@@ -44,7 +44,7 @@ def whole(
     ("fault", "error", "message"),
     [
         (nan, NumericsError, "returned NaN or infinite logits. Try --precision"),
-        (broken, DeviceError, r"illegal memory access.*the same command, started again, continues from there"),
+        (broken, DeviceError, r"illegal memory access.*run the same command again to resume"),
     ],
 )
 @pytest.mark.parametrize("times", [1, 2])

@@ -75,7 +75,7 @@ def test_a_cache_entry_is_waited_for_and_free_when_its_builder_is_killed(
         thread.start()
         thread.join(timeout=0.5)
         assert thread.is_alive()
-        assert "waiting for another process that has the graphs in" in caplog.text
+        assert "waiting for another process that is building the graphs in" in caplog.text
         kill()
         thread.join(timeout=30)
     assert found == [folder]
