@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..export.errors import ShapeError
-from ..export.examples import Examples
 from .wire import Array
 
 
@@ -51,12 +50,3 @@ def floats(tensor: Tensor) -> Array:
     """Return a tensor as a contiguous float32 array."""
     array: Array = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
     return array
-
-
-def example_arrays(examples: Examples) -> dict[str, Array]:
-    """Return the tensors of examples as int64 arrays, by name."""
-    return {
-        name: np.ascontiguousarray(tensor.detach().cpu().to(torch.int64).numpy())
-        for name, tensor in vars(examples).items()
-        if tensor is not None
-    }

@@ -17,7 +17,7 @@ class LabelWords:
     classes: tuple[tuple[int, ...], ...]
     """Per class, the vocabulary rows of its words."""
     bias: tuple[float, ...] = ()
-    """What is added to each word's logit, class after class; empty for nothing."""
+    """A bias for each word's logit, class after class; empty for none."""
 
     @property
     def rows(self) -> list[int]:
@@ -26,13 +26,13 @@ class LabelWords:
 
     @property
     def places(self) -> list[list[int]]:
-        """Per class, which of the W words are its own."""
+        """The indices of each class's words among all W."""
         ends = list(itertools.accumulate(map(len, self.classes)))
         return [list(range(end - len(words), end)) for end, words in zip(ends, self.classes, strict=True)]
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of ``Examples`` that hold them."""
+        """The fields of ``Examples`` for these words."""
         of_words = [c for c, words in enumerate(self.classes) for _ in words]
         return {
             "label_token_ids": tensor(self.rows),
@@ -48,8 +48,9 @@ def class_logits(logits: Tensor, classes: list[list[int]], bias: Tensor | None =
     its class for all texts. If every class has one word, the logits are returned unchanged.
 
     Args:
-def class_logits(logits: Tensor, classes: list[list[int]], bias: Tensor | None = None) -> Tensor:
-    """Return the logits of C classes [..., C] from those of W label words [..., W].
+        logits: the logits of the words.
+        classes: the indices of each class's words.
+        bias: [W], added to the logits of the words.
     """
     if bias is not None:
         logits = logits + bias
