@@ -74,6 +74,8 @@ class Engine(ABC):
         self.savings = savings
         self.precision = precision
         self.device = device
+        self.runs_on, self.place = device.type, str(device)
+        """The type of the device, "cpu" or "cuda", and the device as text, for results."""
         self.dtype = self.tensor_dtypes.get(precision, precision_of(precision).dtype)
         self.parity: dict[str, float] = {}
         """The parity gate's figures; empty for the reference itself."""
@@ -100,16 +102,6 @@ class Engine(ABC):
         """Return why this engine cannot compute in one of its precisions on this hardware, or None if it can."""
         del precision, device
         return None
-
-    @property
-    def runs_on(self) -> str:
-        """The type of the device that computes: "cpu" or "cuda"."""
-        return self.device.type
-
-    @property
-    def place(self) -> str:
-        """The device as text, for results."""
-        return str(self.device)
 
     def close(self) -> None:
         """Release external resources; engines in this process have none."""

@@ -63,11 +63,6 @@ class SharedPrefix:
         self._crew = crew
         self._kept: list[Tensor] = []
 
-    @property
-    def length(self) -> int:
-        """The number of positions."""
-        return self.encoded.hidden.shape[2]
-
     def hidden_states(self, stage: int) -> Tensor:
         """Return a stage's input under the committed prompts, [1, 1, n, H]."""
         return entering(self.committed(stage - 1), self.encoded) if stage else self.encoded.hidden
@@ -94,7 +89,7 @@ class SharedPrefix:
         hidden = self.hidden_states(layer)
         for stage in range(layer, self._n_stages):
             self._count(stage, len(prompts))
-        size = max(1, min(tokens_per_call // self.length, -(-len(prompts) // self._crew.size)))
+        size = max(1, min(tokens_per_call // hidden.shape[2], -(-len(prompts) // self._crew.size)))
 
         def states(chunk: Tensor) -> list[Tensor]:
             return run_prefix(self._run, self.encoded, hidden, [chunk, *above], layer)

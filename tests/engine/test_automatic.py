@@ -110,7 +110,7 @@ def test_every_choice_is_one_that_its_engine_can_do(device_type: str) -> None:
 
 
 def test_bad_names_are_refused_before_the_model_is_read() -> None:
-    with pytest.raises(UsageError, match="there is no engine 'onnx'. Choose one of: auto, torch, ort"):
+    with pytest.raises(UsageError, match=r"there is no engine 'onnx'\. Choose one of: auto, torch, ort"):
         load_engine("onnx", "no/such/model")
     with pytest.raises(UsageError, match="precision is 'fp99'"):
         load_engine("auto", "no/such/model", precision="fp99")
