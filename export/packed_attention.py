@@ -94,7 +94,7 @@ def _unpacked(row: Row, part: Tensor) -> Tensor:
     """Unpack queries, keys or values: [P, heads, T, d] -> [P * N, heads, S, d]."""
     texts, longest = row.tensors[TEXT_INDEX].shape
     wide = part.transpose(1, 2).index_select(1, row.tensors[TEXT_INDEX].flatten())
-    return wide.reshape(len(part) * texts, longest, *wide.shape[2:]).transpose(1, 2)
+    return wide.reshape(part.shape[0] * texts, longest, *wide.shape[2:]).transpose(1, 2)
 
 
 def _padding_mask(row: Row, population: int) -> Tensor:
