@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..export.prompts import Mode
 from ..export.stages import Stage
 from .buckets import Bucket, bucket_rows, pack_rows
 from .crew import Crew
-from .embeddings import Embeddings, LocalEmbeddings
+from .embeddings import LocalEmbeddings
 from .faults import is_out_of_memory
 from .gate import measure, placed, probe
 from .replay import Replay
@@ -74,6 +74,8 @@ class Engine(ABC):
         self.savings = savings
         self.precision = precision
         self.device = device
+        self.runs_on, self.place = device.type, str(device)
+        """The type of the device, "cpu" or "cuda", and the device as text, for results."""
         self.dtype = self.tensor_dtypes.get(precision, precision_of(precision).dtype)
         self.parity: dict[str, float] = {}
         """The parity gate's figures; empty for the reference itself."""
@@ -101,16 +103,6 @@ class Engine(ABC):
         del precision, device
         return None
 
-    @property
-    def runs_on(self) -> str:
-        """The type of the device that computes: "cpu" or "cuda"."""
-        return self.device.type
-
-    @property
-    def place(self) -> str:
-        """The device as text, for results."""
-        return str(self.device)
-
     def close(self) -> None:
         """Release external resources; engines in this process have none."""
         return
@@ -126,7 +118,7 @@ class Engine(ABC):
         return self.staged.word_embeddings
 
     @property
-    def embeddings(self) -> Embeddings:
+    def embeddings(self) -> LocalEmbeddings:
         """The word embeddings as a search reads them."""
         return LocalEmbeddings(self.word_embeddings)
 
@@ -172,15 +164,7 @@ class Engine(ABC):
     def run_chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """Run consecutive stages, one per prompt.
-
-        Args:
-            run: the loaded chain.
-            first: the first stage.
-            hidden: [P', N, S, H], the first stage's input.
-            prompts: one per stage, [P, n, H] or [1, n, H].
-            tensors: the stages' other inputs, by name.
-        """
+        """Run consecutive stages from ``first``, one per prompt; the other arguments are those of ``Runner``."""
         if self.replay is None:
             return self._chain(run, first, hidden, prompts, tensors)
         return self.replay.run(self._chain, run, first, hidden, prompts, tensors, self._fixed())
@@ -286,16 +270,23 @@ class Engine(ABC):
     def _gated(self, encoded: Encoded) -> Runner:
         """Load a runner and compare it with PyTorch fp32, unless its files have passed the gate here before."""
         runner = self._load(encoded)
-        record = self._parity_record(runner)
+        self.parity = self._passed(self._parity_record(runner), lambda: self._measure(runner, encoded)).as_dict()
+        return runner
+
+    def _passed(self, record: Path | None, measure: Callable[[], Parity], part: str = "") -> Parity:
+        """Return the parity figures in a record, or measure and record them.
+
+        Raises:
+            ParityError: if they do not meet the precision's thresholds.
+        """
         parity = None if record is None else Parity.from_dict(read_record(record))
         if parity is None:
-            parity = self._measure(runner, encoded)
-            logger.info("parity of %s %s with PyTorch fp32: %s", self.name, self.precision, parity)
-        parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}")
+            parity = measure()
+            logger.info("parity of %s %s%s with PyTorch fp32: %s", self.name, self.precision, part, parity)
+        parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}{part}")
         if record is not None:
             write_record(record, parity.as_dict())
-        self.parity = parity.as_dict()
-        return runner
+        return parity
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
         """Compare a runner with PyTorch at the first and the last cut; return the worse figures."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import TypeVar
 
@@ -37,9 +37,8 @@ class Crew:
 
         if self.size == 1 or len(items) <= 1:
             return [untracked(item) for item in items]
-        futures: list[Future[Result]] = []
+        futures = [self._threads.submit(untracked, item) for item in items]
         try:
-            futures += [self._threads.submit(untracked, item) for item in items]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             for future in futures:

@@ -15,7 +15,7 @@ from .wire import Array
 
 @dataclass(frozen=True)
 class DistantEmbeddings:
-    """The word embeddings of a model in another process; see ``Embeddings``."""
+    """The word embeddings of a model in another process; the counterpart of ``LocalEmbeddings``."""
 
     digest: str
     spread: float

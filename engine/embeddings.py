@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,35 +28,14 @@ def clipped_spread(values: Tensor) -> float:
     return spread_of(values)
 
 
-class Embeddings(Protocol):
-    """The word embeddings of a local or remote model."""
-
-    @property
-    def digest(self) -> str:
-        """The digest of the table."""
-        ...
-
-    @property
-    def spread(self) -> float:
-        """The standard deviation of all values."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """E, the length of a vector."""
-        ...
-
-    def rows(self, ids: Sequence[int]) -> Tensor:
-        """Return the embeddings of tokens, [len(ids), E] float32 on the CPU."""
-        ...
-
-
 class LocalEmbeddings:
     """The word embeddings of a model in this process."""
 
     def __init__(self, table: Tensor) -> None:
         """Take the table [V, E]."""
         self._table = table
+        self.width = table.shape[1]
+        """E, the length of a vector."""
 
     @cached_property
     def digest(self) -> str:
@@ -69,11 +47,6 @@ class LocalEmbeddings:
     def spread(self) -> float:
         """The standard deviation of all values."""
         return spread_of(self._table)
-
-    @property
-    def width(self) -> int:
-        """E, the length of a vector."""
-        return self._table.shape[1]
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """Return the embeddings of tokens, [len(ids), E] float32 on the CPU."""

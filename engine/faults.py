@@ -62,11 +62,10 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor
     try:
         release_memory()
         return work()
-    except (NumericsError, *HOPELESS):
-        engine.tokens_per_call = usual
-        raise
     except (RuntimeError, MemoryError) as error:
         engine.tokens_per_call = usual
+        if isinstance(error, (NumericsError, *HOPELESS)):
+            raise
         raise DeviceError(
             f"{engine.name} in {engine.precision} failed on {engine.device}, and again with fewer candidates at a "
             f"time: {first_line(error)}. Every finished generation is saved: run the same command again to resume. If "

@@ -159,10 +159,7 @@ def _plans(name: str, precision: str, device: str) -> list[tuple[Choice, torch.d
 
 def _fault(choice: Choice, place: torch.device) -> str | None:
     """Return why an engine cannot run here, or None."""
-    if choice.engine not in ENGINES:
-        return "this version does not have that engine"
     try:
-        engine_class(choice.engine)
         _device(choice.engine, str(place))
     except (MissingExtraError, DeviceError, UsageError) as error:
         return str(error)

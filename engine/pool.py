@@ -32,7 +32,6 @@ class Member:
     handle: Any
     starting: Any
     """The future of the process's setup; None once it is done."""
-    since: float
     facts: Any = None
     speed: float = 0.0
     """Units of work per second; 0 before the first answer."""
@@ -95,7 +94,7 @@ class Pool:
             logger.warning(
                 "the Ray cluster has room for %d of %d workers now; the others join when there is more", room, size
             )
-        self.members = [Member(number, None, None, 0.0) for number in range(size)]
+        self.members = [Member(number, None, None) for number in range(size)]
         limit = time.monotonic() + JOIN_SECONDS
         for some in filter(None, [self.members] if alike else [self.members[:1], self.members[1:]]):
             for member in some:
@@ -214,7 +213,7 @@ class Pool:
         self._start(member)
 
     def _start(self, member: Member) -> Member:
-        member.retry_at, member.speed, member.since = None, 0.0, time.monotonic()
+        member.retry_at, member.speed = None, 0.0
         member.handle = self.cluster.spawn(self._share, self._lanes)
         member.starting = member.handle.make.remote(*self._recipe(self.facts))
         return member

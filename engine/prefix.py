@@ -13,15 +13,7 @@ from .runner import Runner
 
 
 def run_prefix(run: Runner, encoded: Encoded, hidden: Tensor, prompts: Sequence[Tensor], first: int) -> list[Tensor]:
-    """Run consecutive prefix stages and return the prefix's state of each, [P, n, W].
-
-    Args:
-        run: the loaded prefix stages.
-        encoded: the positions up to the prompt's end.
-        hidden: [P', 1, n, H], the first stage's input.
-        prompts: one per stage, [P, n, H] or [1, n, H].
-        first: the first stage.
-    """
+    """Run consecutive prefix stages from ``first``, one per prompt; return the prefix's state of each, [P, n, W]."""
     states = []
     for stage, prompt in enumerate(prompts, first):
         state = run(stage, hidden, prompt, encoded.tensors)[:, 0]
@@ -63,11 +55,6 @@ class SharedPrefix:
         self._crew = crew
         self._kept: list[Tensor] = []
 
-    @property
-    def length(self) -> int:
-        """The number of positions."""
-        return self.encoded.hidden.shape[2]
-
     def hidden_states(self, stage: int) -> Tensor:
         """Return a stage's input under the committed prompts, [1, 1, n, H]."""
         return entering(self.committed(stage - 1), self.encoded) if stage else self.encoded.hidden
@@ -83,18 +70,12 @@ class SharedPrefix:
         return self._kept[stage]
 
     def states(self, prompts: Tensor, layer: int, tokens_per_call: int) -> list[Tensor]:
-        """Return the states of a layer's stage and all above it for candidate prompts, each [P, n, W].
-
-        Args:
-            prompts: the candidates, [P, n, H].
-            layer: the stage that they enter.
-            tokens_per_call: the maximum number of tokens per call.
-        """
+        """Return the states of a layer's stage and all above it for candidate prompts [P, n, H], each [P, n, W]."""
         above = [self._committed(stage) for stage in range(layer + 1, self._n_stages)]
         hidden = self.hidden_states(layer)
         for stage in range(layer, self._n_stages):
             self._count(stage, len(prompts))
-        size = max(1, min(tokens_per_call // self.length, -(-len(prompts) // self._crew.size)))
+        size = max(1, min(tokens_per_call // hidden.shape[2], -(-len(prompts) // self._crew.size)))
 
         def states(chunk: Tensor) -> list[Tensor]:
             return run_prefix(self._run, self.encoded, hidden, [chunk, *above], layer)

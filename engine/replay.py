@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..export.errors import first_line
+from .cuda import Queue
+from .ort_calls import Calls
 from .runner import Runner
 
 MOST = 256
@@ -30,18 +31,6 @@ Chain = Callable[[Runner, int, Tensor, Sequence[Tensor], dict[str, Tensor]], Ten
 """Runs consecutive stages: Engine.run_chain()."""
 
 logger = logging.getLogger(__name__)
-
-
-class Recorder(Protocol):
-    """Queues and records work."""
-
-    def use(self) -> AbstractContextManager[None]:
-        """Queue the work of this block after PyTorch's earlier work and before its later work."""
-        ...
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Record work that has run before; return its replay function and the tensor that each replay writes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,11 +67,11 @@ class Replay:
     A chain runs unrecorded PLAIN times, then it is recorded. After a failure, which is logged, nothing is recorded.
 
     Args:
-        recorder: queues and records the work.
+        recorder: queues and records the work; a CUDA stream, or the calls of ONNX Runtime.
         where: the device's name in the log.
     """
 
-    def __init__(self, recorder: Recorder, where: str) -> None:
+    def __init__(self, recorder: Queue | Calls, where: str) -> None:
         self.on = True
         """False after a failure."""
         self._recorder, self._where = recorder, where
@@ -100,19 +89,10 @@ class Replay:
         tensors: dict[str, Tensor],
         fixed: Sequence[int] = (),
     ) -> Tensor:
-        """Run or replay a chain.
+        """Run or replay a chain; return its output in memory that no replay writes.
 
-        Args:
-            chain: runs the stages one by one.
-            run: the loaded stages.
-            first: the first stage.
-            hidden: [P', N, S, H], the first stage's input.
-            prompts: one per stage, [P, n, H] or [1, n, H].
-            tensors: the stages' other inputs, by name; they are not copied.
-            fixed: other addresses that the stages read or write.
-
-        Returns:
-            The chain's output, in memory that no replay writes.
+        A recording is valid for the addresses of ``tensors``, which are not copied, and for ``fixed``, other addresses
+        that the stages use.
         """
         with self._recorder.use():
             if not self.on:

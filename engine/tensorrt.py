@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,11 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..export.bindings import choose
-from ..export.cache import digest, file_digest, read_record, write_record
+from ..export.cache import digest, file_digest, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.model import Encoded, StagedModel
 from ..export.parity import Parity
-from ..export.precision import precision_of
 from ..export.stages import Stage
 from ..export.tensorrt import LENGTHS, Profile, discard, plan_from_onnx, tensorrt_fault, tensorrt_version
 from .base import Engine
@@ -120,11 +119,12 @@ class TensorRtRunner(OnnxRunner):
             record = self._load(stage, inputs).path.with_name("parity.json")
             if not self._engine.runs:
                 return True
-            parity = Parity.from_dict(read_record(record))
-            if parity is None:
-                parity = measure_stage(self._staged, self._stages, super().__call__, stage, hidden, prompt, tensors)
-            self._engine.accept(parity, f"stage {stage} for shapes {list(hidden.shape)} and {list(prompt.shape)}")
-            write_record(record, parity.as_dict())
+            run = super().__call__
+            self._engine.accept(
+                record,
+                lambda: measure_stage(self._staged, self._stages, run, stage, hidden, prompt, tensors),
+                f"stage {stage} for shapes {list(hidden.shape)} and {list(prompt.shape)}",
+            )
         except (ParityError, DeviceError) as error:
             self._plans.pop(key, None)
             if not self.refuse_lengths(error):
@@ -227,13 +227,13 @@ class TensorRtEngine(Engine):
         """Return the address of the plans' scratch memory, which moves when it grows."""
         return (self.scratch.block.data_ptr(),)
 
-    def accept(self, parity: Parity, part: str) -> None:
+    def accept(self, record: Path, measure: Callable[[], Parity], part: str) -> None:
         """Check one part's parity, and keep the worst figures of all parts.
 
         Raises:
             ParityError: if this part is not accurate enough.
         """
-        parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}, {part},")
+        parity = self._passed(record, measure, f", {part},")
         if parity.spearman < self.parity.get("spearman", 1.0):
             self.parity = parity.as_dict()
 

@@ -96,16 +96,9 @@ def sdpa(
     before: KeysValues | None,
     how: dict[str, Any],
 ) -> Tensor:
-    """Run PyTorch's attention, [B, heads, S, d] -> [B, S, heads, d].
+    """Run PyTorch's attention, [B, heads, S, d] -> [B, S, heads, d], with the arguments of `transformers`.
 
-    Args:
-        module: the attention module.
-        query: [B, heads, S, d].
-        key: likewise.
-        value: likewise.
-        mask: True where a query may look, broadcasts to [B, heads, S, S]; None for the module's default.
-        before: keys and values of a prefix that all queries see; the rest is causal.
-        how: the keyword arguments that `transformers` passes to an attention function.
+    All queries see the keys and values of the prefix ``before``; the other positions are causal then.
     """
     if before is not None:
         (key, value), prefix = after(before, (key, value)), before[0].shape[2]

@@ -25,19 +25,24 @@ def chain(models: Sequence[ir.Model], names: Sequence[str]) -> ir.Model:
     given = {str(value.name): value for value in whole.graph.inputs}
     for number, model in enumerate(models):
         result = str(model.graph.outputs[0].name)
-        _rename(model.graph, f"layer_{number}")
+        rename(model.graph, f"layer_{number}")
         if number:
             _append(whole, model, given)
     for value in [*whole.graph.inputs]:
         whole.graph.inputs.remove(value)
     whole.graph.inputs.extend([first, *(given[name] for name in names)])
     whole.graph.outputs[0].name = result
-    for step in (common.NameFixPass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
-        step(whole)
+    remove_duplicates(whole)
     return whole
 
 
-def _rename(graph: ir.Graph, prefix: str) -> None:
+def remove_duplicates(model: ir.Model) -> None:
+    """Merge nodes that compute the same, and drop those that nothing reads."""
+    for step in (common.NameFixPass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
+        step(model)
+
+
+def rename(graph: ir.Graph, prefix: str) -> None:
     """Prefix the names of a graph's values and initializers."""
     for value in [value for node in graph for value in node.outputs] + list(graph.initializers.values()):
         value.name = f"{prefix}.{value.name}"

@@ -16,6 +16,7 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor
 
+from .chain import remove_duplicates, rename
 from .fusion import fuse, leave_unread
 from .stages import ANSWER_AXES, Stage
 from .texts import Axes
@@ -148,8 +149,7 @@ def _prepend_join(model: ir.Model, source: Source) -> None:
     prelude = source.stage.join.prelude(hidden_size, source.prompt_size, dtype, OPSET).graph
     traced, results = list(model.graph.inputs[: len(prelude.outputs)]), list(prelude.outputs)
     inputs = list(prelude.inputs)
-    for value in (v for node in prelude for v in node.outputs):
-        value.name = f"join.{value.name}"
+    rename(prelude, "join")
     nodes = list(prelude)
     prelude.outputs.clear()
     prelude.inputs.clear()
@@ -177,13 +177,8 @@ def _fuse(model: ir.Model, source: Source) -> None:
 
 def tidy(model: ir.Model) -> None:
     """Remove duplicate and unused nodes and the exporter's metadata, which holds stack traces with file names."""
-    for step in (
-        common.NameFixPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.ClearMetadataAndDocStringPass(),
-    ):
-        step(model)
+    remove_duplicates(model)
+    common.ClearMetadataAndDocStringPass()(model)
 
 
 PASSES: tuple[Callable[[ir.Model, Source], None], ...] = (_prepend_join, _check_attention, _fuse)

@@ -79,8 +79,8 @@ class Layers(nn.Module):
 
         Args:
             position: the position of each text.
-            states: the first layer's input.
-            named: the recorded tensors.
+            states: as in forward().
+            named: as in forward().
             before: as in forward().
             row: as in forward(). If its kernel cannot attend for single positions, the last layer unpacks the texts.
             alone: whether the last layer computes queries, attention output and feed-forward block for that position

@@ -58,7 +58,7 @@ def load_model(source: str | Path | PreTrainedModel, allow_pickle: bool = False)
 
 def reason(error: BaseException) -> str:
     """Return an error's type and the first line of its text."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no more is known')}"
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no further information')}"
 
 
 def _from_checkpoint(source: str | Path, allow_pickle: bool) -> Any:

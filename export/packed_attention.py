@@ -19,21 +19,12 @@ def _padded(
     row: Row, module: nn.Module, qkv: QueriesKeysValues, before: KeysValues | None, how: dict[str, Any]
 ) -> Tensor:
     """Unpack the texts, run SDPA and pack the result: the reference for the other kernels."""
-    index = row.tensors[TEXT_INDEX]
-    texts, longest = index.shape
-
-    def unpacked(part: Tensor) -> Tensor:
-        """[P, heads, T, d] -> [P * N, heads, S, d]."""
-        wide = part.transpose(1, 2).index_select(1, index.flatten())
-        return wide.reshape(population * texts, longest, *wide.shape[2:]).transpose(1, 2)
-
+    texts, longest = row.tensors[TEXT_INDEX].shape
     population = qkv[0].shape[0]
-    query, key, value = map(unpacked, qkv)
+    query, key, value = (_unpacked(row, part) for part in qkv)
     mask = None
     if not row.causal:  # padding follows the text, and causal attention does not look ahead
-        real = torch.arange(longest, device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
-        mask = real[None].expand(population, -1, -1).reshape(population * texts, 1, 1, longest)
-        mask = mask.expand(-1, -1, longest, -1)
+        mask = _padding_mask(row, population).expand(-1, -1, longest, -1)
     seen = sdpa(module, query, key, value, mask, None if before is None else row.repeat(before), how)
     flat = seen.reshape(population, texts * longest, *seen.shape[2:])
     return flat.index_select(1, row.tensors[TOKEN_INDEX])
@@ -95,17 +86,23 @@ def _varlen_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float
 
 def _padded_alone(row: Row, query: Tensor, keys_values: KeysValues, scale: float | None) -> Tensor:
     """Unpack keys and values and run SDPA for one query per text: the reference for the other kernels."""
-    index = row.tensors[TEXT_INDEX]
+    key, value = (_unpacked(row, part) for part in keys_values)
+    return scaled_dot_product_attention(query, key, value, _padding_mask(row, len(keys_values[0])), scale=scale)
 
-    def unpacked(part: Tensor) -> Tensor:
-        """[P, heads, T, d] -> [P * N, heads, S, d]."""
-        wide = row.unpack(part.transpose(1, 2).flatten(2))
-        return wide.reshape(*wide.shape[:2], part.shape[1], part.shape[3]).transpose(1, 2)
 
-    key, value = map(unpacked, keys_values)
-    real = torch.arange(index.shape[1], device=index.device) < row.tensors[TEXT_LENGTHS][:, None]
-    mask = real[None].expand(len(keys_values[0]), -1, -1).reshape(-1, 1, 1, index.shape[1])
-    return scaled_dot_product_attention(query, key, value, mask, scale=scale)
+def _unpacked(row: Row, part: Tensor) -> Tensor:
+    """Unpack queries, keys or values: [P, heads, T, d] -> [P * N, heads, S, d]."""
+    texts, longest = row.tensors[TEXT_INDEX].shape
+    wide = part.transpose(1, 2).index_select(1, row.tensors[TEXT_INDEX].flatten())
+    return wide.reshape(part.shape[0] * texts, longest, *wide.shape[2:]).transpose(1, 2)
+
+
+def _padding_mask(row: Row, population: int) -> Tensor:
+    """Return the mask of real tokens, [P * N, 1, 1, S]."""
+    texts, longest = row.tensors[TEXT_INDEX].shape
+    lengths = row.tensors[TEXT_LENGTHS]
+    real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return real[None].expand(population, -1, -1).reshape(population * texts, 1, 1, longest)
 
 
 def _contrib(

@@ -120,7 +120,7 @@ def test_onnx_runtime_is_not_asked_for_both_sums_in_one_process(monkeypatch: pyt
     ort._settle_sums("1")
     assert ort.os.environ[ort.GEMM_OPTIONS] == "1"
     with pytest.raises(
-        DeviceError, match="already has sessions with ORT_CUDA_GEMM_OPTIONS=1: use fp16 and fp16-fast in"
+        DeviceError, match=r"already has sessions with ORT_CUDA_GEMM_OPTIONS=1\. Use fp16 and fp16-fast in"
     ):
         ort._settle_sums("0")
     monkeypatch.delenv(ort.GEMM_OPTIONS)

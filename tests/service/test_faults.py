@@ -176,7 +176,7 @@ def test_tls_with_a_certificate_that_is_trusted_one_that_is_not_and_one_that_is_
     public, private = map(str, certificate)
     with serving(tiny_scorer(roberta), 0, public, private) as url:
         assert url.startswith("https://")
-        with pytest.raises(UsageError, match=r"certificate that is not trusted here .* set the environment variable"):
+        with pytest.raises(UsageError, match=r"the certificate of .* is not trusted .* set the environment variable"):
             load_remote(url, n_prompt_tokens=N, **QUICK)
         monkeypatch.setenv("SSL_CERT_FILE", public)
         session = open_session(url)
