@@ -1,8 +1,8 @@
-"""Label words that a model's own answers to the training examples suggest.
+"""``--label_words auto``: label words chosen by the model's answers to the training examples.
 
-Before anything is tuned the model says, for each training text, how likely every word of the vocabulary is where the
-answer stands. Words that it finds likelier for one class than for others are added to the class's own. To choose by
-likelihood ratio is from PETAL (Schick et al. 2020), to tune a prompt for such words from BBT-RGB (Sun et al. 2024).
+Before tuning, the model scores every word of the vocabulary as the answer to each training text. Words with a higher
+probability for one class than for the others join the words of that class. The choice by likelihood ratio is from PETAL
+(Schick et al. 2020), the tuning with such words from BBT-RGB (Sun et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .label_words import follows_space, label_word_ids, word_token
 from .task import Task
 
 LIKELY = 100
-"""Of the vocabulary, a class's words are sought among so many: those that are likeliest for its texts."""
+"""Number of candidates per class: the tokens with the highest probability for its texts."""
 CHOSEN = 3
-"""Words that a class gets beside its own."""
+"""Words that a class gets besides its own."""
 
 
 def with_chosen_words(
     task: Task, kind: Kind, tokenizer: PreTrainedTokenizerBase, logits: Tensor, labels: Tensor
 ) -> Task:
-    """Return a task whose classes have words that suit a model beside their own, and use them all.
+    """Return a task whose classes also have words chosen for a model, and use all of them.
 
     Args:
         task: the task.
         kind: the model's kind.
         tokenizer: the model's.
         logits: of the whole vocabulary, [N, V], before tuning.
-        labels: the classes, [N]; each occurs.
+        labels: the classes, [N]; each must occur.
     """
     together = replace(task, use_words="all")
     taken = {token for tokens in label_word_ids(tokenizer, together, kind) for token in tokens}
@@ -48,9 +48,9 @@ def with_chosen_words(
 
 
 def _ranked(logits: Tensor, labels: Tensor, label: int) -> list[int]:
-    """Return the tokens that are likeliest for a class's texts and likelier than for any other's, the best first.
+    """Return a class's likely tokens that no other class makes likelier, best first.
 
-    A token is as good as its mean log-probability for the class's texts is above the mean over the other classes'.
+    The rank is the mean log-probability for the class's texts minus the mean over the other classes.
     """
     logs = logits.log_softmax(dim=1)
     means = torch.stack([logs[labels == c].mean(dim=0) for c in range(int(labels.max()) + 1)])
@@ -63,7 +63,7 @@ def _ranked(logits: Tensor, labels: Tensor, label: int) -> list[int]:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, task: Task, tokens: Iterable[int], spaced: bool) -> Iterator[str]:
-    """Yield the words of those tokens that are whole words, and are found again by their spelling."""
+    """Yield the words of those tokens that are whole words and whose spelling encodes back to the token."""
     for token in tokens:
         word = str(tokenizer.decode([token])).strip()
         if word.isalpha() and word_token(tokenizer, task, word, spaced) == token:
