@@ -1,4 +1,4 @@
-"""A command's seeds on one engine, one after another."""
+"""Runs the seeds of a command on one engine, one after another."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ class Command:
     """Runs seeds on one engine."""
 
     def __init__(self, setup: Setup, engine: Any, control: Control, progress: Progress) -> None:
-        """Bind what the seeds share."""
+        """Bind the objects that the seeds share."""
         self._setup, self._engine, self._control, self._progress = setup, engine, control, progress
 
     def run(self, options: Options, parts: Parts, folder: RunFolder) -> Result:
-        """Run one seed in a folder that was begun."""
+        """Run one seed in a folder that ``RunFolder.begin`` prepared."""
         origins = initial_prompts(options, self._engine, self._setup.tokenizer)
         encoder, parts = self._setup.adapted(self._engine, parts, origins)
-        task = encoder.task
         model = self._setup.model if options.streams == "original" else None
-        run = Run(options, task.name, task.labels, task.metric, self._engine, parts, origins, model)
+        run = Run(options, encoder.task, self._engine, parts, origins, model)
         self._setup.prompt_config(options, encoder, self._engine.embeddings.digest).write(folder.path)
         result = run.execute(folder, self._control, self._progress)
         write_card(folder.path)
@@ -44,13 +43,13 @@ class Command:
         return result
 
     def run_seeds(self, options: Options, parts: dict[int, Parts], folder: RunFolder) -> SeedsResult:
-        """Run every seed in a folder of its own; those that an earlier part of the command finished are taken over."""
-        for seed, its_parts in parts.items():
-            self.run_seed(options, seed, its_parts, RunFolder(folder.path / child_name(seed)))
+        """Run every seed in its own folder, except those that an earlier part of the command finished."""
+        for seed, encoded in parts.items():
+            self.run_seed(options, seed, encoded, RunFolder(folder.path / child_name(seed)))
         return together(options, folder)
 
     def run_seed(self, options: Options, seed: int, parts: Parts, child: RunFolder) -> None:
-        """Run one of several seeds in its own folder, unless it is finished there."""
+        """Run one of several seeds in its own folder, unless that folder holds the finished run."""
         own = options.changed(seed=seed, seeds=None)
         with child.claim():
             if child.finished:
@@ -63,7 +62,7 @@ class Command:
 
 
 def together(options: Options, folder: RunFolder) -> SeedsResult:
-    """Write what all seeds came to, once each is finished in its folder."""
+    """Write and return the results of all seeds, which must be finished."""
     results = tuple(read_result(folder.path / child_name(seed)) for seed in options.seeds or ())
     result = SeedsResult(results, ensemble_of(results), folder.path)
     write_json(folder.result, result.as_dict())

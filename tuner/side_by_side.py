@@ -1,7 +1,7 @@
-"""Whole seeds side by side: each worker of a Ray cluster takes the next one, in a run folder with a journal of its own.
+"""Runs whole seeds in parallel: each worker of a Ray cluster takes the next seed, with its own run folder and journal.
 
-All workers see the folder of the command. A seed whose worker died goes on in another from its journal. A last seed
-that would leave all other workers idle is run here, and the workers share its generations.
+All workers see the folder of the command. If a worker dies, another worker resumes its seed from the journal. If the
+last seed would leave all other workers idle, it runs in this process and the workers share its generations.
 """
 
 from __future__ import annotations
@@ -26,40 +26,34 @@ from .tasks.task import load_task
 logger = logging.getLogger(__name__)
 
 TICK = 0.5
-"""Seconds between two looks at how the runs stand."""
+"""Seconds between two polls of the runs' states."""
 
 
-class Watch:
-    """Keeps how a worker's search stands, for another thread to read."""
+class Watch(Progress):
+    """Stores the state of a worker's search for another thread."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without any state."""
         self.standing: dict[int, tuple[int, float]] = {}
         """By seed, the evaluations and the best training loss."""
         self.seed = 0
 
-    def start(self, label: str, budget: int) -> None:
-        """Begin a search of so many evaluations."""
-
     def update(self, standing: Standing) -> None:
-        """Take in a generation."""
+        """Record a generation."""
         self.standing[self.seed] = standing.evaluations, standing.loss
-
-    def finish(self) -> None:
-        """End the search."""
 
 
 class SeedWorker(Worker):
-    """Runs seeds, or answers shares of a generation, in a process of a cluster, on one engine."""
+    """Runs seeds, or answers shares of a generation, on one engine in a process of a cluster."""
 
     def __init__(self, options: Options, pinned: dict[str, str], folder: Path, fetch: Fetch) -> None:
-        """Load what the seeds share.
+        """Load the objects that the seeds share.
 
         Args:
-            options: resolved, of the command.
-            pinned: the engine, precision and device to take where options say "auto".
-            folder: of the command; a file ``stop`` in it ends the runs.
-            fetch: returns the value that a reference stands for.
+            options: the command's, resolved.
+            pinned: the engine, precision and device that replace "auto" in the options.
+            folder: the command's; a file ``stop`` in it ends the runs.
+            fetch: returns the value behind a reference.
         """
         self._options, self._folder = options.changed(workers=None, ray_address=None), folder
         self._setup = Setup(self._options, load_task(options.task_name))
@@ -67,7 +61,7 @@ class SeedWorker(Worker):
         super().__init__(self._setup.load_engine(pinned), fetch)
 
     def run(self, seed: int) -> None:
-        """Run a seed in its folder, from where its journal ends."""
+        """Run a seed in its folder, from the end of its journal."""
         with self._lock:
             self._watch.seed = seed
             options, child = self._options, RunFolder(self._folder / child_name(seed))
@@ -77,12 +71,12 @@ class SeedWorker(Worker):
             Command(self._setup, self._engine, control, self._watch).run_seed(options, seed, parts, child)
 
     def standing(self) -> dict[int, tuple[int, float]]:
-        """Say how the searches stand, while one runs."""
+        """Return the states of the searches; callable while one runs."""
         return dict(self._watch.standing)
 
 
 class Board:
-    """Adds up how all runs stand: one progress line."""
+    """Combines the states of all runs into one progress line."""
 
     def __init__(self, pool: Any, control: Control, folder: RunFolder, progress: Progress, options: Options) -> None:
         """Start the line."""
@@ -90,12 +84,12 @@ class Board:
         self._asked: dict[Any, Any] = {}
         self._standing: dict[int, tuple[int, float]] = {}
         self.stopped: str | None = None
-        """What asked for the end, if anything did."""
+        """The signal or file that requested a stop, if any."""
         seeds, budget = len(options.seeds or ()), int(options.budget or 0)
         progress.start(f"{options.algorithm}, {seeds} seeds", seeds * budget)
 
     def __call__(self) -> None:
-        """Look at the runs; pass a wish for the end on to them."""
+        """Poll the runs and forward a stop request to them."""
         if self.stopped is None and (asked_by := self._control.interrupted_by) is not None:
             self.stopped = asked_by
             self._folder.stop.touch()
@@ -109,7 +103,7 @@ class Board:
             self.take(standing)
 
     def take(self, standing: dict[int, tuple[int, float]]) -> None:
-        """Take in how some searches stand: by seed, the evaluations and the best training loss."""
+        """Record the states of some searches: by seed, the evaluations and the best training loss."""
         self._standing |= standing
         if self._standing:
             evaluations = sum(count for count, _ in self._standing.values())
@@ -118,7 +112,7 @@ class Board:
 
 
 class Reporter(Watch):
-    """Tells a board how the search in this process stands."""
+    """Reports the state of the search in this process to a board."""
 
     def __init__(self, board: Board, seed: int) -> None:
         """Take the board and the search's seed."""
@@ -126,7 +120,7 @@ class Reporter(Watch):
         self._board, self.seed = board, seed
 
     def update(self, standing: Standing) -> None:
-        """Take in a generation."""
+        """Record a generation."""
         super().update(standing)
         self._board.take(self.standing)
 
@@ -135,19 +129,19 @@ def run_side_by_side(
     options: Options, pinned: dict[str, str], folder: RunFolder, control: Control, progress: Progress,
     run_here: Callable[[int, Any, Progress], None],
 ) -> None:  # fmt: skip
-    """Run every seed that is not finished, so many at a time as there are workers.
+    """Run every unfinished seed, one per worker at a time.
 
     Args:
         options: resolved, with ``seeds`` and ``workers``.
-        pinned: the engine, precision and device that an interrupted part was started with.
+        pinned: the engine, precision and device of an interrupted part.
         folder: claimed and begun; on a file system that all workers see.
-        control: may ask for the end.
-        progress: is told how all go.
-        run_here: runs a seed in this process, on an engine, telling a progress of its own.
+        control: can stop the runs.
+        progress: receives the combined state.
+        run_here: runs a seed in this process, given an engine and a progress.
 
     Raises:
-        BbtFastError: what a run raised.
-        RunInterruptedError: if a signal or a stop file asked for the end.
+        BbtFastError: if a run raised it.
+        RunInterruptedError: if a signal or a stop file requested a stop.
     """
     require_ray()
     import torch

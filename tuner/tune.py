@@ -1,4 +1,4 @@
-"""``tune``: what the command line and the Python API run."""
+"""``tune`` and ``tune_seeds``: the Python API, and ``execute``, which the command line also calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .input.options import Options
 from .run.control import Control, RunInterruptedError
 from .run.driver import n_generations
 from .run.initial_prompt import earlier_prompts
-from .run.progress import Progress, Silent
+from .run.progress import Progress
 from .run.reporting import report_names
 from .run.seeds import SeedsResult, child_name
 from .run.setup import Setup
@@ -33,15 +33,15 @@ def tune(options: Options | None = None, /, **changes: Any) -> Result:
     """Tune a prompt for a task on a frozen model, and test it.
 
     Args:
-        options: what to run; without it the defaults, that is the demo.
-        **changes: any of the ``Options`` by name, over ``options``.
+        options: the options; None for the defaults, which run the demo.
+        **changes: any of the ``Options`` by name; they override ``options``.
 
     Returns:
-        What the run came to; its folder is ``result.output_dir``.
+        The result; its folder is ``result.output_dir``.
 
     Raises:
-        BbtFastError: if an option, the data, the model, the engine or the output folder cannot be used.
-        RunInterruptedError: if a stop file in the run's folder asked for the end; ``tune(resume=folder)`` goes on.
+        BbtFastError: if an option, the data, the model, the engine or the output folder is unusable.
+        RunInterruptedError: if a stop file in the run's folder requested a stop; ``tune(resume=folder)`` resumes it.
     """
     given = given_options(options, changes)
     if given.seeds:
@@ -55,8 +55,8 @@ def tune_seeds(options: Options | None = None, /, **changes: Any) -> SeedsResult
     """Tune and test with several seeds, which share the model and its graphs.
 
     Args:
-        options: what to run.
-        **changes: any of the ``Options`` by name, over ``options``; ``seeds`` is needed here or there.
+        options: the options.
+        **changes: any of the ``Options`` by name; they override ``options``. One of the two must set ``seeds``.
 
     Returns:
         All results, with mean and standard deviation.
@@ -73,11 +73,11 @@ def tune_seeds(options: Options | None = None, /, **changes: Any) -> SeedsResult
 
 
 def given_options(options: Options | None, changes: dict[str, Any]) -> Options:
-    """Return the options of a caller who wrote these names and values; ``resume`` brings in those of an older run.
+    """Return the options with a caller's changes; ``resume`` loads the options of an interrupted run.
 
     Raises:
-        UsageError: if a name is no option, or a value is not one that it takes.
-        ArtifactError: if the run to resume had other values.
+        UsageError: if a name or a value is invalid, or if a resumed run cannot change it.
+        ArtifactError: if the configuration of the run to resume is damaged.
     """
     written = {} if options is None else options.written()
     written |= changes
@@ -86,12 +86,12 @@ def given_options(options: Options | None, changes: dict[str, Any]) -> Options:
 
 
 def execute(options: Options, control: Control | None = None, progress: Progress | None = None) -> Result | SeedsResult:
-    """Run what the options ask for; what is wrong with them, the data or the folder is found before work is done.
+    """Run the options, after checks that find mistakes in them, the data and the folder before any work.
 
     Args:
-        options: as a user gave them.
-        control: may end a search early; without it only the options' limits and a stop file do.
-        progress: is told how the searches go.
+        options: the user's, unresolved.
+        control: can end a search early; without it only the options' limits and a stop file can.
+        progress: receives the state of the searches; None shows nothing.
 
     Raises:
         BbtFastError: see ``tune``.
@@ -99,11 +99,11 @@ def execute(options: Options, control: Control | None = None, progress: Progress
     report_names(options.report_to)
     task = load_task(options.task_name)
     options = resolve(options, task.preset)
-    control = control or Control()
+    control, progress = control or Control(), progress or Progress()
     control.max_time, control.target_metric = options.max_time, options.target_metric
     control.patience = options.patience
     setup = Setup(options, task)
-    family_of(setup.config)  # a model that is not there is said before the data, which may have to be downloaded
+    family_of(setup.config)  # report a missing model before any download of data
     splits = {seed: setup.splits(seed) for seed in options.seeds or (options.seed,)}
     if options.push_to_hub:
         check_base_model(str(options.model_name))
@@ -121,29 +121,23 @@ def execute(options: Options, control: Control | None = None, progress: Progress
             if options.seeds and options.workers:
                 control.patient = True
 
-                def run_here(seed: int, engine: Any, its_progress: Progress) -> None:
+                def run_here(seed: int, engine: Any, progress: Progress) -> None:
                     child = RunFolder(folder.path / child_name(seed))
-                    Command(setup, engine, control, its_progress).run_seed(options, seed, parts[seed], child)
+                    Command(setup, engine, control, progress).run_seed(options, seed, parts[seed], child)
 
-                pinned = recorded_engine(folder.path)
-                run_side_by_side(options, pinned, folder, control, progress or Silent(), run_here)
+                run_side_by_side(options, recorded_engine(folder.path), folder, control, progress, run_here)
                 return together(options, folder)
             with closing(setup.load_engine(recorded_engine(folder.path))) as engine:
                 control.patient = True
-                command = Command(setup, engine, control, progress or Silent())
+                command = Command(setup, engine, control, progress)
                 if options.seeds:
                     return command.run_seeds(options, parts, folder)
                 result = command.run(options, parts[options.seed], folder)
         except RunInterruptedError as error:
             raise RunInterruptedError(f"{error} Resume with: bbt-fast tune --resume {folder.path}") from None
     if options.push_to_hub:
-        _share(folder.path, options.push_to_hub)
+        try:
+            logger.info("the prompt is at %s", push(folder.path, options.push_to_hub))
+        except BbtFastError as error:
+            logger.warning("the run is finished, but %s", error)
     return result
-
-
-def _share(folder: Path, repository: str) -> None:
-    """Put a finished run's prompt on the hub; that the hub refuses does not undo the run."""
-    try:
-        logger.info("the prompt is at %s", push(folder, repository))
-    except BbtFastError as error:
-        logger.warning("the run is finished, but %s", error)

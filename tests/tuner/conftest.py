@@ -33,11 +33,11 @@ from bbt_fast.tuner.data.encoding import Encoded
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.control import Control
-from bbt_fast.tuner.run.progress import Silent
+from bbt_fast.tuner.run.progress import Progress
 from bbt_fast.tuner.run.setup import CUTS
 from bbt_fast.tuner.run.single import Parts, Run
 from bbt_fast.tuner.tasks.presets import resolve
-from bbt_fast.tuner.tasks.task import Preset, load_task, task_names
+from bbt_fast.tuner.tasks.task import Preset, Task, load_task, task_names
 from bbt_fast.tuner.tune import tune
 
 N_PROMPT, HIDDEN, VOCABULARY, CLASSES, LAYERS = 3, 8, 40, 2, 3
@@ -262,11 +262,9 @@ def start(toy_engine: Callable[..., Any], toy_parts: Callable[..., Parts]) -> Ca
         with folder.claim():
             folder.check(options)
             folder.begin(options)
-            it = Run(
-                options, "toy", ("cold", "warm"), "accuracy", engine, parts or toy_parts(),
-                zeros if origins is None else origins,
-            )  # fmt: skip
-            return it.execute(folder, control, Silent())
+            task = Task("toy", ("cold", "warm"), templates={}, label_words={})
+            it = Run(options, task, engine, parts or toy_parts(), zeros if origins is None else origins)
+            return it.execute(folder, control, Progress())
 
     return run
 

@@ -250,7 +250,11 @@ def test_an_ensemble_of_one_prompt_is_that_prompt(small):
         ({"engine": "ort", "precision": "bf16"}, UsageError, "engine 'ort' cannot compute in bf16 on cpu"),
         ({"device": "tpu"}, UsageError, "device is 'tpu'|not on 'tpu'"),
         ({"k_shot": 5000}, DataError, "each class needs 10000 examples"),
-        ({"algorithm": "bbtv2", "budget": 11}, UsageError, "budget 11 makes no round: 4 candidates .* 3 layers are 12"),
+        (
+            {"algorithm": "bbtv2", "budget": 11},
+            UsageError,
+            "budget 11 is below one round: 4 candidates .* 3 layers are 12",
+        ),
         ({"data_dir": "nowhere"}, DataError, "nowhere"),
         ({"init_from": "nowhere"}, DataError, "there is no prompt in .*nowhere"),
         ({"projection_from": "nowhere"}, DataError, "there is no prompt in .*nowhere"),

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and whether that can be trusted."""
+"""The files in a run's folder: writing them whole, and checking them when they are read."""

@@ -1,4 +1,4 @@
-"""test_logits.safetensors: what the kept prompt answers on the test set, from which several runs' ensemble is made."""
+"""test_logits.safetensors: the kept prompt's answers on the test set, the input of an ensemble of several runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Answers:
     """A prompt's answers on a test set, in the set's order."""
 
     logits: Tensor
-    """Of the label words, [N, C] float32."""
+    """Logits of the label words, [N, C] float32."""
     labels: Tensor
-    """The right classes, [N] int64."""
+    """The true classes, [N] int64."""
     examples: str
-    """A digest of the test set, by which two can be told apart."""
+    """A digest of the test set."""
 
     def write(self, folder: Path) -> None:
-        """Write them into a run's folder; equal contents give equal bytes.
+        """Write the answers into a run's folder; equal contents give equal bytes.
 
         Raises:
             ArtifactError: if the file cannot be written.
@@ -46,7 +46,7 @@ class Answers:
 
 
 def read_answers(folder: Path) -> Answers:
-    """Return the answers that a finished run left in its folder.
+    """Return the answers in a finished run's folder.
 
     Raises:
         ArtifactError: if the file is missing or damaged.
@@ -59,5 +59,5 @@ def read_answers(folder: Path) -> Answers:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}.") from error
     if about.get(CHECKSUM) != answers.checksum:
-        raise ArtifactError(f"{path} is damaged: its contents are not those that were written.")
+        raise ArtifactError(f"{path} is damaged: its checksum does not match its contents.")
     return answers

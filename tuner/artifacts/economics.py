@@ -1,7 +1,7 @@
-"""What a run would cost if the model stood behind an API, as Sun et al. 2022 count it (Table 3). docs/runs.md explains.
+"""The cost of a run with the model behind an API, as in Sun et al. 2022 (Table 3). docs/runs.md explains the figures.
 
-A query is one candidate answered on all training examples: the user sends z, or the prompt made of it, and is sent the
-logits of the label words. The user's side is CMA-ES; the server's is the model.
+A query is one candidate answered on all training examples: the user sends z, or the prompt, and receives the logits of
+the label words. CMA-ES runs on the user's side, the model on the server's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,33 +24,33 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FORGET_PEAK = "5"
 KIB, MIB = 2**10, 2**20
 VALUE = 4
-"""Bytes of a float32, and of a token's id."""
+"""Bytes of a float32, and of a token id."""
 OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
-"""What leads out of an object into the program."""
+"""Objects of the program itself, whose references ``held_bytes`` does not follow."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """How much goes to the model and comes back; it follows from the options and the data."""
+    """The traffic to and from the model; it follows from the options and the data."""
 
     train: int
-    """Candidates, each answered on all training examples: what the budget counts."""
+    """Candidates, each answered on all training examples; the budget counts these."""
     dev: int
     """Prompts answered on all development examples during the search."""
     text_up_bytes: int
-    """The training examples as token ids without padding and placeholders; they need to go up only once."""
+    """The training examples as token ids without padding and placeholders; the user uploads them once."""
     z_up_bytes: int
-    """Per query, if z goes up and the server knows the projection."""
+    """Upload per query if the user sends z and the server knows the projection."""
     prompt_up_bytes: int
-    """Per query, if the prompt goes up."""
+    """Upload per query if the user sends the prompt."""
     logits_down_bytes: int
-    """Per query: a logit per training example and class."""
+    """Download per query: a logit per training example and class."""
     measured: bool = False
-    """Whether texts, prompts and logits were counted on the wire, HTTP and what was repeated included."""
+    """Whether texts, prompts and logits were measured on the wire, including HTTP headers and retries."""
 
     @classmethod
     def of(cls, train: int, dev: int, part: Encoded, dim: int, prompt: Tensor, placeholders: int) -> Queries:
-        """Count.
+        """Compute the traffic.
 
         Args:
             train: candidates answered on the training examples.
@@ -57,7 +58,7 @@ class Queries:
             part: the training examples.
             dim: d, the length of z.
             prompt: a layer's, [n, H].
-            placeholders: tokens in every example that only keep the prompt's place.
+            placeholders: placeholder tokens in every example.
         """
         examples = part.examples
         tokens = int(examples.attention_mask.sum()) - placeholders * len(part.labels)
@@ -65,10 +66,10 @@ class Queries:
         return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
 
     def counted(self, session: Any) -> Queries:
-        """Return the same with what a session with a server took; a local one took nothing.
+        """Return the traffic as measured by a session with a server; for a local session, the computed one.
 
         Args:
-            session: with the training examples.
+            session: the session of the training examples.
         """
         registration = getattr(session, "registration", None)
         if registration is None or not session.candidates:
@@ -79,58 +80,53 @@ class Queries:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a search held in memory, in MiB."""
+    """The memory of a search, in MiB."""
 
     user: float
     """The state of CMA-ES, of all layers."""
     projection: float
-    """The matrix A of all layers: the server's if z goes up, the user's if the prompt does."""
+    """The matrix A of all layers: on the server if the user sends z, on the user's side if it sends prompts."""
     server: float | None
-    """The peak of the process (CPU) without the user's part, or what is in use on the device (CUDA); None where the
-    system does not tell, and where the model is on another machine."""
+    """The peak of the process without the user's part (CPU), or the memory in use on the device (CUDA); None if the
+    system does not report it, or the model is on another machine."""
 
     @classmethod
     def of(cls, user_bytes: int, projection_bytes: int, device: torch.device | None) -> Memory:
-        """Measure now; a device of None is another machine's."""
-        server: float | None
-        if device is None:
-            server = None
-        elif device.type == "cuda":
+        """Measure the current use; a device of None means another machine."""
+        server = None
+        if device is not None and device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             server = (total - free) / MIB
-        else:
-            peak = _peak_bytes()
-            server = None if peak is None else (peak - user_bytes) / MIB
+        elif device is not None and (peak := _peak_bytes()) is not None:
+            server = (peak - user_bytes) / MIB
         return cls(user_bytes / MIB, projection_bytes / MIB, server)
 
 
 def forget_peak() -> None:
-    """Let the peak of the process begin again, where the system can; elsewhere it counts from the process's start."""
-    try:
+    """Reset the process's memory peak, on systems that can; on others the peak counts from the process's start."""
+    with suppress(OSError):
         CLEAR.write_text(FORGET_PEAK)
-    except OSError:
-        return
 
 
 def held_bytes(*roots: Any) -> int:
-    """Return the bytes of all NumPy arrays and tensors that objects hold, each memory block once."""
+    """Return the bytes of all NumPy arrays and tensors reachable from objects, each memory block once."""
     seen: set[int] = set()
     total = 0
     queue = list(roots)
     while queue:
-        thing = queue.pop()
-        if isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray):
-            thing = thing.base
-        key = thing.untyped_storage().data_ptr() if isinstance(thing, Tensor) else id(thing)
-        if key in seen or isinstance(thing, OPAQUE):
+        item = queue.pop()
+        if isinstance(item, np.ndarray) and isinstance(item.base, np.ndarray):
+            item = item.base
+        key = item.untyped_storage().data_ptr() if isinstance(item, Tensor) else id(item)
+        if key in seen or isinstance(item, OPAQUE):
             continue
         seen.add(key)
-        if isinstance(thing, np.ndarray):
-            total += thing.nbytes
-        elif isinstance(thing, Tensor):
-            total += thing.untyped_storage().nbytes()
+        if isinstance(item, np.ndarray):
+            total += item.nbytes
+        elif isinstance(item, Tensor):
+            total += item.untyped_storage().nbytes()
         else:
-            queue += gc.get_referents(thing)
+            queue += gc.get_referents(item)
     return total
 
 

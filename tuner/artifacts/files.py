@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, flushed to the disk, then renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ...export.errors import ArtifactError
 CHECKSUM = "checksum"
 DIGEST_LENGTH = 16
 UNFINISHED = ".tmp"
-"""How the names of files end that are being written; they begin with a dot."""
+"""Suffix of temporary files, whose names begin with a dot."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any instant, sees the old content or the new one.
+    """Write a file atomically: a reader, or a crash at any instant, sees the old content or the new one.
 
     Raises:
-        ArtifactError: if the disk is full or the folder cannot be written.
+        ArtifactError: if the disk is full or the folder is not writable.
     """
     temporary = None
     try:
@@ -43,16 +43,16 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def append_line(file: FileIO, path: Path, line: bytes, *, lasting: bool = True) -> None:
-    """Add a line to an open file; where that fails, no torn line stays behind.
+    """Append a line to an open file; a failed write leaves no torn line.
 
     Args:
         file: unbuffered, opened for appending.
         path: its name, for the message.
         line: with its line feed.
-        lasting: see it onto the disk, so that it lasts through a power cut.
+        lasting: flush to the disk, so that the line survives a power cut.
 
     Raises:
-        ArtifactError: if the disk is full or cannot be written.
+        ArtifactError: if the disk is full or not writable.
     """
     size = os.fstat(file.fileno()).st_size
     try:
@@ -67,16 +67,16 @@ def append_line(file: FileIO, path: Path, line: bytes, *, lasting: bool = True) 
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that no other process writes."""
+    """Remove the temporary files of killed processes from a folder that no other process writes."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object, with a digest of itself, as a file that is whole or not there.
+    """Write a JSON object with its own checksum, atomically.
 
     Raises:
-        ArtifactError: if the disk is full or the folder cannot be written.
+        ArtifactError: if the disk is full or the folder is not writable.
     """
     text = json.dumps({**value, CHECKSUM: digest(_canonical(value))}, indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(path, text.encode() + b"\n")
@@ -86,12 +86,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file that ``write_json`` wrote.
 
     Raises:
-        ArtifactError: if it cannot be read, or is not as it was written.
+        ArtifactError: if the file is unreadable, or its checksum does not match.
     """
     try:
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict) or value.pop(CHECKSUM, None) != digest(_canonical(value)):
-            raise ValueError("it is not as it was written")
+            raise ValueError("its checksum does not match its contents")
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}.") from error
     return value
@@ -103,7 +103,7 @@ def digest(*parts: bytes) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder last through a power cut, where the system can."""
+    """Flush renames and new names in a folder to the disk, on systems that can."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -113,9 +113,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ArtifactError:
-    """Say which file could not be written, why, and what to do."""
+    """Return the error about a file that could not be written."""
     return ArtifactError(
-        f"cannot write {path}: {error.strerror or error}. What was finished before stays; free space or choose another "
+        f"cannot write {path}: {error.strerror or error}. All finished work is kept; free space or choose another "
         "--output_dir, then run the same command again."
     )
 

@@ -1,18 +1,18 @@
-"""The folder of a run: what it holds, who may write it, and whether a run may be resumed in it.
+"""The folder of a run: its files, its lock, and the checks before a run is resumed in it.
 
-| file | what it is |
+| file | contents |
 |---|---|
 | config.json | the resolved options |
-| journal.jsonl | every generation's fitness and every development score; what a run is resumed from |
-| metrics.jsonl | curves to look at |
+| journal.jsonl | every generation's fitness and every development score; a run resumes from it |
+| metrics.jsonl | curves |
 | prompt.safetensors | the kept prompt, [1 or L, n, H] |
-| bbt_config.json | what the prompt belongs to: model, task, mode; with it the prompt can be used |
-| test_logits.safetensors | the kept prompt's answers on the test set, of which the seeds' ensemble is made |
-| result.json | written last: a folder that has it holds a finished run |
-| plots | drawn after that, and of no consequence |
-| tensorboard, wandb | reports, if --report_to asks for them |
-| README.md | a model card, made from what stands above |
-| stop | made by the user: end after the current generation |
+| bbt_config.json | the prompt's model, task and mode, which its use requires |
+| test_logits.safetensors | the kept prompt's answers on the test set, the input of the seeds' ensemble |
+| result.json | the result; it is written last and marks a finished run |
+| plots | drawn after the result; nothing reads them |
+| tensorboard, wandb | the reports of --report_to |
+| README.md | a model card |
+| stop | created by the user to end the run after the current generation |
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CONFIG, JOURNAL, METRICS, PROMPT, STOP, LOCK = (
     "config.json", "journal.jsonl", "metrics.jsonl", "prompt.safetensors", "stop", ".lock",
 )  # fmt: skip
 RUNS = Path("runs")
-"""Where runs go that were given no folder."""
+"""Parent of the folders of runs without --output_dir."""
 FREE = frozenset({
     "output_dir", "resume", "max_time", "print_every", "parallel", "batch_size", "plots", "report_to", "push_to_hub",
     "url", "api_key", "workers", "ray_address",
 })  # fmt: skip
-"""Options that may differ between the parts of an interrupted run: its result does not depend on them."""
+"""Options that may change when a run is resumed, since its result does not depend on them."""
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +51,7 @@ class RunFolder:
     """A run's folder, opened for writing."""
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        """Name the folder; ``fresh`` says that it was made for this run, and may go if nothing comes of it."""
+        """Name the folder; ``fresh`` says that it was created for this run, whose failure may remove it."""
         self.path = path
         self.journal, self.metrics, self.prompt = path / JOURNAL, path / METRICS, path / PROMPT
         self.result, self.stop, self.config = path / RESULT, path / STOP, path / CONFIG
@@ -59,24 +59,24 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds a finished run; one whose result is damaged can be finished again from its journal."""
+        """Whether the folder holds a finished run; a run with a damaged result can be resumed from its journal."""
         if not self.result.exists():
             return False
         try:
             read_json(self.result)
         except ArtifactError as error:
-            logger.warning("%s It is made again from the journal.", error)
+            logger.warning("%s The run recreates it from the journal.", error)
             return False
         return True
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Keep other processes out until the end of the block, or of this process.
+        """Lock the folder until the end of the block, or of this process.
 
-        A run that ends in an error before it has a journal leaves nothing behind.
+        A run that fails before it has a journal removes its files.
 
         Raises:
-            ArtifactError: if another process has the folder, or it cannot be written.
+            ArtifactError: if another process holds the lock, or the folder is not writable.
         """
         try:
             self._fresh |= not self.path.exists()
@@ -114,10 +114,10 @@ class RunFolder:
                         RUNS.rmdir()
 
     def check(self, options: Options) -> None:
-        """Refuse a folder that these options may not be run in.
+        """Refuse a folder that cannot take a run with these options.
 
         Raises:
-            ArtifactError: if it holds a finished run, a run with other options, or something else.
+            ArtifactError: if it holds a finished run, a run with other options, or other files.
         """
         if self.finished:
             raise ArtifactError(
@@ -126,8 +126,8 @@ class RunFolder:
         if not self.config.exists():
             if self.journal.exists():
                 raise ArtifactError(
-                    f"{self.path} holds a run, but its {CONFIG} is missing, so its options are not known: choose "
-                    "another --output_dir."
+                    f"{self.path} holds a run, but its {CONFIG} is missing, so its options are unknown: choose another "
+                    "--output_dir."
                 )
             if others := sorted(self._names() - {STOP}):
                 raise ArtifactError(
@@ -144,31 +144,31 @@ class RunFolder:
             )
 
     def begin(self, options: Options) -> None:
-        """Write the configuration of a new run; an old one stays, and what it has lost is said.
+        """Write the configuration of a new run, or warn about the lost files of a resumed one.
 
         Raises:
-            ArtifactError: if the folder cannot be written.
+            ArtifactError: if the folder is not writable.
         """
         try:
             self.stop.unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(self.stop, error) from error
         if self.config.exists():
-            self._say_losses()
+            self._warn_of_losses()
         else:
-            # Where the model is does not matter to a result, but to whoever goes on.
+            # The result does not depend on the server's URL, but a resumed run needs it.
             write_json(self.config, identity(options) | ({"url": options.url} if options.url else {}))
 
-    def _say_losses(self) -> None:
-        """Warn of files that an interrupted run had and that must be made again."""
+    def _warn_of_losses(self) -> None:
+        """Warn about lost files of an interrupted run, which the resumed run recreates."""
         journal = self.journal.is_file() and self.journal.stat().st_size > 0
         if not journal and (self.metrics.exists() or self.prompt.exists()):
-            logger.warning("%s is missing or empty: the run begins again.", self.journal)
+            logger.warning("%s is missing or empty: the run starts from the beginning.", self.journal)
         try:
             if self.prompt.exists() and not read_prompt(self.prompt)[1]:
-                raise ArtifactError(f"{self.prompt} is damaged: it does not say what it belongs to.")
+                raise ArtifactError(f"{self.prompt} is damaged: it has no description of its prompt.")
         except BbtFastError as error:
-            logger.warning("%s It is written again.", error)
+            logger.warning("%s The run writes it again.", error)
 
     def _names(self) -> set[str]:
         if not self.path.is_dir():
@@ -199,15 +199,15 @@ def read_config(folder: Path) -> Options:
 
 
 def resumed(folder: Path, given: Options, written: set[str]) -> Options:
-    """Return the options of the run in a folder, with what may change taken from those given now.
+    """Return the options of the run in a folder, with the changes that a resumed run allows.
 
     Args:
-        folder: of the unfinished run.
-        given: the options of now.
-        written: which of them were given, and are not just defaults.
+        folder: the unfinished run's.
+        given: the current options.
+        written: the names of those that the user set.
 
     Raises:
-        UsageError: if the folder holds no run, or something was given that a run cannot change.
+        UsageError: if the folder holds no run, or an option cannot change.
         ArtifactError: if the run's configuration is damaged.
     """
     old = read_config(folder)
@@ -222,13 +222,13 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
 
 
 def latest_run() -> Path | None:
-    """Return the unfinished run below ./runs that was worked on last, if there is one."""
+    """Return the unfinished run below ./runs with the latest change, if there is one."""
     begun = [path.parent for path in RUNS.glob(f"*/{CONFIG}") if not (path.parent / RESULT).exists()]
     return max(begun, key=lambda folder: max(path.stat().st_mtime for path in folder.iterdir()), default=None)
 
 
 def recorded_engine(folder: Path) -> dict[str, str]:
-    """Return the engine, precision and device that the run in a folder, or one of its seeds', was started with."""
+    """Return the engine, precision and device in the journal of a run, or of one of its seeds."""
     for path in sorted([folder / JOURNAL, *folder.glob(f"*/{JOURNAL}")]):
         header = first_record(path) or {}
         if all(isinstance(header.get(name), str) for name in ("engine", "precision", "device")):
@@ -237,17 +237,17 @@ def recorded_engine(folder: Path) -> dict[str, str]:
 
 
 def members(folder: Path) -> list[Path]:
-    """Return a run's folder as it is, and that of a finished command with seeds as those of its seeds."""
+    """Return the folders of the seeds of a finished command; for a single run, the folder itself."""
     if (folder / PROMPT_CONFIG).exists() or not (folder / RESULT).exists():
         return [folder]
     return sorted(child.parent for child in folder.glob(f"*/{PROMPT_CONFIG}")) or [folder]
 
 
 def new_folder(options: Options) -> RunFolder:
-    """Make a folder below ./runs that no run has yet.
+    """Create a new folder below ./runs.
 
     Raises:
-        ArtifactError: if it cannot be made.
+        ArtifactError: if that fails.
     """
     name = f"{Path(options.task_name).stem}-{options.algorithm}"
     name += f"-{len(options.seeds)}seeds" if options.seeds else f"-seed{options.seed}"

@@ -1,8 +1,8 @@
-"""The journal of a run: append-only, one line per event, from which the run can be replayed.
+"""The journal of a run: append-only, one line per event; a resumed run replays it.
 
-Every line is a JSON object whose ``sum`` is a digest of the line before it and of its own content, so a damaged line is
-found wherever it is. Fitness values are written as Python writes floats, which reads back to the same bits; times are
-kept elsewhere (metrics.jsonl), so two runs of one command have the same journal byte for byte.
+Every line is a JSON object whose ``sum`` is a digest of the previous line's sum and of its own content, which reveals
+any damaged line. Fitness values are Python's float literals, which read back to the same bits. Times are in
+metrics.jsonl instead, so two runs of one command write the same journal byte for byte.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from .files import append_line, digest, unwritable, write_whole
 
 Record = dict[str, Any]
 SYNC_SECONDS = 1.0
-"""A power cut loses the lines of about this time; a killed process loses none, as each line is the system's at once."""
+"""A power cut loses the lines of about this time; a killed process loses none, since each line is unbuffered."""
 logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """Reads what a journal holds, then appends to it. What cannot be read is cut off, kept aside, and said."""
+    """Reads a journal, then appends to it. It truncates a damaged file, after a copy, and logs a warning."""
 
     def __init__(self, path: Path) -> None:
-        """Open a journal, or start one.
+        """Open or create a journal.
 
         Raises:
-            ArtifactError: if the file cannot be read or written.
+            ArtifactError: if the file is not readable or writable.
         """
         self.path = path
         self.records: list[Record] = []
-        """What the file held when it was opened."""
+        """The records at the time of opening."""
         self._sum = ""
         self._file: FileIO | None = None
         self._synced = -math.inf
@@ -53,10 +53,10 @@ class Journal:
             raise unwritable(path, error) from error
 
     def append(self, record: Record) -> None:
-        """Write one line; see it onto the disk, with those before it, if a second has passed since that was done.
+        """Write one line; flush to the disk if the last flush is ``SYNC_SECONDS`` ago.
 
         Raises:
-            ArtifactError: if the disk is full or the folder cannot be written; no torn line stays behind.
+            ArtifactError: if the disk is full or the folder is not writable; the file has no torn line then.
         """
         assert self._file is not None
         body = _dump(record)
@@ -68,7 +68,7 @@ class Journal:
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """See all lines onto the disk and close the file.
+        """Flush all lines to the disk and close the file.
 
         Raises:
             ArtifactError: if the disk fails.
@@ -83,7 +83,7 @@ class Journal:
             raise unwritable(self.path, error) from error
 
     def _read(self, content: bytes) -> int:
-        """Take over the records up to the first damaged line; return how many bytes they fill."""
+        """Read the records up to the first damaged line; return their size in bytes."""
         good = 0
         for line in content.splitlines(keepends=True):
             record = _parse(line, self._sum)
@@ -99,20 +99,20 @@ class Journal:
         rest = content[good:]
         if rest.count(b"\n") <= 1:
             logger.warning(
-                "%s: the last line (%d) is torn; it is dropped and its generation done again.", self.path, line
+                "%s: the last line (%d) is torn; the run drops it and repeats its generation.", self.path, line
             )
         else:
             aside = self.path.with_suffix(".damaged.jsonl")
             write_whole(aside, content)
             logger.warning(
-                "%s is damaged from line %d on; that part is done again, and the old file kept as %s.",
+                "%s is damaged from line %d on; the run repeats that part, and keeps the old file as %s.",
                 self.path, line, aside.name,
             )  # fmt: skip
         write_whole(self.path, content[:good])
 
 
 def first_record(path: Path) -> Record | None:
-    """Return a journal's header, if there is one and it is whole."""
+    """Return a journal's header, or None if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             return _parse(file.readline(), "")
@@ -125,7 +125,7 @@ def _dump(record: Record) -> str:
 
 
 def _parse(line: bytes, before: str) -> Record | None:
-    """Return the record of a whole line whose sum agrees with it and with the line before, or None."""
+    """Return the record of a complete line with a matching checksum, or None."""
     try:
         record = json.loads(line)
         if not isinstance(record, dict) or not line.endswith(b"\n"):

@@ -1,6 +1,6 @@
-"""metrics.jsonl: a run's curves, one line per generation; nothing is resumed from it but the clock.
+"""metrics.jsonl: a run's curves, one line per generation; a resumed run takes only its clock from here.
 
-Every line ends with a digest of itself, so that a damaged figure is never shown as a measured one.
+Every line ends with its own checksum, so that no damaged figure passes for a measured one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends lines; those that an earlier part of the run wrote are kept as far as they are whole and in order."""
+    """Appends lines, after the undamaged lines of an earlier part of the run."""
 
     def __init__(self, path: Path) -> None:
         """Open a log.
 
         Raises:
-            ArtifactError: if the file cannot be written.
+            ArtifactError: if the file is not writable.
         """
         self.path = path
         try:
@@ -36,18 +36,18 @@ class MetricsLog:
         self._file = self._rewritten()
 
     def known(self, generation: int) -> Line | None:
-        """Return the line that an earlier part of the run wrote for a generation."""
+        """Return a generation's line from an earlier part of the run, if there is one."""
         return self._known[generation] if generation < len(self._known) else None
 
     def append(self, line: Line) -> None:
-        """Write a generation's line; those that stood from there on are dropped.
+        """Write a generation's line; drop the old lines of this and later generations.
 
         Raises:
-            ArtifactError: if the file cannot be written.
+            ArtifactError: if the file is not writable.
         """
         if line["generation"] < len(self._known):
             logger.warning(
-                "%s tells of generations that the journal has lost: from %d on they are done again.",
+                "%s holds generations that the journal has lost: the run repeats them from %d on.",
                 self.path, line["generation"],
             )  # fmt: skip
             self._known = self._known[: line["generation"]]
@@ -61,7 +61,7 @@ class MetricsLog:
         self._file.close()
 
     def _rewritten(self) -> FileIO:
-        """Write the known lines as a new file, and open it for more."""
+        """Write the known lines as a new file, and open it for appending."""
         write_whole(self.path, b"".join(map(_dump, self._known)))
         try:
             return self.path.open("ab", buffering=0)
@@ -70,7 +70,7 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a log as far as they are whole and in order; none if there is no such file."""
+    """Return the lines of a log up to the first damaged one; none if there is no such file."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -82,7 +82,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def _whole_lines(content: bytes) -> list[Line]:
-    """Return the lines up to the first that is damaged or out of order."""
+    """Return the lines up to the first one that is damaged or out of order."""
     lines: list[Line] = []
     for text in content.splitlines():
         try:

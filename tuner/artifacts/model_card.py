@@ -1,4 +1,4 @@
-"""README.md of a run's folder: the model card that a shared prompt is read by."""
+"""README.md of a run's folder: the model card of its prompt; and of a baked folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ALGORITHMS = {"bbt": "BBT (Sun et al., ICML 2022)", "bbtv2": "BBTv2 (Sun et al.,
 
 
 def write_card(folder: Path) -> None:
-    """Write the card of the prompt in a folder, with the metrics of its run if that is finished.
+    """Write the card of the prompt in a folder, with the metrics of a finished run.
 
     Raises:
         UsageError: if there is no prompt.
-        ArtifactError: if a file is damaged, or the folder cannot be written.
+        ArtifactError: if a file is damaged, or the folder is not writable.
     """
     result = read_result(folder) if (folder / RESULT).exists() else None
     write_whole(folder / CARD, card(read_prompt_config(folder), result, str(folder)).encode())
@@ -32,8 +32,8 @@ def card(config: PromptConfig, result: Result | None, place: str) -> str:
     """Return the text of a card.
 
     Args:
-        config: what the prompt belongs to.
-        result: its run's.
+        config: the prompt's description.
+        result: its run's, if that is finished.
         place: the folder or hub id to load it from.
     """
     task = config.task
@@ -57,8 +57,8 @@ def card(config: PromptConfig, result: Result | None, place: str) -> str:
     return f"""{_front_matter(config)}
 # A soft prompt for {task.name}
 
-It makes a classifier of {len(task.labels)} classes ({", ".join(task.labels)}) of a frozen language model. It was tuned
-without gradients by bbt-fast; the model's weights are as they were.
+It turns a frozen language model into a classifier of {len(task.labels)} classes ({", ".join(task.labels)}). bbt-fast
+tuned it without gradients; the model's weights are unchanged.
 
 | | |
 |---|---|
@@ -74,12 +74,12 @@ print(classifier([{sample}]))
 
 
 def baked_card(config: PromptConfig, prompts: int, prefixes: Sequence[str]) -> str:
-    """Return the README of a baked folder: what it is, and code that runs it.
+    """Return the README of a baked folder: its contents, and code that runs it.
 
     Args:
-        config: what the prompts belong to.
-        prompts: how many there are.
-        prefixes: what the caller puts before each text.
+        config: the prompts' description.
+        prompts: the number of prompts.
+        prefixes: the strings that the caller puts before each text.
     """
     task = config.task
     single = len(task.texts) == 1
@@ -121,7 +121,7 @@ print([names[str(row.argmax())] for row in logits])
 
 
 def _figures(result: Result | None) -> dict[str, str]:
-    """Return the rows of the table that a finished run adds."""
+    """Return the rows of the table about a finished run."""
     if result is None:
         return {}
     return {
@@ -135,7 +135,7 @@ def _figures(result: Result | None) -> dict[str, str]:
 
 
 def _front_matter(config: PromptConfig) -> str:
-    """Return the lines that the hub reads."""
+    """Return the metadata that the hub reads."""
     facts = {
         "library_name": "bbt-fast",
         "pipeline_tag": "text-classification",
@@ -147,12 +147,12 @@ def _front_matter(config: PromptConfig) -> str:
 
 
 def base_title(config: PromptConfig) -> str:
-    """Return what to call the base model in a file that others read: its hub id, or its folder's own name."""
+    """Return the base model's name for files that others read: its hub id, or the last part of its folder's path."""
     if config.base_model == DEMO:
         return "the demo model of bbt-fast"
     return config.base_model if is_shareable(config.base_model) else Path(config.base_model).name
 
 
 def is_shareable(base_model: str) -> bool:
-    """Tell whether others have a base model too: the packaged one, or one that is no folder of this machine."""
+    """Return whether others can load a base model: the packaged one, or one that is not a local folder."""
     return base_model == DEMO or not (Path(base_model).is_absolute() or Path(base_model).exists())

@@ -1,4 +1,4 @@
-"""The original implementation's prompt file: a pickled embedding, read without running what a pickle may hold."""
+"""The original implementation's prompt file: a pickled embedding, read without running code from the pickle."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from ...export.errors import DataError
 
 SUFFIXES = (".pt", ".pth", ".bin")
-"""Names under which PyTorch's users keep pickles."""
+"""Usual suffixes of PyTorch's pickles."""
 
 BROKEN = (
     pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
     AttributeError,
 )  # fmt: skip
-"""What PyTorch raises over files that it will not or cannot read."""
+"""The errors that PyTorch raises for files that it refuses or cannot read."""
 
 
 def read_pickled(path: Path) -> Tensor:
     """Return the prompt [n, H] of a file that holds an ``nn.Embedding``, such as ``nli_base_prompt.pt``, or a tensor.
 
-    PyTorch's reader of weights loads it, which knows tensors, plain containers and, here, this one module, and calls
+    PyTorch's weights-only loader reads it: it accepts tensors, plain containers and, here, this one module, and calls
     nothing else that the file names.
 
     Raises:
-        DataError: if it holds anything else, or is damaged.
+        DataError: if it holds other objects, or is damaged.
     """
     try:
         with torch.serialization.safe_globals([nn.Embedding, set]):
@@ -36,8 +36,8 @@ def read_pickled(path: Path) -> Tensor:
     except BROKEN as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path} is not read: a pickled prompt is one embedding module or one tensor, and this is damaged or holds "
-            f"more ({reason[:120]}). Save the tensor [n, H] with safetensors instead."
+            f"{path} is refused: a pickled prompt is one embedding module or one tensor, but this file is damaged or "
+            f"holds more ({reason[:120]}). Save the tensor [n, H] with safetensors instead."
         ) from error
     prompt = getattr(found, "weight", None) if isinstance(found, nn.Embedding) else found
     if not isinstance(prompt, Tensor) or prompt.ndim not in (2, 3) or not prompt.is_floating_point():

@@ -1,4 +1,4 @@
-"""prompt.safetensors: a tuned prompt, [1 or L, n, H] float32, with what it belongs to in its header."""
+"""prompt.safetensors: a tuned prompt, [1 or L, n, H] float32, with a description in its header."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ KEY = "prompt"
 METADATA = "bbt_fast"
 SHAPES = "[n, H] or [L, n, H]"
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""The safetensors format's names of what a prompt may be stored in."""
+"""The dtypes that a prompt file may have, by their names in the safetensors format."""
 
 
 def save_prompt(path: Path, prompts: Tensor, about: dict[str, Any]) -> None:
-    """Write prompts [1 or L, n, H] and what they belong to; equal contents give equal bytes.
+    """Write prompts [1 or L, n, H] and their description; equal contents give equal bytes.
 
     Raises:
         ArtifactError: if the file cannot be written.
     """
     prompts = prompts.detach().cpu().float().contiguous()
-    # One entry: safetensors does not keep the order of several.
+    # A single entry, since safetensors does not keep the order of several.
     header = {METADATA: json.dumps({**about, CHECKSUM: _digest(prompts, about)}, sort_keys=True)}
     write_whole(path, save({KEY: prompts}, metadata=header))
 
 
 def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Return the prompts [1 or L, n, H] of a run's folder or a safetensors file, and what they belong to.
+    """Return the prompts [1 or L, n, H] of a run's folder or a safetensors file, and their description.
 
-    A file made elsewhere may hold one tensor under any name, [n, H] or [L, n, H]; its description is empty. So is that
-    of a pickled one (see ``read_pickled``).
+    A file of another program may hold one tensor under any name, [n, H] or [L, n, H]; its description is empty. So is
+    that of a pickled prompt (see ``read_pickled``).
 
     Raises:
-        DataError: if there is no such file, or none with a prompt in it.
+        DataError: if the file does not exist or holds no prompt.
         ArtifactError: if it is damaged.
     """
     if path.is_dir():
@@ -60,7 +60,7 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}.") from error
     if about and (name != KEY or about.pop(CHECKSUM, None) != _digest(prompts, about)):
-        raise ArtifactError(f"{path} is damaged: its contents are not those that were written.")
+        raise ArtifactError(f"{path} is damaged: its checksum does not match its contents.")
     return _checked(path, prompts), about
 
 
@@ -76,10 +76,10 @@ def _checked(path: Path, prompts: Tensor) -> Tensor:
 
 
 def _only_prompt(path: Path, file: Any) -> str:
-    """Return the name of a file's prompt, by what its header says: nothing is loaded before that fits.
+    """Return the name of a file's prompt, after a check of the header, before any tensor is loaded.
 
     Raises:
-        DataError: if there is no tensor that can be a prompt.
+        DataError: if no tensor can be a prompt.
     """
     names = list(file.keys())
     name = KEY if KEY in names else names[0] if len(names) == 1 else None

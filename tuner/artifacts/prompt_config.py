@@ -1,4 +1,4 @@
-"""bbt_config.json: what a tuned prompt belongs to, so that it can be used anywhere."""
+"""bbt_config.json: the description of a tuned prompt that its use requires: model, task and mode."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What a prompt was tuned for, and on."""
+    """The description of a tuned prompt."""
 
     base_model: str
     """Hub id or folder of the frozen model, or "demo" for the packaged one."""
     base_model_revision: str | None
-    """The hub's commit that it was loaded from."""
+    """The hub's commit of the model."""
     embeddings: str
-    """A digest of its word embeddings, by which another model of the same name is told apart."""
+    """A digest of its word embeddings, which identifies the model."""
     algorithm: str
     cat_or_add: str
     n_prompt_tokens: int
     k_shot: int
     seed: int
     kind: Kind
-    """What the model was trained to do, hence which of the task's templates holds."""
+    """The model's kind, which selects the task's template."""
     task: Task
     label_bias: tuple[float, ...] | None = None
     """What is added to the logit of each of the task's label words, class after class."""
 
     def write(self, folder: Path) -> None:
-        """Write it into a run's folder.
+        """Write the description into a run's folder.
 
         Raises:
-            ArtifactError: if the folder cannot be written.
+            ArtifactError: if the folder is not writable.
         """
         content = {**vars(self), "task": self.task.as_dict(self.kind)}
         write_json(folder / PROMPT_CONFIG, {"format": FORMAT, **content})
 
 
 def read_prompt_config(folder: Path) -> PromptConfig:
-    """Return what the prompt in a folder belongs to.
+    """Return the description of the prompt in a folder.
 
     Raises:
-        UsageError: if there is none, or it was written by a later version.
+        UsageError: if there is no prompt, or a later version wrote the file.
         ArtifactError: if the file is damaged.
     """
     path = folder / PROMPT_CONFIG
@@ -74,7 +74,7 @@ def read_prompt_config(folder: Path) -> PromptConfig:
 
 
 def _packaged(task: Task, kind: Kind) -> Task:
-    """Return the packaged task that a saved one is, if it is but for its label words: some bring data of their own."""
+    """Return the packaged task if a saved one differs from it only in label words: some have built-in data."""
     if task.name not in task_names():
         return task
     known = load_task(task.name)

@@ -1,4 +1,4 @@
-"""What a run comes to: the contents of result.json, as a dataclass."""
+"""result.json: the result of a run, as a dataclass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .files import read_json
 
 RESULT = "result.json"
 MEASURED = ("seconds", "evals_per_s", "optimizer_overhead", "memory")
-"""What differs between two runs of one command; all else in a result is the same to the bit."""
+"""Fields that differ between two runs of one command; all others are equal to the bit."""
 PACKAGES = (
     "bbt-fast", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt_rtx_cu13_libs", "cma", "numpy",
 )  # fmt: skip
-"""Those whose versions a result names, where they are installed."""
+"""Packages whose versions a result lists, if they are installed."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time went."""
+    """The durations of a run's phases."""
 
     export: float
-    """Building and checking graphs; 0 when they were cached."""
+    """Building and checking graphs; 0 if they were cached."""
     tune: float
     """The search with its development scores, summed over the parts of an interrupted run."""
     test: float
@@ -70,15 +70,15 @@ class Result:
     seconds: Seconds
     evals_per_s: float
     optimizer_overhead: float | None
-    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; None if all were
-    replayed."""
+    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; None if every
+    generation was replayed."""
     stopped_by: str
-    """What ended the search: budget, max_time, target_metric or patience."""
+    """The limit that ended the search: budget, max_time, target_metric, patience or optimizer."""
     examples: dict[str, int]
-    """How many there were for train, dev and test, and how many of all were truncated."""
+    """The numbers of examples in train, dev and test, and of truncated examples in all."""
     classes: list[str]
     confusion: list[list[int]]
-    """Test examples by class, a row each, and by the class that the kept prompt gives them, a column each."""
+    """Counts of test examples: a row per true class, a column per predicted class."""
     queries: Queries
     memory: Memory
     parity: dict[str, float]
@@ -110,7 +110,7 @@ def read_result(folder: Path) -> Result:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what a result depends on."""
+    """Return the versions of Python and of ``PACKAGES``."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,1 +1,1 @@
-"""One seed's run, and several: from options to a result, through interruptions."""
+"""Runs of one seed or several: from options to a result, and resumption after an interruption."""

@@ -1,4 +1,4 @@
-"""When a search ends before its budget, and how it is asked to."""
+"""Limits and signals that end a search before its budget."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunInterruptedError(BbtFastError, RuntimeError):
-    """A run ended on request before it was finished; its folder can be resumed."""
+    """A signal or a stop file ended a run before it was finished; its folder can be resumed."""
 
 
 @dataclass
 class Control:
-    """Everything that can end a search early."""
+    """All limits and requests that can end a search early."""
 
     max_time: float | None = None
     """Seconds of search, summed over the parts of an interrupted run."""
     target_metric: float | None = None
-    """Development metric that is good enough."""
+    """Development metric at which the search ends."""
     patience: int | None = None
-    """Evaluations without a better prompt on the development set after which none is expected."""
+    """Evaluations without a better prompt on the development set after which the search ends."""
     stop_files: list[Path] = field(default_factory=list)
-    """The search ends once one of these exists."""
+    """The search ends once one of these files exists."""
     patient: bool = field(default=False, init=False)
-    """Whether a run is on, which ends its generation first; before that a signal ends the process."""
+    """True: a signal ends the search after its current generation. False: it ends the process."""
     request: str | None = field(default=None, init=False)
-    """Set by a signal: what asked for the end."""
+    """The name of the signal that requested a stop."""
 
     def reached(self, metric: float) -> bool:
-        """Say whether a development metric is good enough."""
+        """Return whether a development metric meets the target."""
         return self.target_metric is not None and metric >= self.target_metric
 
     def hopeless(self, evaluations: int) -> bool:
-        """Say whether so many evaluations without a better prompt are enough."""
+        """Return whether this many evaluations without a better prompt exhaust the patience."""
         return self.patience is not None and evaluations >= self.patience
 
     def out_of_time(self, seconds: float) -> bool:
-        """Say whether the search has had its time."""
+        """Return whether the search has used up its time."""
         return self.max_time is not None and seconds >= self.max_time
 
     @property
     def interrupted_by(self) -> str | None:
-        """What asked for an end after this generation, if anything did."""
+        """The signal or file that requests a stop after this generation, if any."""
         stop = next((f"the file {path}" for path in self.stop_files if path.exists()), None)
         return stop or self.request
 
 
 @contextmanager
 def signals(control: Control) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end a search after its current generation; a second one ends the process at once.
+    """Let SIGINT and SIGTERM end a search after its current generation; a second signal ends the process at once.
 
-    Nothing finished is lost then either: every generation is on the disk before the next one starts. Outside the main
-    thread, where Python takes no signals, this does nothing.
+    Even then no finished generation is lost: each is on the disk before the next one starts. Outside the main thread,
+    where Python delivers no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -71,7 +71,7 @@ def signals(control: Control) -> Iterator[None]:
         if not control.patient:
             raise KeyboardInterrupt
         control.request = signal.Signals(number).name
-        # Python's own handlers wait for the engine to return; the system's do not.
+        # Python's handlers wait until the engine returns; the system's default handlers do not.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""One search from its first generation, or from where its journal ends, to the kept prompt."""
+"""One search: from its first generation, or from the end of its journal, to the kept prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from ..input.options import Options
 from ..search.bbt import bbt
 from ..search.bbtv2 import bbtv2
 from ..search.evolution import Evolution, random_stream
-from ..search.generation import Array, Generation, Oracle, Steps
+from ..search.generation import Array, Generation, Steps
 from ..search.objective import Objective, Score, project_all
 from ..search.projection import Space
 from ..search.threads import background
@@ -34,17 +34,8 @@ from .selection import SELECTIONS, Prompts
 logger = logging.getLogger(__name__)
 
 
-class Algorithm(Protocol):
-    """Searches one prompt per strategy."""
-
-    def __call__(
-        self, oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str,
-        start: Sequence[float] | None,
-    ) -> Steps:  # fmt: skip
-        """Hand out one generation after the other."""
-
-
-ALGORITHMS: dict[str, Algorithm] = {"bbt": bbt, "bbtv2": bbtv2}
+ALGORITHMS: dict[str, Callable[..., Steps]] = {"bbt": bbt, "bbtv2": bbtv2}
+"""By name; both take an oracle, a strategy per prompt, the number of generations, ``keep`` and ``start``."""
 
 
 @dataclass(frozen=True)
@@ -58,60 +49,60 @@ class Kept:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to."""
+    """The result of a search."""
 
     kept: Kept
     evaluations: int
     seconds: float
     overhead: float
-    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; NaN if all were
-    replayed."""
+    """Share of the generations' time in which the engine waited for CMA-ES, projection and journal; NaN if every
+    generation was replayed."""
     stopped_by: str
-    """budget, max_time, target_metric or patience; optimizer, where that went no further."""
+    """budget, max_time, target_metric, patience, or optimizer if its own criteria ended the search."""
     scored: int
     """Prompts scored on the development set."""
     held_bytes: int
-    """What CMA-ES held in memory."""
+    """Memory of CMA-ES."""
 
 
 def n_generations(options: Options, layers: int) -> int:
-    """Return how many generations the budget pays for; BBTv2 goes through all layers in every round.
+    """Return the number of generations in the budget; a round of BBTv2 has one per layer.
 
     Raises:
-        UsageError: if it pays for none.
+        UsageError: if the budget is smaller than one round per embedding.
     """
     assert options.budget is not None
     size = options.generation_size * layers
-    if options.budget < size:
+    rounds = options.budget // size
+    if not rounds:
         raise UsageError(
-            f"budget {options.budget} makes no round: {options.generation_size} candidates (popsize) for each of "
+            f"budget {options.budget} is below one round: {options.generation_size} candidates (popsize) for each of "
             f"{layers} layers are {size} evaluations. Raise the budget or lower the popsize."
         )
-    if options.budget // size < options.embeddings:
+    if rounds < options.embeddings:
         raise UsageError(
-            f"budget {options.budget} pays for {options.budget // size} rounds of {size} evaluations, but embeddings "
-            f"is {options.embeddings}: raise the budget or lower --embeddings."
+            f"budget {options.budget} pays for {rounds} rounds of {size} evaluations, but embeddings is "
+            f"{options.embeddings}: raise the budget or lower --embeddings."
         )
-    return options.budget // size * layers
+    return rounds * layers
 
 
 def start_evolutions(
     options: Options, dim: int, layers: int, rounds: int, aside: Executor | None = None, embedding: int = 0
 ) -> list[Evolution]:
-    """Start a strategy per layer, for so many rounds over the layers in one embedding."""
+    """Start a strategy per layer, for this many rounds over the layers in one embedding."""
     assert options.sigma is not None
     shared = random_stream(options.seed, 0) if options.streams == "original" else None
-    made = partial(
+    start = partial(
         Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
         optimizer=options.optimizer, generations=rounds,
     )  # fmt: skip
-    return [
-        made(layer=layer, stream=shared or random_stream(options.seed, layer, embedding)) for layer in range(layers)
-    ]
+    streams = [shared or random_stream(options.seed, layer, embedding) for layer in range(layers)]
+    return [start(layer=layer, stream=stream) for layer, stream in enumerate(streams)]
 
 
 class Search:
-    """Drives an algorithm; keeps the journal, the curves and the best prompt; knows when to end."""
+    """Drives an algorithm; writes the curves and the best prompt; decides when to stop."""
 
     def __init__(
         self,
@@ -125,18 +116,18 @@ class Search:
         progress: Progress,
         report: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Bind a search to its surroundings.
+        """Bind a search to the objects that it uses.
 
         Args:
             options: resolved.
             folder: claimed and begun.
             objective: the oracle behind ``replay``.
-            replay: the oracle the algorithm asks.
+            replay: the oracle that the algorithm calls.
             draw: given an embedding's number and p0, [1 or L, n, H], draws its projections, one per layer.
             save: writes prompts [1 or L, n, H] into the folder.
-            control: what may end the search early.
-            progress: is told how it goes.
-            report: is given every line of metrics.jsonl, from the first on.
+            control: can end the search early.
+            progress: receives the state of the search.
+            report: receives every line of metrics.jsonl, from the first on.
         """
         self._options, self._folder, self._objective, self._replay = options, folder, objective, replay
         self._draw, self._save = draw, save
@@ -145,21 +136,21 @@ class Search:
         self._generations = n_generations(options, self._layers)
         self._selection = SELECTIONS[options.select]
         self._evolutions: list[Evolution] = []
-        """Of the embedding that is searched."""
+        """The strategies of the current embedding."""
         self._kept: Kept | None = None
         self._kept_at = 0
-        """Evaluations when it was kept."""
+        """Evaluations at the time it was kept."""
         self._clock = Clock()
         self._live_seconds = 0.0
         self._scored = 0
-        self._said = False
-        """Whether lost curves have been said."""
+        self._warned = False
+        """Whether the warning about lost curves was logged."""
 
     def run(self) -> Found:
-        """Search until the budget or a limit ends it.
+        """Search until the budget or a limit ends the search.
 
         Raises:
-            RunInterruptedError: if a signal or a stop file asked for the end.
+            RunInterruptedError: if a signal or a stop file requested a stop.
         """
         options, size = self._options, self._options.generation_size
         if self._replay.replaying:
@@ -184,16 +175,15 @@ class Search:
         )
 
     def _drive(self, steps: Steps, log: MetricsLog) -> tuple[Generation, str]:
-        """Go through the generations; return the last one, and what ended the search."""
+        """Run the generations; return the last one, and the limit that ended the search."""
         stopped_by = None
         for replayed, generation in self._timed(steps):
-            stopped_by = self._take(generation, log, replayed)
-            if stopped_by is not None:
+            if stopped_by := self._take(generation, log, replayed):
                 break
         return generation, stopped_by or "budget"
 
     def _steps(self, aside: Executor) -> Steps:
-        """Search one embedding after the other, each from the best prompts so far."""
+        """Search one embedding after another, each from the best prompts so far."""
         options, layers = self._options, self._layers
         algorithm, count, rounds = ALGORITHMS[options.algorithm], options.embeddings, self._generations // layers
         start: Sequence[float] | None = None
@@ -216,7 +206,7 @@ class Search:
         return project_all(self._objective.projections, candidates)
 
     def _timed(self, steps: Iterator[Generation]) -> Iterator[tuple[bool, Generation]]:
-        """Yield the generations, each with whether it came from the journal; sum the time of those that did not."""
+        """Yield (whether the journal answered it, generation); add up the time of the others."""
         while True:
             replayed, began = self._replay.replaying, time.perf_counter()
             generation = next(steps, None)
@@ -227,7 +217,7 @@ class Search:
             yield replayed, generation
 
     def _take(self, generation: Generation, log: MetricsLog, replayed: bool) -> str | None:
-        """Score the best prompt if it is time, keep the books, and return what ends the search, if anything does."""
+        """Score the best prompt if it is due, record the generation, and return the limit that is reached, if any."""
         known = log.known(generation.index)
         if replayed:
             self._clock.set(known["seconds"] if known else self._clock.base)
@@ -236,13 +226,13 @@ class Search:
         due = [number for number in range(size) if (evaluations - size + number + 1) % every == 0]
         scored = self._selection.prompts(generation, due)
         last = generation.index + 1 == self._generations
-        if not scored and (self._replay.development_next or (last and self._wants_another)):
+        if not scored and (self._replay.development_next or (last and self._scores_at_end)):
             scored = [generation.best]
         score = None
         for prompts in scored:
             score = self._develop(prompts, evaluations)
         ended = self._limit(generation, score, evaluations)
-        if ended and score is None and self._wants_another:
+        if ended and score is None and self._scores_at_end:
             score = self._develop(generation.best, evaluations)
         if replayed:
             self._restore(generation, known is not None)
@@ -257,27 +247,26 @@ class Search:
         return ended
 
     def _restore(self, generation: Generation, known: bool) -> None:
-        """Say which curves are lost, and have the prompt file as it was when the run was interrupted."""
-        if not known and self._replay.replaying and not self._said:
-            self._said = True
+        """Warn about lost curves, and restore the prompt file at the end of the journal."""
+        if not known and self._replay.replaying and not self._warned:
+            self._warned = True
             logger.warning(
-                "%s is missing or damaged from generation %d on: what can be computed again is, but not the times and "
-                "the training metric.",
-                self._folder.metrics,
-                generation.index,
-            )
+                "%s is missing or damaged from generation %d on: its lines are recomputed, except the times and the "
+                "training metric.",
+                self._folder.metrics, generation.index,
+            )  # fmt: skip
         if self._kept is not None and not self._replay.replaying:
             if not self._folder.prompt.exists():
-                logger.warning("%s is missing: it is written again.", self._folder.prompt)
+                logger.warning("%s is missing: the run writes it again.", self._folder.prompt)
             self._save(self._kept.prompts)
 
     @property
-    def _wants_another(self) -> bool:
-        """Whether the best prompt is scored at the end too: always, or only if there is none."""
+    def _scores_at_end(self) -> bool:
+        """Whether the search scores the best prompt at its end: always, or only if it has kept none."""
         return self._options.select == "best" or self._kept is None
 
     def _limit(self, generation: Generation, score: Score | None, evaluations: int) -> str | None:
-        """Return the option whose limit is reached; the clock counts only once the journal is used up."""
+        """Return the option whose limit is reached; the clock counts only after the journal ends."""
         if score is not None and self._control.reached(score.metric):
             return "target_metric"
         if score is not None and self._control.hopeless(evaluations - self._kept_at):
@@ -287,7 +276,7 @@ class Search:
         return "optimizer" if generation.ended else None
 
     def _develop(self, prompts: Prompts, evaluations: int) -> Score:
-        """Score prompts on the development set, and keep them if they beat those kept."""
+        """Score prompts on the development set; keep them if they beat the kept ones."""
         replayed = self._replay.replaying
         score = self._replay.develop(prompts)
         self._scored += 1
@@ -308,7 +297,7 @@ class Search:
         )
 
     def _line(self, generation: Generation, evaluations: int, score: Score | None) -> dict[str, Any]:
-        """Return what metrics.jsonl tells of a generation."""
+        """Return a generation's line of metrics.jsonl."""
         fitness = generation.scores.fitness
         return {
             "generation": generation.index,
@@ -334,7 +323,7 @@ class Clock:
         self.set(0.0)
 
     def set(self, base: float) -> None:
-        """Go on from so many seconds."""
+        """Continue from this many seconds."""
         self.base = base
         self._began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""What a search begins with: p0, and the prompts of earlier runs."""
+"""The start of a search: p0, and the prompts of earlier runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def initial_prompts(options: Options, engine: Any, tokenizer: Any) -> Tensor:
     """Return p0, [1 or L, n, H] float32: one for BBT, one per layer for BBTv2.
 
     Args:
-        options: ``init_from`` and ``init_text`` choose; neither means zeros.
-        engine: what the prompts are for.
+        options: ``init_from`` or ``init_text`` selects p0; without them it is zero.
+        engine: the engine that will take the prompts.
         tokenizer: turns ``init_text`` into tokens.
 
     Raises:
@@ -29,7 +29,9 @@ def initial_prompts(options: Options, engine: Any, tokenizer: Any) -> Tensor:
     layers = 1 if engine.cuts == "input" else engine.n_layers
     prompts = torch.zeros(layers, engine.n_prompt_tokens, engine.hidden_size)
     if options.init_from is not None:
-        found = _from_file(Path(options.init_from), prompts.shape)
+        path = Path(options.init_from)
+        found, about = read_prompt(path)
+        _check_shape(path, found, prompts.shape, {1, layers}, about)
         prompts[: len(found)] = found
     elif options.init_text is not None:
         prompts[0] = _from_text(options.init_text, engine, tokenizer)
@@ -41,7 +43,7 @@ def earlier_prompts(options: Options, shape: torch.Size | None = None) -> list[T
 
     Args:
         options: without ``projection_from`` there are none.
-        shape: of this run's p0, which theirs must be; None to read them only.
+        shape: the required shape, that of this run's p0; None for any.
 
     Raises:
         DataError: if a folder holds no prompt, or one of another shape.
@@ -56,17 +58,11 @@ def earlier_prompts(options: Options, shape: torch.Size | None = None) -> list[T
     return found
 
 
-def _from_file(path: Path, shape: torch.Size) -> Tensor:
-    prompts, about = read_prompt(path)
-    _check_shape(path, prompts, shape, {1, shape[0]}, about)
-    return prompts
-
-
 def _check_shape(path: Path, prompts: Tensor, shape: torch.Size, layers: set[int], about: dict[str, Any]) -> None:
     if len(prompts) not in layers or prompts.shape[1:] != shape[1:]:
-        made = f" (made for {about['model']})" if "model" in about else ""
+        model = f" (made for {about['model']})" if "model" in about else ""
         raise DataError(
-            f"{path} holds prompts {list(prompts.shape)}{made}, but this run needs {list(shape)}: layers, prompt "
+            f"{path} holds prompts {list(prompts.shape)}{model}, but this run needs {list(shape)}: layers, prompt "
             "tokens, hidden size. Set --n_prompt_tokens and the model to those of that run."
         )
 

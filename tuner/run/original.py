@@ -1,8 +1,8 @@
-"""The projections as a process of the original implementation draws them, for ``--streams original``.
+"""``--streams original``: the projections as the original implementation draws them.
 
-There the matrix A comes from PyTorch's one generator, after the model: its layers were born with random values, and
-given random values again, before the checkpoint's were loaded. In BBTv2 each layer's is scaled by the hidden states of
-the padded batch, at the very first evaluation, which has the first candidate's prompt in it.
+There PyTorch's global generator draws the matrix A after the model, whose layers it has initialized twice before the
+checkpoint is loaded. In BBTv2 the scale of each layer's A comes from the hidden states of the padded batch in the first
+evaluation, with the first candidate's prompt in it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..search.generation import Array
 from ..search.projection import Projection, normal_scale
 
 DRAWN = (nn.Linear, nn.Embedding, Conv1D)
-"""The layers that are born with random values."""
+"""The layers that PyTorch initializes with random values."""
 BLOCK = 16
-"""PyTorch draws normal numbers in blocks of so many, and the last block whole again where it is not full."""
+"""PyTorch draws normal numbers in blocks of this size, and redraws a whole last block if it is not full."""
 CHUNK = 2**22
 FURTHER: dict[str, Callable[[Any], int]] = {
     "bert": lambda model: 0,
@@ -35,7 +35,7 @@ FURTHER: dict[str, Callable[[Any], int]] = {
     "roberta": lambda model: _normal(model.base_model.embeddings.position_embeddings),
     "electra": lambda model: int(model.config.vocab_size),
 }
-"""By model type, random numbers of its birth that today's model does not have: RoBERTa's positions are born twice, and
+"""By model type, random numbers that the original draws besides ours: it initializes RoBERTa's positions twice, and
 ELECTRA's head with a bias."""
 
 
@@ -51,10 +51,10 @@ def projections(
         origins: p0, [1 or L, n, H].
         spread: of the word embeddings.
         first: the first candidate, [d].
-        device: where the matrices shall live.
+        device: the device of the matrices.
 
     Raises:
-        UsageError: if it is not known what the original draws for this model.
+        UsageError: if the draws of the original are unknown for this model.
     """
     assert options.alpha is not None
     assert options.sigma is not None
@@ -76,16 +76,16 @@ def projections(
 
 
 def born(model: Any, seed: int) -> torch.Generator:
-    """Return PyTorch's generator as it is once the original has made its model.
+    """Return PyTorch's generator in its state after the original has initialized its model.
 
     Raises:
-        UsageError: if that is not known for this kind of model.
+        UsageError: if that state is unknown for this type of model.
     """
     kind = model.config.model_type
     if kind not in FURTHER:
         raise UsageError(
-            f"streams original knows how the original draws for {', '.join(FURTHER)}, and this model is of type "
-            f"{kind}. Give --streams own, which draws other numbers of the same distribution."
+            f"streams is original, which supports {', '.join(FURTHER)}, but this model is of type {kind}. Give "
+            "--streams own, which draws other numbers of the same distribution."
         )
     generator = torch.Generator().manual_seed(seed)
     left = draws(model) + FURTHER[kind](model)
@@ -97,23 +97,23 @@ def born(model: Any, seed: int) -> torch.Generator:
 
 
 def draws(model: Any) -> int:
-    """Return how many random numbers the birth of a model takes.
+    """Return how many random numbers the initialization of a model takes.
 
-    Each layer is born with random values; then all within the model's head are drawn again, once for the encoder and
-    once for the whole.
+    PyTorch initializes each layer; then `transformers` draws all layers again, once for the encoder and once for the
+    whole model.
     """
     head = model.get_output_embeddings()
     every, inner = (
         [layer for layer in part.modules() if isinstance(layer, DRAWN)] for part in (model, model.base_model)
     )
-    biases = sum(
-        layer.bias.numel()
-        for layer in every
-        if isinstance(layer, nn.Linear) and layer is not head and layer.bias is not None
-    )
-    uniform = sum(layer.weight.numel() for layer in every if isinstance(layer, nn.Linear))
-    others = sum(_normal(layer) for layer in every if not isinstance(layer, nn.Linear))
-    return uniform + biases + others + sum(map(_normal, every)) + sum(map(_normal, inner))
+    total = sum(map(_normal, every)) + sum(map(_normal, inner))
+    for layer in every:
+        if isinstance(layer, nn.Linear):
+            total += layer.weight.numel()
+            total += layer.bias.numel() if layer is not head and layer.bias is not None else 0
+        else:
+            total += _normal(layer)
+    return total
 
 
 def _normal(layer: Any) -> int:
@@ -124,11 +124,11 @@ def _normal(layer: Any) -> int:
 
 @torch.no_grad()
 def batch_spreads(model: Any, options: Options, examples: Examples, prompt: Tensor) -> list[float]:
-    """Return how far the values spread that enter the layers 1 to L - 1, padding counted, with a prompt at layer 0.
+    """Return the spread of the values that enter the layers 1 to L - 1, padding included, with a prompt at layer 0.
 
     Args:
         model: the frozen model.
-        options: of the run.
+        options: the run's.
         examples: the training examples, padded to the longest.
         prompt: [n, H].
     """

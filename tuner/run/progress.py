@@ -5,74 +5,59 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Never, Protocol
+from typing import Never
 
 from tqdm import tqdm
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a search stands after a generation."""
+    """The state of a search after a generation."""
 
     evaluations: int
     replayed: bool
     loss: float
-    """Best training loss so far (of the layer in turn)."""
+    """Best training loss so far (of the current layer)."""
     train: float
-    """Training metric of the generation's best candidate; NaN where it is not known."""
+    """Training metric of the generation's best candidate; NaN if unknown."""
     dev: float
     """Best development metric so far; NaN before the first."""
 
 
-class Progress(Protocol):
-    """Is told how a search goes."""
+class Progress:
+    """Receives the state of a search; this base class shows nothing."""
 
     def start(self, label: str, budget: int) -> None:
-        """Begin a search of so many evaluations."""
+        """Begin a search of this many evaluations."""
 
     def update(self, standing: Standing) -> None:
-        """Take in a generation."""
+        """Record a generation."""
 
     def finish(self) -> None:
         """End the search."""
 
 
-class Silent:
-    """Shows nothing."""
-
-    def start(self, label: str, budget: int) -> None:
-        """Begin a search of so many evaluations."""
-
-    def update(self, standing: Standing) -> None:
-        """Take in a generation."""
-
-    def finish(self) -> None:
-        """End the search."""
-
-
-class ProgressLine:
+class ProgressLine(Progress):
     """One line on a terminal: evaluations, evaluations per second, losses, metrics, time left. Elsewhere nothing."""
 
     def __init__(self, every: int) -> None:
-        """Refresh the line every so many evaluations."""
+        """Refresh the line once per this many evaluations."""
         self._every = every
         self._bar: tqdm[Never] | None = None
 
     def start(self, label: str, budget: int) -> None:
-        """Begin a search of so many evaluations."""
+        """Open the line."""
         self._bar = tqdm(
             total=budget, desc=label, unit="eval", file=sys.stderr, dynamic_ncols=True, disable=None, mininterval=0,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}{postfix}, {remaining} left]",
         )  # fmt: skip
 
     def update(self, standing: Standing) -> None:
-        """Take in a generation."""
+        """Show a generation."""
         assert self._bar is not None
         ahead = standing.evaluations - self._bar.n
-        if standing.replayed:  # counts, but must not pass for speed
-            self._bar.initial = standing.evaluations
-            self._bar.n = standing.evaluations
-            self._bar.last_print_n = standing.evaluations
+        if standing.replayed:  # progress, but not speed
+            self._bar.initial = self._bar.n = self._bar.last_print_n = standing.evaluations
             return
         if ahead < self._every and standing.evaluations < (self._bar.total or 0):
             return
@@ -82,7 +67,7 @@ class ProgressLine:
         self._bar.update(ahead)
 
     def finish(self) -> None:
-        """End the search."""
+        """Close the line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,7 +1,7 @@
-"""An oracle that answers from the journal for as long as it lasts, and from the engine after that.
+"""An oracle that answers from the journal until it ends, and from the engine after that.
 
-CMA-ES is deterministic given its seed and the fitnesses, so a search that is driven through this oracle comes back to
-where the journal ends, in seconds, and continues from there as if it had never stopped.
+CMA-ES is deterministic given its seed and the fitness values. A search through this oracle therefore reaches the end of
+the journal within seconds, and continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..search.objective import Score
 
 
 class Replay:
-    """Wraps an oracle and the development set's judge; every new answer goes into the journal first."""
+    """Wraps an oracle and the scorer of the development set; writes every new answer into the journal."""
 
     def __init__(self, oracle: Oracle, develop: Callable[[Sequence[Array]], Score], journal: Journal) -> None:
-        """Take over the journal's records after its header."""
+        """Take the journal's records after its header."""
         self._oracle, self._develop, self._journal = oracle, develop, journal
         self._records: deque[Record] = deque(journal.records[1:])
         self._line = 1
         self._commits: dict[int, Array] = {}
-        """What the algorithm has committed while the engine was not needed."""
+        """By layer, the commits that the engine has not received yet."""
 
     @property
     def replaying(self) -> bool:
@@ -37,14 +37,14 @@ class Replay:
 
     @property
     def development_next(self) -> bool:
-        """Whether the journal goes on with a score on the development set."""
+        """Whether the next record is a score on the development set."""
         return bool(self._records) and self._records[0].get("kind") == "development"
 
     def evaluate(self, candidates: Array, layer: int) -> Scores:
         """Score candidates [P, d] for a layer's prompt.
 
         Raises:
-            ArtifactError: if the journal tells of other candidates.
+            ArtifactError: if the journal holds other candidates.
         """
         question = {"kind": "generation", "layer": layer, "candidates": digest(candidates.tobytes())}
         if self._records:
@@ -64,14 +64,14 @@ class Replay:
         self._commits[layer] = candidate
 
     def moved(self) -> None:
-        """Take note that the search goes on in another embedding: what was committed is p0 there."""
+        """Reset the commits for the next embedding, whose p0 holds the committed prompts."""
         self._commits = {layer: np.zeros_like(candidate) for layer, candidate in self._commits.items()}
 
     def develop(self, best: Sequence[Array]) -> Score:
         """Score the best prompts so far, [d] per layer, on the development set.
 
         Raises:
-            ArtifactError: if the journal tells of something else.
+            ArtifactError: if the journal holds another record.
         """
         question = {"kind": "development", "candidates": digest(*(candidate.tobytes() for candidate in best))}
         if self._records:
@@ -98,6 +98,6 @@ class Replay:
     def _foreign(self, why: str) -> ArtifactError:
         return ArtifactError(
             f"{self._journal.path}, line {self._line}, cannot be replayed: {why}. It was written on another kind of "
-            "CPU, by other versions of bbt-fast, cma or numpy, or by hand. Go on where it was written, or start again "
-            "in another --output_dir."
+            "CPU, by other versions of bbt-fast, cma or numpy, or by hand. Resume it where it was written, or start "
+            "again in another --output_dir."
         )

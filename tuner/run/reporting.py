@@ -1,8 +1,7 @@
-"""A run's curves for TensorBoard and Weights & Biases, as ``--report_to`` asks.
+"""A run's curves for TensorBoard and Weights & Biases (``--report_to``).
 
-Both get what metrics.jsonl gets, against evaluations. A run that is resumed reports its curves from the beginning, so
-that nothing depends on what was on its way when it was interrupted. A report that fails in a run is given up with a
-warning; the run goes on.
+Both receive the values of metrics.jsonl, against evaluations. A resumed run reports its curves from the beginning, so
+the interruption loses no points. If a report fails during a run, the run logs a warning and continues without it.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...export.errors import MissingExtraError, UsageError
 from ..artifacts.files import write_whole
@@ -28,31 +26,18 @@ TAGS = {
     "loss": "loss/best", "mean_loss": "loss/mean", "best_loss": "loss/best_so_far", "dev_loss": "loss/dev",
     "train": "metric/train", "dev": "metric/dev", "sigma": "cma/sigma", "axis_ratio": "cma/axis_ratio",
 }  # fmt: skip
-"""Fields of metrics.jsonl, and what they are called in a report."""
+"""Tags in a report, by field of metrics.jsonl."""
 OF_A_LAYER = ("best_loss", "sigma", "axis_ratio")
-"""What BBTv2 has of every layer."""
+"""Fields that BBTv2 has per layer."""
 logger = logging.getLogger(__name__)
 Scalars = Mapping[str, float]
-
-
-class Reporter(Protocol):
-    """Takes a run's scalars."""
-
-    def scalars(self, evaluations: int, values: Scalars) -> None:
-        """Take what is known after so many evaluations."""
-
-    def final(self, evaluations: int, values: Scalars) -> None:
-        """Take what the run came to."""
-
-    def close(self) -> None:
-        """See everything onto its way."""
 
 
 class TensorBoard:
     """Event files in the run's folder; ``tensorboard --logdir`` reads them."""
 
     def __init__(self, folder: Path, options: Options) -> None:
-        """Begin a file; what older ones of this run hold is hidden, since all of it is written again."""
+        """Open a file and hide the points of older files of this run, which it repeats."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
@@ -64,7 +49,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, evaluations)
 
     def final(self, evaluations: int, values: Scalars) -> None:
-        """Write them as points at the end."""
+        """Write the final scalars as points at the end."""
         self.scalars(evaluations, values)
 
     def close(self) -> None:
@@ -76,7 +61,7 @@ class WeightsAndBiases:
     """A run of the project ``$WANDB_PROJECT``, by default bbt-fast; ``WANDB_MODE=offline`` keeps it on this machine."""
 
     def __init__(self, folder: Path, options: Options) -> None:
-        """Begin a run, or go on with the one that an earlier part of this run began."""
+        """Start a run, or resume the one that an earlier part of this run started."""
         import wandb
 
         name = folder / "wandb-run.txt"
@@ -88,12 +73,12 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def scalars(self, evaluations: int, values: Scalars) -> None:
-        """Send scalars, but for those that the server has."""
+        """Send the scalars that the server does not have yet."""
         if evaluations >= self._run.step:
             self._run.log(dict(values), step=evaluations)
 
     def final(self, evaluations: int, values: Scalars) -> None:
-        """Put them into the run's summary, which stands beside its curves."""
+        """Write the final scalars into the run's summary."""
         del evaluations
         self._run.summary.update(dict(values))
 
@@ -102,89 +87,75 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-@dataclass(frozen=True)
-class Row:
-    """A kind of report."""
-
-    reporter: type[TensorBoard | WeightsAndBiases]
-    requires: str
-    """The package that it imports."""
-
-
-REPORTERS = {"tensorboard": Row(TensorBoard, "tensorboard"), "wandb": Row(WeightsAndBiases, "wandb")}
+Reporter = TensorBoard | WeightsAndBiases
+REPORTERS: dict[str, type[Reporter]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+"""By name, which is also the name of the package that it imports and of the extra that installs it."""
 
 
 def report_names(text: str | None) -> list[str]:
-    """Return the reports that an option asks for, in order.
+    """Return the names in ``--report_to``, in order.
 
     Raises:
-        UsageError: if there is none of that name.
-        MissingExtraError: if one's package is not installed.
+        UsageError: if a name is unknown.
+        MissingExtraError: if a package is not installed.
     """
     names = list(dict.fromkeys(part.strip() for part in text.split(","))) if text else []
     for name in names:
         if name not in REPORTERS:
             raise UsageError(f"report_to is {name!r}, but must be {one_of(REPORTERS)}.{suggest(name, REPORTERS)}")
-        requires = REPORTERS[name].requires
-        if find_spec(requires) is None:
+        if find_spec(name) is None:
             raise MissingExtraError(
-                f"--report_to {name} needs {requires}, which is not installed: `pip install 'bbt-fast[{name}]'`."
+                f"--report_to {name} needs {name}, which is not installed: `pip install 'bbt-fast[{name}]'`."
             )
     return names
 
 
 class Reports:
-    """All reports of a run; none is a report too."""
+    """All reports of a run, perhaps none."""
 
     def __init__(self, reporters: dict[str, Reporter], options: Options) -> None:
         """Take open reporters by name."""
         self._reporters = reporters
-        self._deep = options.algorithm == "bbtv2"
+        self._per_layer = options.algorithm == "bbtv2"
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Report a line of metrics.jsonl."""
         known = {name: float(line[name]) for name in TAGS if line.get(name) is not None}
-        layer = f"/layer_{line['layer']:02d}" if self._deep else ""
+        layer = f"/layer_{line['layer']:02d}" if self._per_layer else ""
         scalars = {TAGS[name] + (layer if name in OF_A_LAYER else ""): value for name, value in known.items()}
-        for name, reporter in list(self._reporters.items()):
-            with self._spared(name):
-                reporter.scalars(line["evaluations"], scalars)
+        self._each(lambda reporter: reporter.scalars(line["evaluations"], scalars))
 
     def result(self, result: Result) -> None:
-        """Report what the run came to."""
+        """Report the test metrics."""
         scalars = {"test/zero_shot": result.zero_shot.test, "test/tuned": result.tuned.test}
-        for name, reporter in list(self._reporters.items()):
-            with self._spared(name):
-                reporter.final(result.evaluations, scalars)
+        self._each(lambda reporter: reporter.final(result.evaluations, scalars))
 
     def close(self) -> None:
-        """Close all."""
-        for name, reporter in list(self._reporters.items()):
-            with self._spared(name):
-                reporter.close()
+        """Close all reporters."""
+        self._each(lambda reporter: reporter.close())
 
-    @contextmanager
-    def _spared(self, name: str) -> Iterator[None]:
-        """Keep a reporter's failure from the run; whatever a third party's library raises counts."""
-        try:
-            yield
-        except Exception as error:
-            logger.warning("--report_to %s failed (%s); the run continues without it.", name, error)
-            logger.debug("reporting failed", exc_info=True)
-            del self._reporters[name]
+    def _each(self, act: Callable[[Reporter], None]) -> None:
+        """Call every reporter; drop one that raises anything, so that the run continues."""
+        for name, reporter in list(self._reporters.items()):
+            try:
+                act(reporter)
+            except Exception as error:
+                logger.warning("--report_to %s failed (%s); the run continues without it.", name, error)
+                logger.debug("reporting failed", exc_info=True)
+                del self._reporters[name]
 
 
 @contextmanager
 def open_reports(options: Options, folder: Path) -> Iterator[Reports]:
-    """Open a run's reports, and close them at the end of the block.
+    """Open a run's reports; close them at the end of the block.
 
     Raises:
-        UsageError: if one cannot be opened.
+        UsageError: if a report cannot be opened.
     """
     reporters: dict[str, Reporter] = {}
     for name in report_names(options.report_to):
         try:
-            reporters[name] = REPORTERS[name].reporter(folder, options)
+            reporters[name] = REPORTERS[name](folder, options)
         except Exception as error:
             raise UsageError(f"--report_to {name} cannot be used: {error}") from error
     reports = Reports(reporters, options)

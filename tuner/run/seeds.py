@@ -1,4 +1,4 @@
-"""Several seeds of one command: their results together, and the ensemble of their prompts."""
+"""Several seeds of one command: their combined results, and the ensemble of their prompts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FIGURES: dict[str, Callable[[Result], float]] = {
     "dev": lambda result: result.tuned.dev,
     "test": lambda result: result.tuned.test,
 }
-"""The columns of the table at the end, and where they are in a result."""
+"""The columns of the final table, as functions of a result."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the seeds."""
+    """Mean and deviation of a figure over the seeds."""
 
     mean: float
     std: float
@@ -45,7 +45,7 @@ class SeedsResult:
 
     results: tuple[Result, ...]
     ensemble: float | None
-    """Test metric of the average of the label log-probabilities of all seeds' prompts; None where it is not known."""
+    """Test metric of the average of the label log-probabilities of all seeds' prompts; None if unknown."""
     output_dir: Path
 
     @property
@@ -81,9 +81,9 @@ def ensemble_metric(logits: Tensor, labels: Tensor, metric: str) -> float:
 
 
 def ensemble_of(results: Sequence[Result]) -> float | None:
-    """Return the test metric of finished runs' prompts together, from the answers that each left in its folder.
+    """Return the test metric of the ensemble of finished runs, from the answers in their folders.
 
-    None, with a warning, where a run left none, or where the runs were tested on different sets.
+    Returns None, with a warning, if a run's answers are missing or the test sets differ.
     """
     try:
         answers = [read_answers(result.output_dir) for result in results]

@@ -1,4 +1,4 @@
-"""Which prompts of a generation the development set scores, and which of two scores is kept: ``--select``."""
+"""``--select``: which prompts of a generation the development set scores, and which of two scores wins."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Prompts = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Selection:
-    """A way to select."""
+    """A selection rule."""
 
     prompts: Callable[[Generation, Sequence[int]], list[Prompts]]
-    """From a generation, and its candidates at whose evaluation ``eval_every`` fell due, to what is scored."""
+    """Given a generation and the numbers of its candidates at which ``eval_every`` is due, returns prompts to score."""
     better: Callable[[Score, Score], bool]
     """Whether the first score is better than the second."""
 
 
 def better(score: Score, than: Score) -> bool:
-    """Say whether a development score is better: by the metric, and by the loss where the metrics tie."""
+    """Return whether a development score is better: by the metric, then by the loss."""
     return (score.metric, -score.loss) > (than.metric, -than.loss)
 
 
@@ -32,7 +32,7 @@ def _best(generation: Generation, due: Sequence[int]) -> list[Prompts]:
 
 
 def _due(generation: Generation, due: Sequence[int]) -> list[Prompts]:
-    """Return the candidates that were due, each beside the prompts that the other layers had."""
+    """Return the due candidates, each with the prompts of the other layers at that time."""
     below, above = generation.before[: generation.layer], generation.before[generation.layer + 1 :]
     return [(*below, generation.candidates[number], *above) for number in due]
 

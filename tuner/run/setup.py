@@ -1,4 +1,4 @@
-"""What the seeds of one command share: the task, the model, its tokenizer, and the engine."""
+"""The objects that the seeds of one command share: the task, the model, its tokenizer, and the engine."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from ..tasks.wording import worded
 from .single import Parts
 
 CUTS: dict[str, Cuts] = {"bbt": "input", "bbtv2": "layers"}
-"""Where each algorithm's prompts enter."""
+"""The cuts that each algorithm needs."""
 AUTO: Final = "auto"
 KEY_VARIABLE = "BBT_FAST_API_KEY"
 logger = logging.getLogger(__name__)
 
 
 class Setup:
-    """Loads each thing once, and in an order that finds mistakes before time is spent."""
+    """Loads each object once, on first use."""
 
     def __init__(self, options: Options, task: Task) -> None:
         """Take resolved options and their task."""
@@ -69,7 +69,7 @@ class Setup:
 
     @cached_property
     def config(self) -> transformers.PreTrainedConfig:
-        """The model's configuration, which is read long before its weights are.
+        """The model's configuration, without its weights.
 
         Raises:
             UsageError: if there is no model of that name.
@@ -81,13 +81,13 @@ class Setup:
         """The frozen model.
 
         Raises:
-            UsageError: if there is none of that name.
+            UsageError: if there is no model of that name.
         """
         return load_model(self._source, self.options.allow_pickle)
 
     @property
     def _answering(self) -> transformers.PreTrainedConfig:
-        """The configuration of what answers: some checkpoints (CPT) hold another model than their config.json names."""
+        """The configuration of the loaded model: some checkpoints (CPT) hold another than their config.json names."""
         return self.config if family_of(self.config).otherwise is None else self.model.config
 
     @cached_property
@@ -98,22 +98,19 @@ class Setup:
             UsageError: if it has none.
         """
         try:
-            found: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                self._source, **NO_CODE
-            )
-        except Exception as error:  # the tokenizers' library raises plain exceptions over damaged files
+            return _shared(transformers.AutoTokenizer.from_pretrained(self._source, **NO_CODE))
+        except Exception as error:  # `tokenizers` raises plain exceptions over damaged files
             raise UsageError(
                 f"the model {self._source!r} has no tokenizer that can be loaded ({reason(error)}). Put its tokenizer "
                 "files beside its config.json."
             ) from error
-        return _shared(found)
 
     @cached_property
     def encoder(self) -> TextEncoder:
         """Writes the task's texts the way the model reads them.
 
         Raises:
-            UsageError: if task and tokenizer do not go together.
+            UsageError: if the task does not fit the tokenizer.
         """
         return self._encoder(self.task)
 
@@ -136,13 +133,13 @@ class Setup:
         Raises:
             UsageError: if template and prompt leave no room for a text.
         """
-        if self._test is None or self._test[0] != splits.test:  # few-shot folders have a test file each
+        if self._test is None or self._test[0] != splits.test:  # each few-shot folder has its own test file
             self._test = splits.test, self.encoder.encode(splits.test)
         train = self.encoder.encode(splits.train, templates=self.options.templates)
         return Parts(train, self.encoder.encode(splits.dev), self._test[1])
 
     def adapted(self, engine: Any, parts: Parts, origins: Tensor) -> tuple[TextEncoder, Parts]:
-        """Return an encoder and a seed's data with the label words, and their calibration, that the options ask for.
+        """Return the encoder and a seed's data with the label words of ``--label_words`` and ``--calibrate``.
 
         The model answers the training texts, in the task's own template, once before the search.
 
@@ -176,59 +173,46 @@ class Setup:
         """Load the engine.
 
         Args:
-            pinned: the engine, precision and device that an interrupted run was started with; they stand in for "auto".
+            pinned: the engine, precision and device of an interrupted run; they replace "auto".
 
         Raises:
-            BbtFastError: if it is not installed, cannot do the precision, or its graphs are not faithful.
+            BbtFastError: if it is not installed, lacks the precision, or its graphs fail the parity gate.
         """
         options = self.options
         asked = {"name": options.engine_name, "precision": options.precision, "device": options.device}
-        asked = {key: pinned.get(key, value) if value == "auto" else value for key, value in asked.items()}
-        if asked["name"] == "remote":
-            return self._remote(asked["precision"])
+        asked = {key: pinned.get(key, value) if value == AUTO else value for key, value in asked.items()}
+        name, device = asked["name"], asked["device"]
         wanted: dict[str, Any] = {
             "mode": options.cat_or_add,
             "n_prompt_tokens": options.n_prompt_tokens,
             "cuts": CUTS[options.algorithm],
             "precision": asked["precision"],
-            "device": asked["device"],
         }
+        if name == "remote":
+            return self._remote(wanted)
         if options.onnx_model_path:
             wanted["onnx_model_path"] = options.onnx_model_path
         if options.workers is None:
-            return load_engine(asked["name"], self.model, **wanted)
+            return load_engine(name, self.model, device=device, **wanted)
         require_ray()
         from ...engine.workers import load_workers
 
-        return load_workers(
-            asked["name"],
-            self._source,
-            workers=options.workers,
-            ray_address=options.ray_address,
-            allow_pickle=options.allow_pickle,
-            **wanted,
-        )
+        wanted |= {"ray_address": options.ray_address, "allow_pickle": options.allow_pickle}
+        return load_workers(name, self._source, workers=options.workers, device=device, **wanted)
 
-    def _remote(self, precision: str) -> Any:
-        """Ask the server for a graph, and make sure that its model is the one whose tokenizer is used here.
+    def _remote(self, wanted: dict[str, Any]) -> Any:
+        """Request a graph from the server, and check that its model fits the tokenizer here.
 
         Raises:
             MissingExtraError: if there is no HTTP client.
-            UsageError: if it has another model, or computes in another precision.
+            UsageError: if the server has another model, or computes in another precision.
         """
         if find_spec("httpx2") is None:
             raise MissingExtraError("the engine 'remote' needs httpx2: `pip install 'bbt-fast[remote]'`.")
         from ...engine.remote import load_remote
 
         options, config = self.options, self._answering
-        engine = load_remote(
-            str(options.url),
-            read_key(options.api_key),
-            mode=options.cat_or_add,
-            n_prompt_tokens=options.n_prompt_tokens,
-            cuts=CUTS[options.algorithm],
-            precision=precision,
-        )
+        engine = load_remote(str(options.url), read_key(options.api_key), **wanted)
         own = {"model_type": config.model_type, "vocabulary": config.vocab_size, "hidden_size": config.hidden_size}
         different = [f"{k} is {engine.facts[k]} there and {v} here" for k, v in own.items() if engine.facts[k] != v]
         if different:
@@ -238,11 +222,11 @@ class Setup:
         return engine
 
     def prompt_config(self, options: Options, encoder: TextEncoder, embeddings: str) -> PromptConfig:
-        """Return what the prompt of a run with these options belongs to.
+        """Return the description of a prompt that ``bbt_config.json`` holds.
 
         Args:
-            options: of one seed.
-            encoder: with the label words that are used.
+            options: one seed's.
+            encoder: with the label words of the run.
             embeddings: the digest of the model's word embeddings.
         """
         return PromptConfig(
@@ -266,7 +250,7 @@ class Setup:
 
 
 def require_ray() -> None:
-    """Make sure that workers can be had.
+    """Check the requirement of ``--workers``.
 
     Raises:
         MissingExtraError: if Ray is not installed.
@@ -279,7 +263,7 @@ def read_key(file: str | None) -> str | None:
     """Return the key for a server, from a file or from the environment.
 
     Raises:
-        UsageError: if the file cannot be read or is empty.
+        UsageError: if the file is unreadable or does not hold exactly one key.
     """
     if file is None:
         return os.environ.get(KEY_VARIABLE)
@@ -288,7 +272,7 @@ def read_key(file: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--api_key {file} cannot be read ({getattr(error, 'strerror', error)}).") from None
     if not key or len(key.split()) > 1:
-        raise UsageError(f"--api_key {file} must hold one key and nothing else.")
+        raise UsageError(f"--api_key {file} must hold one key and nothing else: write only the key into it.")
     return key
 
 
@@ -299,8 +283,8 @@ _TOKENIZERS = 4
 def _shared(fresh: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedTokenizerBase:
     """Return an earlier tokenizer with the same content, if this process has one.
 
-    A tokenizer that has encoded texts is not freed whole (tokenizers 0.23 keeps what a BPE model remembers of words),
-    so a process that runs many times would grow by a third of a megabyte each time.
+    tokenizers 0.23 never frees the word cache of a BPE model that has encoded texts, so a process would otherwise grow
+    by a third of a megabyte per run.
     """
     if not fresh.is_fast:
         return fresh

@@ -1,4 +1,4 @@
-"""One run: a seed's search, its test, and what stays of it in the folder."""
+"""One run: the search and the test of a seed, and the files that they leave in its folder."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ..search.losses import LOSSES
 from ..search.metrics import METRICS, confusion
 from ..search.objective import Objective, Score, Yardstick, answer, project_all
 from ..search.projection import NONE, FullSpace, Space, draw_projections, normal_scale
+from ..tasks.task import Task
 from . import original
 from .control import Control, RunInterruptedError
 from .driver import Found, Search, n_generations, start_evolutions
@@ -37,7 +38,7 @@ from .replay import Replay
 from .reporting import Reports, open_reports
 
 JOURNAL_FORMAT = 3
-"""Rises with every change after which the same fitness leads to other candidates; 3: CMA-ES on whole populations."""
+"""Increases whenever the same fitness leads to other candidates than before; 3: CMA-ES on whole populations."""
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ class Parts:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many examples there are, and how many of all were truncated."""
+        """The number of examples in each part, and of truncated examples in all."""
         parts = {"train": self.train, "dev": self.dev, "test": self.test}
         counts = {name: len(part.labels) for name, part in parts.items()}
         return counts | {"truncated": sum(part.truncated for part in parts.values())}
@@ -61,42 +62,39 @@ class Run:
     """A seed's run in a claimed folder."""
 
     def __init__(
-        self, options: Options, task: str, classes: Sequence[str], metric: str, engine: Any, parts: Parts,
-        origins: Tensor, model: Any = None,
-    ) -> None:  # fmt: skip
+        self, options: Options, task: Task, engine: Any, parts: Parts, origins: Tensor, model: Any = None
+    ) -> None:
         """Bind the parts of a run.
 
         Args:
             options: resolved.
-            task: the task's name.
-            classes: the names of its classes.
-            metric: a name in ``METRICS``.
+            task: the task.
             engine: loaded with the cuts that the algorithm needs.
             parts: the seed's data.
             origins: p0, [1 or L, n, H].
-            model: what the engine runs, if the options ask for more of it than an engine tells.
+            model: the engine's model; only ``--streams original`` needs it.
         """
-        self.model = model
         assert options.loss_type is not None
-        self.options, self.task, self.classes, self.metric = options, task, list(classes), metric
-        self.engine, self.parts, self.origins = engine, parts, origins
+        self.options, self.task, self.engine, self.parts = options, task, engine, parts
+        self.origins, self.model = origins, model
         earlier = earlier_prompts(options, origins.shape)
         self.earlier = torch.stack(earlier) if earlier else None
-        self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[metric], engine.precision)
+        self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[task.metric], engine.precision)
 
     def execute(self, folder: RunFolder, control: Control, progress: Progress) -> Result:
-        """Search, or go on searching, then test and write the result.
+        """Start or resume the search, then test the prompt and write the result.
 
         Raises:
-            RunInterruptedError: if a signal or a stop file asked for the end.
-            ArtifactError: if the folder's journal belongs to something else.
-            UsageError: if a report that was asked for cannot be opened.
+            RunInterruptedError: if a signal or a stop file requested a stop.
+            ArtifactError: if the folder's journal belongs to another run.
+            UsageError: if a report cannot be opened.
         """
         with open_reports(self.options, folder.path) as reports:
             return self._execute(folder, control, progress, reports)
 
     def _execute(self, folder: RunFolder, control: Control, progress: Progress, reports: Reports) -> Result:
         forget_peak()
+        options = self.options
         session = self.engine.open(self.parts.train.examples)
         draw = self._drawn_from(session)
         objective = Objective(session, self.parts.train.labels, draw(0, self.origins), self.yardstick)
@@ -106,26 +104,26 @@ class Run:
             return self._score(dev_session, self.parts.dev, project_all(objective.projections, candidates))
 
         def save(prompts: Tensor) -> None:
-            save_prompt(folder.prompt, prompts, self._about())
+            about = {"model": options.model_name, "task": self.task.name, "algorithm": options.algorithm}
+            save_prompt(folder.prompt, prompts, about | {"mode": options.cat_or_add, "seed": options.seed})
 
         with closing(Journal(folder.journal)) as journal:
             self._check_header(journal)
             replay = Replay(objective, develop, journal)
-            found = Search(self.options, folder, objective, replay, draw, save, control, progress, reports.line).run()
+            found = Search(options, folder, objective, replay, draw, save, control, progress, reports.line).run()
         matrices = sum(projection.nbytes for projection in objective.projections)
         device = self.engine.device if self.engine.holds_model else None
         memory = Memory.of(found.held_bytes, matrices, device)
-        prompts = found.kept.prompts
-        save(prompts)
-        result = self._tested(found, memory, prompts, session, dev_session, folder, control)
+        save(found.kept.prompts)
+        result = self._tested(found, memory, session, dev_session, folder, control)
         write_json(folder.result, result.as_dict())
         reports.result(result)
         return result
 
     def _drawn_from(self, session: Any) -> Callable[[int, Tensor], Sequence[Space]]:
-        """Return what draws an embedding's projections from its number and p0, [1 or L, n, H].
+        """Return a function that draws projections, given an embedding's number and p0, [1 or L, n, H].
 
-        They are scaled as published, with the run's own p0 in place at layer 0 and above.
+        Their scales follow the papers, measured with the run's own p0 in all layers.
         """
         options, engine = self.options, self.engine
         assert options.alpha is not None
@@ -167,7 +165,7 @@ class Run:
         return Score(float(metric[0]), float(loss[0]))
 
     def _check_header(self, journal: Journal) -> None:
-        """Write what the run's numbers depend on into a new journal, or compare it with what an old one says.
+        """Write the inputs that determine the run's numbers into a new journal, or compare them with an old one's.
 
         Raises:
             ArtifactError: if they differ.
@@ -206,23 +204,11 @@ class Run:
                 "started with, or start again in another --output_dir."
             )
 
-    def _about(self) -> dict[str, Any]:
-        """Return what a prompt file says about itself."""
-        options = self.options
-        return {
-            "model": options.model_name,
-            "task": self.task,
-            "algorithm": options.algorithm,
-            "mode": options.cat_or_add,
-            "seed": options.seed,
-        }
-
     def _tested(
-        self, found: Found, memory: Memory, prompts: Tensor, session: Any, dev_session: Any, folder: RunFolder,
-        control: Control,
-    ) -> Result:  # fmt: skip
-        """Score p0 and the kept prompt on all parts; the test set is seen here for the first and only time."""
-        options, engine, parts = self.options, self.engine, self.parts
+        self, found: Found, memory: Memory, session: Any, dev_session: Any, folder: RunFolder, control: Control
+    ) -> Result:
+        """Score p0 and the kept prompt on all parts; no other code of a run reads the test set."""
+        options, engine, parts, prompts = self.options, self.engine, self.parts, found.kept.prompts
         began = time.perf_counter()
         logger.info("testing on %d examples", len(parts.test.labels))
         zero_dev = self._score(dev_session, parts.dev, self.origins.to(engine.device))
@@ -242,7 +228,7 @@ class Run:
         placeholders = engine.n_prompt_tokens if options.cat_or_add == "add" else 0
         return Result(
             model=str(options.model_name),
-            task=self.task,
+            task=self.task.name,
             engine=engine.name,
             algorithm=options.algorithm,
             mode=options.cat_or_add,
@@ -251,7 +237,7 @@ class Run:
             seed=options.seed,
             budget=int(options.budget or 0),
             evaluations=found.evaluations,
-            metric=self.metric,
+            metric=self.task.metric,
             zero_shot=ZeroShot(dev=zero_dev.metric, test=float(test[0])),
             tuned=Tuned(train=train.metric, dev=found.kept.score.metric, test=float(test[1])),
             seconds=Seconds(engine.export_seconds, found.seconds, time.perf_counter() - began),
@@ -259,7 +245,7 @@ class Run:
             optimizer_overhead=None if math.isnan(found.overhead) else found.overhead,
             stopped_by=found.stopped_by,
             examples=parts.counts,
-            classes=self.classes,
+            classes=list(self.task.labels),
             confusion=confusion(logits[1], parts.test.labels).tolist(),
             queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders).counted(
                 session
@@ -276,10 +262,10 @@ def test_logits(engine: Any, part: Encoded, prompts: Tensor, batch_size: int, be
 
     Args:
         engine: loaded.
-        part: the data; texts of like length are answered together, a batch at a time, which bounds the memory.
+        part: the data; batches of similar lengths bound the memory.
         prompts: [K, L, n, H].
         batch_size: texts in a batch.
-        between: called before each batch; may raise to end the work.
+        between: called before each batch; may raise to stop.
     """
     order = torch.argsort(part.examples.lengths, stable=True)
     logits = torch.empty(len(prompts), len(order), len(part.examples.words_of_classes))
@@ -294,7 +280,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _digest(part: Encoded, words: bool = True) -> str:
-    """Return a digest of texts and their classes, and of the label words."""
+    """Return a digest of the texts and their classes and, unless asked otherwise, of the label words."""
     it = part.examples
     tensors: list[Tensor | None] = [it.input_ids, it.attention_mask, part.labels]
     tensors += [it.label_token_ids, it.label_classes, it.label_bias] if words else []

@@ -1,1 +1,1 @@
-"""Tasks: what is asked of the model, and which words are its answers."""
+"""Tasks: templates, label words, and the papers' presets."""

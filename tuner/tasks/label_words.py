@@ -18,15 +18,15 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
     Args:
         tokenizer: the model's.
         task: the task.
-        kind: the model's kind, which has its own words.
+        kind: the model's kind.
 
     Returns:
-        Per class, the first of its words that is one token where the answer stands, or all that are (``use_words``); or
-        what the task has instead (``Task.first_tokens``).
+        Per class, the first of its words that is one token in the template, or all such words (``use_words``), or the
+        first tokens of its words (``Task.first_tokens``).
 
     Raises:
-        UsageError: if none of a class's words is one token (the message shows the pieces), if a word is not in the
-            vocabulary, or if two classes have the same token.
+        UsageError: if no word of a class is one token of the vocabulary (the message shows the pieces), or if two
+            classes share a token.
     """
     spaced = follows_space(task, kind)
     ids: list[tuple[int, ...]] = []
@@ -40,15 +40,15 @@ def label_word_ids(tokenizer: PreTrainedTokenizerBase, task: Task, kind: Kind) -
             if shared := set(known).intersection(ids[-1]):
                 raise UsageError(
                     f"classes {other!r} and {label!r} of task {task.name!r} have the same label word for this "
-                    f"tokenizer, {tokenizer.convert_ids_to_tokens(min(shared))!r}. Give one of them another."
+                    f"tokenizer, {tokenizer.convert_ids_to_tokens(min(shared))!r}. Give one of them another word."
                 )
     return tuple(ids)
 
 
 def follows_space(task: Task, kind: Kind) -> bool:
-    """Tell whether the answer is the start of a new word, which many vocabularies spell with a leading space.
+    """Return whether the answer starts a new word, which many vocabularies spell with a leading space.
 
-    Chinese and Japanese put no space between words; a decoder's template ends without the space that its answer brings.
+    Chinese and Japanese put no space between words. A decoder's answer brings the space that its template lacks.
     """
     before = before_answer(task.template(kind))
     if not before or before[-1].isspace():
@@ -59,20 +59,20 @@ def follows_space(task: Task, kind: Kind) -> bool:
 def _spellings(word: str, spaced: bool) -> tuple[str, str]:
     """Return a word's two forms, the one that fits the template first.
 
-    Byte-level BPE has a token for each; WordPiece reads both as the same. SentencePiece puts a space before either.
+    Byte-level BPE has a token for each; WordPiece reads both alike; SentencePiece puts a space before either.
     """
     return (" " + word, word) if spaced else (word, " " + word)
 
 
 def word_token(tokenizer: PreTrainedTokenizerBase, task: Task, word: str, spaced: bool) -> int | None:
-    """Return the token that a word is, if it is one, or its first by itself where the task has it so."""
+    """Return the token of a word that is one token, else None; for ``Task.first_tokens``, its first token."""
     if task.first_tokens:
         first: int = tokenizer.encode(word, add_special_tokens=False)[0]
         return first
     for form in _spellings(word, spaced):
         ids: list[int] = tokenizer.encode(form, add_special_tokens=False)
         if form == word and len(ids) > 1 and not str(tokenizer.decode(ids[:1])).strip():
-            ids = ids[1:]  # SentencePiece's space before a word that is no token with it: Chinese, above all
+            ids = ids[1:]  # drop SentencePiece's separate space, as before Chinese words
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return ids[0]
     return None

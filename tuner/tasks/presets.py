@@ -1,4 +1,4 @@
-"""Where options that were left open get their values: from the task, else the algorithm, else the general defaults."""
+"""Values of unset options: from the task, else from the algorithm, else the general defaults."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ..input.options import Options
 from .task import Preset
 
 DEMO = "demo"
-"""Names both the task and the model that come with the package."""
+"""The name of the packaged task and of the packaged model."""
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "bbt": {"sigma": 1.0, "alpha": 1.0},  # Sun et al. 2022, Sec. 4.1
     "bbtv2": {"sigma": 0.2, "alpha": 0.2},  # Sun et al. 2022b
 }
 DEFAULTS: dict[str, Any] = {"budget": 8000, "loss_type": "ce", "model_name": "roberta-large"}
 PATHS = ("model_name", "data_dir", "init_from", "projection_from", "onnx_model_path")
-"""Options that may name files or folders; kept absolute, so that a run can be resumed from anywhere."""
+"""Options that may name files or folders; stored as absolute paths, so that a run can be resumed from anywhere."""
 
 
 def resolve(options: Options, preset: Preset) -> Options:
-    """Fill in what was left open.
+    """Set the unset options.
 
     Args:
         options: the user's, which override everything.
-        preset: what the task asks for.
+        preset: the task's.
 
     Raises:
-        UsageError: if the values do not go together.
+        UsageError: if the values contradict each other.
     """
     model = {"model_name": DEMO} if options.task_name == DEMO else {}
     own = {name: value for name, value in asdict(preset).items() if value is not None}
@@ -46,5 +46,5 @@ def resolve(options: Options, preset: Preset) -> Options:
 
 
 def _absolute(name: str) -> str:
-    """Return a path that exists as an absolute one, and anything else as it is."""
+    """Return an existing path as an absolute one, and any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name

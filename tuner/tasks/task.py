@@ -1,4 +1,4 @@
-"""Tasks: what is asked of the model, and which words are its answers.
+"""Tasks: the templates of a classification task and the label words of its classes.
 
 A task is a YAML file, packaged (``packaged/``) or the user's own; docs/tasks.md describes the fields.
 """
@@ -6,11 +6,11 @@ A task is a YAML file, packaged (``packaged/``) or the user's own; docs/tasks.md
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 from ...export.errors import UsageError
 from ...export.families import Kind
@@ -33,7 +33,7 @@ UseWords = Literal["first", "all"]
 
 @dataclass(frozen=True)
 class Preset:
-    """What the papers tune a task with; None leaves the algorithm's default, and any option overrides it."""
+    """The papers' options for a task; None keeps the algorithm's default, and any option overrides it."""
 
     loss_type: str | None = None
     budget: int | None = None
@@ -43,17 +43,17 @@ class Preset:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task's data lie on the Hugging Face hub."""
+    """A task's data set on the Hugging Face hub."""
 
     id: str
     """Name with its owner, such as ``nyu-mll/glue``, or a local folder that `datasets` can load."""
     train: str
     """The split that few-shot examples are drawn from."""
     test: str
-    """The labelled split that is used whole for the test."""
+    """The labelled split that the whole test uses."""
     config: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
-    """How many labelled rows ``train`` and ``test`` have, for information."""
+    """The numbers of labelled rows in ``train`` and ``test``, for information."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,26 @@ class Task:
     templates: Mapping[Kind, str]
     """Per model kind, the text around ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}``."""
     label_words: Mapping[Kind, tuple[tuple[str, ...], ...]]
-    """Per model kind and class, the words that can stand for the class; those count that are one token."""
+    """Per model kind and class, the candidate words of the class; only words of one token count."""
     use_words: UseWords = "first"
-    """How many of them do: the first, or all together, as likely as their mean."""
+    """Which of them to use: the first, or all, whose probabilities are averaged."""
     more_templates: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
-    """Per model kind, other wordings of the template, which training texts can be written in besides."""
+    """Per model kind, further wordings of the template for training texts (``--templates``)."""
     metric: str = "accuracy"
     """A key of ``metrics.METRICS``."""
     aliases: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The data's column for ``text``, ``text_a``, ``text_b`` and ``label`` where it has another name, or a pattern of
+    """The data's columns for ``text``, ``text_a``, ``text_b`` and ``label`` if they have other names, or patterns of
     several columns (see ``data/columns.py``)."""
     replace: Mapping[str, str] = field(default_factory=dict)
-    """Strings that the data spell in a way of their own, and what to read instead."""
+    """Substitutions for strings in the data."""
     hub: Hub | None = None
     preset: Preset = Preset()
     first_tokens: bool = False
-    """Whether a class stands for the first token of its word, spelled without a space before it, as in the original
-    implementation, and not for the only token of the word where the answer stands."""
+    """Whether the label token of a word is its first token without a leading space, as in the original implementation.
+    Otherwise the word must be one token in the template."""
     path: Path | None = None
-    """The file it was read from."""
+    """The task file."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -93,13 +93,13 @@ class Task:
         return text_names(next(iter(self.templates.values())))
 
     def clean(self, text: str) -> str:
-        """Return a text as the model is given it: with what the data spell otherwise replaced, and stripped."""
+        """Return a text with the task's substitutions, stripped."""
         for old, new in self.replace.items():
             text = text.replace(old, new)
         return text.strip()
 
     def as_dict(self, kind: Kind) -> dict[str, Any]:
-        """Return what a task file says of the task, for one model kind; ``task_of`` reads it."""
+        """Return the contents of a task file for one model kind; ``task_of`` reads them."""
         hub = None if self.hub is None else {k: v for k, v in asdict(self.hub).items() if v}
         fields = {
             "name": self.name,
@@ -121,7 +121,12 @@ class Task:
         Raises:
             UsageError: if the task has none.
         """
-        return self.templates[self._with(kind)]
+        if kind not in self.templates:
+            raise UsageError(
+                f"task {self.name!r} has no template for {kind} models, only for {', '.join(self.templates)}. Add one "
+                f"under `templates` and `label_words` in its file, or take another model."
+            )
+        return self.templates[kind]
 
     def wordings(self, kind: Kind, count: int) -> tuple[str, ...]:
         """Return the template for a model kind and ``count - 1`` of its other wordings.
@@ -143,15 +148,8 @@ class Task:
         Raises:
             UsageError: if the task has none.
         """
-        return self.label_words[self._with(kind)]
-
-    def _with(self, kind: Kind) -> Kind:
-        if kind not in self.templates:
-            raise UsageError(
-                f"task {self.name!r} has no template for {kind} models, only for {', '.join(self.templates)}. Add one "
-                f"under `templates` and `label_words` in its file, or take another model."
-            )
-        return kind
+        self.template(kind)  # both have the same kinds
+        return self.label_words[kind]
 
 
 def load_task(name_or_path: str | Path) -> Task:
@@ -214,29 +212,19 @@ def task_of(value: Value, path: Path) -> Task:
     words = {kind: _label_words(value, labels) for kind, value in _per_kind(parts["label_words"]).items()}
     if unpaired := sorted(set(templates) ^ set(words)):
         raise parts["label_words"].error(f"and templates must name the same model kinds; {unpaired[0]} is only in one.")
-    metric = parts["metric"].one_of(METRICS) if "metric" in parts else "accuracy"
-    if metric == "f1" and len(labels) != 2:
+    optional: dict[str, Any] = {"name": path.stem} | _read(parts, OPTIONAL)
+    if optional.get("metric") == "f1" and len(labels) != 2:
         raise parts["metric"].error(f"is f1, which is defined for two classes here, but there are {len(labels)}.")
-    return Task(
-        name=parts["name"].text() if "name" in parts else path.stem,
-        labels=labels,
-        templates=templates,
-        label_words=words,
-        use_words=cast("UseWords", parts["use_words"].one_of(get_args(UseWords)) if "use_words" in parts else "first"),
-        more_templates=more,
-        metric=metric,
-        aliases=parts["aliases"].texts() if "aliases" in parts else (),
-        columns=_columns(parts["columns"]) if "columns" in parts else {},
-        replace={key: item.any_text() for key, item in parts["replace"].fields().items()} if "replace" in parts else {},
-        hub=_hub(parts["hub"]) if "hub" in parts else None,
-        preset=_preset(parts["preset"]) if "preset" in parts else Preset(),
-        first_tokens="first_tokens" in parts and parts["first_tokens"].flag(),
-        path=path,
-    )
+    return Task(labels=labels, templates=templates, label_words=words, more_templates=more, path=path, **optional)
+
+
+def _read(parts: Mapping[str, Value], readers: Readers) -> dict[str, Any]:
+    """Read those fields that are present; absent ones keep the dataclass's defaults."""
+    return {name: read(parts[name]) for name, read in readers.items() if name in parts}
 
 
 def _per_kind(value: Value) -> dict[Kind, Value]:
-    """Read a mapping from model kinds; anything else stands for the two kinds whose template holds a mask."""
+    """Read a mapping from model kinds; any other value holds for the two kinds whose template has a mask."""
     if value.is_mapping:
         fields = value.fields(KINDS)
         return {kind: fields[kind] for kind in KINDS if kind in fields}
@@ -283,7 +271,7 @@ def _label_words(value: Value, labels: tuple[str, ...]) -> tuple[tuple[str, ...]
 
 
 def _columns(value: Value) -> dict[str, str]:
-    """Read the data's names for our columns."""
+    """Read the data's names for the columns."""
     found = {key: item.text() for key, item in value.fields((*ONE_TEXT, *TWO_TEXTS, LABEL)).items()}
     for key, item in value.fields().items():
         try:
@@ -294,22 +282,35 @@ def _columns(value: Value) -> dict[str, str]:
 
 
 def _hub(value: Value) -> Hub:
-    parts = value.fields(("id", "config", "train", "test", "rows"), required=("id", "train", "test"))
-    rows = parts["rows"].fields(("train", "test")) if "rows" in parts else {}
-    return Hub(
-        id=parts["id"].text(),
-        train=parts["train"].text(),
-        test=parts["test"].text(),
-        config=parts["config"].text() if "config" in parts else None,
-        rows={key: item.count() for key, item in rows.items()},
-    )
+    return Hub(**_read(value.fields(HUB, required=("id", "train", "test")), HUB))
 
 
 def _preset(value: Value) -> Preset:
-    parts = value.fields(("loss_type", "budget", "sigma", "alpha"))
-    return Preset(
-        loss_type=parts["loss_type"].one_of(LOSSES) if "loss_type" in parts else None,
-        budget=parts["budget"].count() if "budget" in parts else None,
-        sigma=parts["sigma"].number() if "sigma" in parts else None,
-        alpha=parts["alpha"].number() if "alpha" in parts else None,
-    )
+    return Preset(**_read(value.fields(PRESET), PRESET))
+
+
+Readers = Mapping[str, Callable[[Value], Any]]
+HUB: Final[Readers] = {
+    "id": Value.text,
+    "config": Value.text,
+    "train": Value.text,
+    "test": Value.text,
+    "rows": lambda value: {key: item.count() for key, item in value.fields(("train", "test")).items()},
+}
+PRESET: Final[Readers] = {
+    "loss_type": lambda value: value.one_of(LOSSES),
+    "budget": Value.count,
+    "sigma": Value.number,
+    "alpha": Value.number,
+}
+OPTIONAL: Final[Readers] = {
+    "name": Value.text,
+    "aliases": Value.texts,
+    "use_words": lambda value: value.one_of(get_args(UseWords)),
+    "metric": lambda value: value.one_of(METRICS),
+    "columns": _columns,
+    "replace": lambda value: {key: item.any_text() for key, item in value.fields().items()},
+    "hub": _hub,
+    "preset": _preset,
+    "first_tokens": Value.flag,
+}

@@ -1,4 +1,4 @@
-"""Templates: a text's frame, with ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}`` in it."""
+"""Templates: strings with the fields ``{text}`` (or ``{text_a}`` and ``{text_b}``) and ``{mask}``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TWO_TEXTS: Final = ("text_a", "text_b")
 
 @dataclass(frozen=True)
 class Rendered:
-    """A template with its texts filled in."""
+    """A template with its fields filled in."""
 
     text: str
     spans: Mapping[str, tuple[int, int]]
@@ -24,10 +24,10 @@ class Rendered:
 
 
 def parts(template: str) -> list[tuple[str, str | None]]:
-    """Split a template into (text as it is, name of the field that follows or None).
+    """Split a template into (literal text, name of the field after it or None).
 
     Raises:
-        ValueError: if the braces do not pair, or hold more than a name.
+        ValueError: if braces are unpaired, or hold more than a name.
     """
     found = []
     for literal, name, spec, conversion in string.Formatter().parse(template):
@@ -43,12 +43,12 @@ def field_names(template: str) -> list[str]:
 
 
 def text_names(template: str) -> tuple[str, ...]:
-    """Return ``("text",)`` or ``("text_a", "text_b")``, whichever the template holds."""
+    """Return ``("text",)`` or ``("text_a", "text_b")``, the template's text fields."""
     return ONE_TEXT if ONE_TEXT[0] in field_names(template) else TWO_TEXTS
 
 
 def problem_of(template: str, kind: Kind) -> str | None:
-    """Return what is wrong with a template for a model kind, as the end of a sentence about it, or None."""
+    """Return the error in a template for a model kind, as the predicate of a sentence, or None."""
     try:
         names = field_names(template)
     except ValueError as error:
@@ -63,7 +63,7 @@ def problem_of(template: str, kind: Kind) -> str | None:
 
 
 def before_answer(template: str) -> str:
-    """Return the fixed text just before the answer: before ``{mask}``, or at the end of a template without it."""
+    """Return the literal text just before the answer: before ``{mask}``, or at the end of a template without it."""
     for literal, name in parts(template):
         if name == MASK:
             return literal
@@ -71,7 +71,7 @@ def before_answer(template: str) -> str:
 
 
 def render(template: str, values: Mapping[str, str]) -> Rendered:
-    """Fill in a template's fields, the mask among them."""
+    """Fill in a template's fields, including the mask."""
     text, spans = "", {}
     for literal, name in parts(template):
         text += literal

@@ -1,9 +1,8 @@
-"""What a model's answers to the training texts, before tuning, say about label words: better ones, and their bias.
+"""Label words chosen (``--label_words auto``) and calibrated by the model's answers to the training examples.
 
-Before tuning, the model gives the probability of every word of the vocabulary at the answer's place of each training
-text. Words that are likelier for the texts of one class than for those of any other are added to the class's own. To
-choose words by their likelihood ratio is from PETAL (Schick et al. 2020), to tune a prompt for such words from BBT-RGB
-(Sun et al. 2024).
+Before tuning, the model scores every word of the vocabulary as the answer to each training text. Words with a higher
+probability for one class than for any other join the words of that class. The choice by likelihood ratio is from PETAL
+(Schick et al. 2020), the tuning with such words from BBT-RGB (Sun et al. 2024).
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from .label_words import follows_space, label_word_ids, word_token
 from .task import Task
 
 LIKELY = 1000
-"""The words are chosen among so many of the vocabulary: those that are likeliest for any class's texts."""
+"""Number of candidates: the tokens with the highest probability for the texts of any class."""
 CHOSEN = 3
-"""Words that a class gets beside its own."""
+"""Words that a class gets besides its own."""
 STEADY = 0.3
-"""Added to the standard deviation that a difference is divided by, so that a word whose log-probability happens to be
-the same for 16 texts does not win for that reason (as s0 in Tusher et al. 2001)."""
+"""Added to the standard deviation in the denominator of a score, so that a token does not win because its
+log-probability happens to be the same for 16 texts (s0 in Tusher et al. 2001)."""
 
 
 def with_chosen_words(
     task: Task, kind: Kind, tokenizer: PreTrainedTokenizerBase, logits: Tensor, labels: Tensor
 ) -> Task:
-    """Return a task whose classes have words that suit a model beside their own, and use them all.
+    """Return a task whose classes also have words chosen for a model, and use all of them.
 
     Args:
         task: the task.
         kind: the model's kind.
         tokenizer: the model's.
         logits: of the whole vocabulary, [N, V], before tuning.
-        labels: the classes, [N]; each occurs.
+        labels: the classes, [N]; each must occur.
     """
     together = replace(task, use_words="all")
     taken = {token for tokens in label_word_ids(tokenizer, together, kind) for token in tokens}
@@ -52,29 +51,29 @@ def with_chosen_words(
 
 
 def calibration(logits: Tensor, labels: Tensor) -> list[float]:
-    """Return what makes each label word as likely as any other over the training texts: its bias, [W].
+    """Return biases that make all label words equally likely over the training texts, [W].
 
-    A model finds some words likelier than others whatever the text is. The bias of a word is minus the mean of its
-    logit, in which every class counts alike. Zhao et al. 2021 calibrate classes on a text without content; the training
-    texts have the content of the task. Rounded to hundredths, so that a resumed run finds the same.
+    A model finds some words more likely than others, whatever the text is. A word's bias is minus the mean of its
+    logit, over the classes' means. Zhao et al. 2021 calibrate classes on a text without content; the training texts
+    have the content of the task. Biases are rounded to hundredths, so that a resumed run gets the same ones.
 
     Args:
         logits: of the label words, [N, W], before tuning.
-        labels: the classes, [N]; each occurs.
+        labels: the classes, [N]; each must occur.
     """
     return [round(-mean, 2) for mean in _class_means(logits, labels).mean(dim=0).tolist()]
 
 
 def _class_means(values: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean over each class's texts, [C, W], of values [N, W]."""
+    """Return the means over each class's texts, [C, W], of values [N, W]."""
     return torch.stack([values[labels == c].mean(dim=0) for c in range(int(labels.max()) + 1)])
 
 
 def _ranked(logits: Tensor, labels: Tensor, label: int) -> list[int]:
-    """Return the likely tokens that are likelier for a class's texts than for any other's, the best first.
+    """Return the likely tokens that have a higher mean log-probability for a class than for any other, best first.
 
-    A token's score is the distance of its mean log-probability for the class's texts from that for the nearest other
-    class's, in standard deviations within a class.
+    A token's score is the distance between the means of this class and of the nearest other one, in standard deviations
+    within a class.
     """
     logs = logits.log_softmax(dim=1)
     means = _class_means(logs, labels)
@@ -88,7 +87,7 @@ def _ranked(logits: Tensor, labels: Tensor, label: int) -> list[int]:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, task: Task, tokens: Iterable[int], spaced: bool) -> Iterator[str]:
-    """Yield the words of those tokens that are whole words, and are found again by their spelling."""
+    """Yield the words of those tokens that are whole words and whose spelling encodes back to the token."""
     for token in tokens:
         word = str(tokenizer.decode([token])).strip()
         if word.isalpha() and word_token(tokenizer, task, word, spaced) == token:

@@ -1,4 +1,4 @@
-"""How a task is put to a model: as its file has it, or in the original implementation's words (``--wording``)."""
+"""``--wording``: the template and label words of the task file, or those of the original implementation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ORIGINAL: Final = Path(__file__).resolve().parent / "original.yaml"
 
 
 def worded(task: Task, wording: Literal["own", "original"], mode: Literal["add", "cat"]) -> Task:
-    """Return a task in the wording that was asked for.
+    """Return a task in a wording.
 
     Args:
-        task: as its file has it.
-        wording: "original" changes the packaged tasks' templates and label words, and of every task which token stands
-            for a class.
-        mode: the original's templates of add mode begin with what stands between placeholders and text.
+        task: as in its file.
+        wording: "original" replaces the templates and label words of packaged tasks, and the rule for label tokens of
+            every task (``Task.first_tokens``).
+        mode: the original's templates for add mode also hold the text between placeholders and input.
     """
     if wording == "own":
         return task
@@ -38,6 +38,6 @@ def worded(task: Task, wording: Literal["own", "original"], mode: Literal["add",
 
 @cache
 def _original() -> dict[str, Any]:
-    """Return what differs, by the task's name."""
+    """Return the original's templates and label words by the task's name."""
     found: dict[str, Any] = yaml.safe_load(ORIGINAL.read_text(encoding="utf-8"))
     return found

@@ -46,5 +46,5 @@ def test_a_changed_number_is_noticed(answers, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(ArtifactError, match="its contents are not those that were written"):
+    with pytest.raises(ArtifactError, match="its checksum does not match its contents"):
         read_answers(Path(tmp_path))

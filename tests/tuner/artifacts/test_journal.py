@@ -108,7 +108,7 @@ def test_damage_in_the_middle_is_said_and_the_old_file_kept(tmp_path, caplog):
     (tmp_path / "journal.jsonl").write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path / "journal.jsonl") == RECORDS[:2]
-    assert "damaged from line 3 on; that part is done again, and the old file kept as" in caplog.text
+    assert "damaged from line 3 on; the run repeats that part, and keeps the old file as" in caplog.text
     assert (tmp_path / "journal.damaged.jsonl").read_bytes() == content
 
 
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 
     with closing(Journal(tmp_path / "j")) as journal:
         monkeypatch.setattr(module.os, "fsync", full)
-        with pytest.raises(ArtifactError, match=r"cannot write .*: No space left on device\. What was finished"):
+        with pytest.raises(ArtifactError, match=r"cannot write .*: No space left on device\. All finished work"):
             journal.append(RECORDS[0])
         monkeypatch.undo()
         assert (tmp_path / "j").read_bytes() == before

@@ -27,7 +27,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path: Path) -> Non
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save(Malicious(), tmp_path / "p.pt")
-    with pytest.raises(DataError, match=r"p\.pt is not read: .* Save the tensor \[n, H\] with safetensors"):
+    with pytest.raises(DataError, match=r"p\.pt is refused: .* Save the tensor \[n, H\] with safetensors"):
         read_prompt(tmp_path / "p.pt")
     assert not (tmp_path / "ran").exists()
 

@@ -49,7 +49,7 @@ def test_a_run_that_fills_the_disk_stops_whole_and_goes_on_when_there_is_room(
     ended = nursery(asked, tmp_path / "cache", file_bytes=room)
     assert ended["status"] == 2
     assert ended["message"].startswith(f"ArtifactError: cannot write {tmp_path / 'full'}")
-    assert "What was finished before stays; free space" in ended["message"]
+    assert "All finished work is kept; free space" in ended["message"]
     check_whole(tmp_path / "full")
     assert nursery(asked, tmp_path / "cache") == {"status": 0, "message": ""}
     assert figures(tmp_path / "full") == figures(whole)

@@ -130,7 +130,7 @@ def test_a_folder_without_a_prompt_or_a_damaged_one_is_refused(tuned, tmp_path):
         loaded(tmp_path / "none")
     copy = shutil.copytree(tuned(), tmp_path / "copy")
     (copy / PROMPT_CONFIG).write_text((copy / PROMPT_CONFIG).read_text().replace("great", "bad"))
-    with pytest.raises(ArtifactError, match="is missing or damaged: it is not as it was written"):
+    with pytest.raises(ArtifactError, match="is missing or damaged: its checksum does not match"):
         loaded(copy)
 
 
