@@ -200,7 +200,8 @@ def _device(name: str, device: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"device is {device!r}, but it must be auto, cpu, cuda or cuda:N.") from error
     if place.type not in engine_class(name).precisions:
-        raise UsageError(f"engine {name!r} runs on {' and '.join(engine_class(name).precisions)}, not on {device!r}.")
+        known = " and ".join(engine_class(name).precisions)
+        raise UsageError(f"engine {name!r} runs on {known}, not on {device!r}. Give another --device or --engine.")
     if place.type == "cuda" and fault:
         raise DeviceError(f"--device {device} cannot be used: {fault}.")
     return _numbered(place) if place.type == "cuda" else place

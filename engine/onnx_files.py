@@ -101,7 +101,8 @@ def _given_paths(given: Path, staged: StagedModel, key: dict[str, Any]) -> tuple
             check_weights(graph, path)
         except (OSError, KeyError, ValueError, TypeError, RecursionError, DecodeError) as error:
             raise ArtifactError(
-                f"{path} is not a graph that scripts/export_and_optimize.py wrote ({type(error).__name__})."
+                f"{path} is not a graph that scripts/export_and_optimize.py wrote ({type(error).__name__}). Export it "
+                "again, or omit --onnx_model_path."
             ) from error
         for name, wanted in key.items():
             if name not in ("versions", "opset") and built_for.get(name) != wanted:

@@ -61,7 +61,7 @@ class Plan:
         if engine is None:
             reason = tensorrt_errors()
             if "out of memory" in reason:
-                raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}. Close what else uses the GPU.")
+                raise DeviceError(f"TensorRT cannot load the plan {path}: {reason}. Close other programs on the GPU.")
             raise ArtifactError(f"TensorRT cannot load the plan {path}: {reason}. Delete {path.parent}.")
         self._runtime_cache = None
         if chosen() is RTX:

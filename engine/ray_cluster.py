@@ -47,11 +47,11 @@ class HeadLostError(DeviceError):
     """The cluster itself is lost."""
 
 
+@dataclass(frozen=True)
 class Raised:
     """The exception of a call in a process of the cluster."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    error: BaseException
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def decode(side: Literal["inputs", "outputs"], body: bytes, header_length: str |
     for entry in described:
         name, array, length = _tensor(entry, body, length)
         if name in tensors:
-            raise WireError(f"tensor {name!r} is given twice.")
+            raise WireError(f"tensor {name!r} occurs twice.")
         tensors[name] = array
     if length != len(body):
         raise WireError(f"the body has {len(body) - length} bytes that belong to no tensor.")
@@ -130,7 +130,7 @@ def read_object(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise WireError(f"the body is no JSON ({type(error).__name__}).") from None
+        raise WireError(f"the body is not valid JSON ({type(error).__name__}).") from None
     if not isinstance(found, dict):
         raise WireError("the body must be a JSON object.")
     return found
@@ -150,7 +150,7 @@ def _split(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
-        raise WireError(f"{HEADER_LENGTH} is {header_length[:20]!r}, but must be a number.")
+        raise WireError(f"{HEADER_LENGTH} is {header_length[:20]!r}, but it must be a number.")
     length = int(header_length)
     if length > len(body):
         raise WireError(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes.")
@@ -163,20 +163,22 @@ def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
         raise WireError("a tensor must be an object with a name.")
     name, kind, shape = entry["name"], entry.get("datatype"), entry.get("shape")
     if not isinstance(kind, str) or kind not in (*NUMBERS, "BYTES"):
-        raise WireError(f"tensor {name[:40]!r} has datatype {str(kind)[:40]!r}; known are {', '.join(NUMBERS)}, BYTES.")
+        raise WireError(
+            f"tensor {name[:40]!r} has datatype {str(kind)[:40]!r}, not one of {', '.join(NUMBERS)}, BYTES."
+        )
     if (
         not isinstance(shape, list)
         or len(shape) > MOST_AXES
         or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
     ):
-        raise WireError(f"tensor {name[:40]!r} has no shape that is a list of sizes.")
+        raise WireError(f"the shape of tensor {name[:40]!r} must be a list of sizes.")
     count = math.prod(shape)
     parameters = entry.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if size is None:
         return name, _listed(name, kind, shape, entry.get("data")), start
     if type(size) is not int or not 0 <= size <= len(body) - start:
-        raise WireError(f"tensor {name[:40]!r} announces more bytes than the body has.")
+        raise WireError(f"the binary_data_size of tensor {name[:40]!r} exceeds the body.")
     if kind == "BYTES":
         return name, _texts_from_bytes(name, body[start : start + size], count).reshape(shape), start + size
     dtype = np.dtype(NUMBERS[kind])
@@ -192,7 +194,7 @@ def _listed(name: str, kind: str, shape: list[int], data: Any) -> Array:
     flat = list(_flat(data, MOST_AXES))
     types = (str,) if kind == "BYTES" else (int, float) if kind.startswith("FP") else (int,)
     if len(flat) != math.prod(shape) or not all(type(value) in types for value in flat):
-        raise WireError(f"the data of tensor {name[:40]!r} are not {math.prod(shape)} values of {kind}.")
+        raise WireError(f"the data of tensor {name[:40]!r} must be {math.prod(shape)} values of {kind}.")
     try:
         array = np.array(flat, dtype=object if kind == "BYTES" else NUMBERS[kind])
     except OverflowError:
@@ -207,7 +209,7 @@ def _flat(data: list[Any], depth: int) -> Any:
         elif depth:
             yield from _flat(value, depth - 1)
         else:
-            raise WireError(f"data are nested more than {MOST_AXES} deep.")
+            raise WireError(f"data must not be nested more than {MOST_AXES} deep.")
 
 
 def _texts_to_bytes(array: Array) -> bytes:
@@ -224,7 +226,7 @@ def _texts_from_bytes(name: str, data: bytes, count: int) -> Array:
         try:
             texts.append(data[at - size : at].decode())
         except UnicodeDecodeError:
-            raise WireError(f"a text of tensor {name[:40]!r} is no UTF-8.") from None
+            raise WireError(f"a text of tensor {name[:40]!r} is not valid UTF-8.") from None
     if at != len(data) or len(texts) != count:
-        raise WireError(f"the bytes of tensor {name[:40]!r} are not {count} texts.")
+        raise WireError(f"the bytes of tensor {name[:40]!r} must be {count} texts.")
     return np.array(texts, dtype=object)

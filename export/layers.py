@@ -77,14 +77,9 @@ class Layers(nn.Module):
     ) -> Tensor:
         """Run all layers and return the hidden states at one position ([B]) of each text: [B, S, H] -> [B, H].
 
-        Args:
-            position: the position of each text.
-            states: as in forward().
-            named: as in forward().
-            before: as in forward().
-            row: as in forward(). If its kernel cannot attend for single positions, the last layer unpacks the texts.
-            alone: whether the last layer computes queries, attention output and feed-forward block for that position
-                only. It computes keys and values for all positions, unless absorb() has found them unnecessary.
+        With ``alone`` the last layer computes queries, attention output and feed-forward block for that position only.
+        It computes keys and values for all positions, unless absorb() has found them unnecessary. If the kernel of
+        packed texts cannot attend for single positions, the last layer unpacks them.
         """
         *below, (layer, call, prefix) = self._steps(before)
         states = self._run(below, states, named, row)

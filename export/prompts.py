@@ -108,10 +108,7 @@ def _add_row(join: Join, hidden: Tensor, prompt: Tensor, index: Tensor) -> tuple
 
 
 def _cat_row(join: Join, hidden: Tensor, prompt: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    del join
-    population = max(hidden.shape[0], prompt.shape[0])
-    both = [part.expand(population, -1, -1, -1) for part in (prompt[:, None], hidden)]
-    return (torch.cat(both, dim=2).index_select(2, index),)
+    return (_cat(join, hidden, prompt)[0].index_select(2, index),)
 
 
 _JOINS: dict[Way, Callable[..., tuple[Tensor, ...]]] = {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -83,23 +84,15 @@ class _AlwaysClamped(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.isfinite:
-            return _Known(False)
+            return _known(False)
         if func is torch.isinf:
-            return _Known(torch.ones((), dtype=torch.bool, device=args[0].device))
+            return _known(torch.ones((), dtype=torch.bool, device=args[0].device))
         return func(*args, **(kwargs or {}))
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """Stands in for a boolean tensor with known all() and any()."""
-
-    answer: Any
-
-    def all(self) -> Any:
-        """Return the known answer."""
-        return self.answer
-
-    any = all
+def _known(answer: Any) -> Any:
+    """Return a stand-in for a boolean tensor whose all() and any() are known."""
+    return SimpleNamespace(all=lambda: answer, any=lambda: answer)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -62,15 +61,14 @@ def _graph(stage: Stage, samples: tuple[Tensor, ...], dtype: torch.dtype, trace:
     weights = cast_weights(stage, dtype)
     key = structure(stage, weights, samples)
 
-    def build(folder: Path) -> None:
-        model = trace(with_weights(stage, weights), samples)
-        ir.save(_take_weights(model, weights), folder / FILE)
+    def traced() -> ir.Model:
+        return _take_weights(trace(with_weights(stage, weights), samples), weights)
 
     if key is None:
-        model = _take_weights(trace(with_weights(stage, weights), samples), weights)
-    else:
-        model = ir.load(entry({"trace": key, "versions": shaping_versions()}, build) / FILE)
-    return _put_weights(model, weights)
+        return _put_weights(traced(), weights)
+    kept = {"trace": key, "versions": shaping_versions()}
+    folder = entry(kept, lambda folder: ir.save(traced(), folder / FILE))
+    return _put_weights(ir.load(folder / FILE), weights)
 
 
 def shaping_versions() -> dict[str, str]:

@@ -187,7 +187,7 @@ def test_work_that_ends_every_worker_is_an_error_in_the_end(cluster: None, rober
     del cluster
     engine = load_workers("torch", roberta, workers=1, n_prompt_tokens=5, precision="fp32", device="cpu")
     try:
-        with pytest.raises(DeviceError, match="3 workers failed one after another over the same work"):
+        with pytest.raises(DeviceError, match="3 workers failed one after another on the same work"):
             engine.pool.run([Job("_fetch", (Deadly(),))])
     finally:
         engine.close()

@@ -63,7 +63,7 @@ def test_an_export_that_fills_the_disk_leaves_no_entry(
     ended = nursery(asked, tmp_path / "cache", file_bytes=20_000)
     assert ended["status"] == 2
     assert "cannot write the graph cache" in ended["message"]
-    assert "Free some space there, or set BBT_FAST_CACHE" in ended["message"]
+    assert "Free disk space there, or set BBT_FAST_CACHE" in ended["message"]
     entries = [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
     assert all((path / MANIFEST).exists() and (path / TRACE).exists() for path in entries), (
         "no graph, and no half trace"
@@ -198,4 +198,4 @@ def test_a_measurement_that_cannot_be_kept_is_said_and_not_missed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.write_record(tmp_path / "gone" / "parity.json", {"spearman": 1.0})
-    assert "parity.json (No such file or directory): it will be measured again" in caplog.text
+    assert "parity.json (No such file or directory): the next run will measure again" in caplog.text

@@ -105,7 +105,7 @@ def test_pickled_weights_answer_only_where_the_user_says_so(tuned, model_folder,
     pickled = shutil.copytree(model_folder(), tmp_path / "model")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="--allow_pickle also takes"):
+    with pytest.raises(UsageError, match="--allow_pickle also loads"):
         loaded(tuned(), model_name=str(pickled))
     (expected,) = loaded(tuned())(TEXTS[:1])
     (found,) = loaded(tuned(), model_name=str(pickled), allow_pickle=True)(TEXTS[:1])
