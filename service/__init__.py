@@ -1,1 +1,1 @@
-"""A model behind an API: `bbt-fast serve` answers what the engine `remote` asks, and classifies texts."""
+"""A model behind an API: `bbt-fast serve` answers the engine `remote`, and classifies texts."""

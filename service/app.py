@@ -1,4 +1,4 @@
-"""The HTTP side: routes of the Open Inference Protocol v2 and our few beside them, limits, errors, the access log."""
+"""The HTTP side: routes of the Open Inference Protocol v2 and its extensions, limits, errors, the access log."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .texts import CLASSIFIER, TaskTexts, TextClassifier
 from .turns import Turns
 
 LEFT = 499
-"""What the log says of a client that did not wait for its answer."""
+"""Status in the log if the client disconnected before the answer."""
 access = logging.getLogger("bbt_fast.access")
 logger = logging.getLogger(__name__)
 Handler = Callable[["Call"], Awaitable[Response]]
 
 
 class Call:
-    """A request, whose it is, and what has been read of it."""
+    """A request, its owner, and the number of bytes read from it."""
 
     def __init__(self, request: Request, limits: Limits) -> None:
         """Take the request."""
@@ -46,8 +46,8 @@ class Call:
         """Read the body.
 
         Raises:
-            RefusedError: if it is too large, compressed, or does not come in time.
-            WireError: if it is not of the protocol.
+            RefusedError: if it is too large, compressed, or too slow.
+            WireError: if it violates the protocol.
         """
         headers = self.request.headers
         too_large = RefusedError(
@@ -76,18 +76,18 @@ class Call:
 
     @property
     def graph(self) -> str:
-        """The version that the path names."""
+        """The model version in the path."""
         return str(self.request.path_params.get("version", ""))
 
 
 class Service:
-    """What is served, and how."""
+    """The ASGI application: a scorer, a classifier, or both."""
 
     def __init__(
         self, scorer: Scorer | None, texts: TaskTexts | None, classifier: TextClassifier | None, keys: Keys,
         limits: Limits,
     ) -> None:  # fmt: skip
-        """Take the two models, either of which may be absent."""
+        """Take the two models, either of which may be None."""
         self.scorer, self.texts, self.classifier, self.keys, self.limits = scorer, texts, classifier, keys, limits
         self.turns = Turns(limits)
         self.metrics = Metrics(self.turns, scorer.shelf if scorer else None)
@@ -101,27 +101,63 @@ class Service:
             self._route("/metrics", self._figures),
         ]
         if self.scorer is not None:
-            one, at = self.scorer, f"/v2/models/{self.scorer.name}"
-            routes += [
-                self._route(at, self._scorer_summary),
-                self._route(f"{at}/ready", self._alive),
-                self._route(f"{at}/versions/{{version}}", self._scorer_metadata),
-                self._route(f"{at}/versions/{{version}}/ready", self._graph_ready),
-            ]
-            calls = (one.examples, one.commits, one.projections, one.spread, one.embeddings, one.infer)
-            named = {call.__name__: call for call in calls} | ({"texts": self.texts} if self.texts else {})
-            for name, call in named.items():
-                routes.append(self._route(f"{at}/versions/{{version}}/{name}", self._scorer_call(call), "POST"))
+            routes += self._scorer_routes(self.scorer)
         if self.classifier is not None:
-            for at in (f"/v2/models/{CLASSIFIER}", f"/v2/models/{CLASSIFIER}/versions/1"):
-                routes += [
-                    self._route(at, self._classifier_metadata),
-                    self._route(f"{at}/ready", self._alive),
-                    self._route(f"{at}/infer", self._classify, "POST"),
-                ]
+            routes += self._classifier_routes(self.classifier)
         return Starlette(
             routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._no_such_route}
         )
+
+    def _scorer_routes(self, scorer: Scorer) -> list[Route]:
+        async def summary(_: Call) -> Response:
+            return JSONResponse(scorer.summary())
+
+        async def metadata(call: Call) -> Response:
+            return JSONResponse(await self._turn(call, lambda: scorer.metadata(call.graph)))
+
+        async def ready(call: Call) -> Response:
+            if call.graph not in scorer.graphs:
+                raise RefusedError(404, "usage", "this version is not loaded; its first request loads it.")
+            return Response(status_code=200)
+
+        def posted(name: str, work: Callable[[str, str, Message], Answer]) -> Route:
+            async def handler(call: Call) -> Response:
+                message = await call.message()
+                answer = await self._turn(call, lambda: work(call.owner, call.graph, message))
+                if name == "infer":
+                    self.metrics.candidates.inc(sum(map(len, answer.tensors.values())))
+                return _answered(message, answer, scorer.name, call.graph)
+
+            return self._route(f"{at}/versions/{{version}}/{name}", handler, "POST")
+
+        at = f"/v2/models/{scorer.name}"
+        calls = (scorer.examples, scorer.commits, scorer.projections, scorer.spread, scorer.embeddings, scorer.infer)
+        named = {call.__name__: call for call in calls} | ({"texts": self.texts} if self.texts else {})
+        return [
+            self._route(at, summary),
+            self._route(f"{at}/ready", self._alive),
+            self._route(f"{at}/versions/{{version}}", metadata),
+            self._route(f"{at}/versions/{{version}}/ready", ready),
+            *(posted(name, work) for name, work in named.items()),
+        ]
+
+    def _classifier_routes(self, classifier: TextClassifier) -> list[Route]:
+        async def metadata(_: Call) -> Response:
+            return JSONResponse(classifier.metadata())
+
+        async def infer(call: Call) -> Response:
+            message = await call.message()
+            answer = await self._turn(call, lambda: classifier.infer(message))
+            return _answered(message, answer, CLASSIFIER, "1")
+
+        routes = []
+        for at in (f"/v2/models/{CLASSIFIER}", f"/v2/models/{CLASSIFIER}/versions/1"):
+            routes += [
+                self._route(at, metadata),
+                self._route(f"{at}/ready", self._alive),
+                self._route(f"{at}/infer", infer, "POST"),
+            ]
+        return routes
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -133,7 +169,7 @@ class Service:
             await running
 
     def _route(self, path: str, handler: Handler, method: str = "GET", public: bool = False) -> Route:
-        """Return a route whose handler's errors become answers, and which is counted and logged."""
+        """Return a route that turns its handler's errors into answers, counts and logs its calls."""
 
         async def endpoint(request: Request) -> Response:
             began, call = time.perf_counter(), Call(request, self.limits)
@@ -164,8 +200,7 @@ class Service:
         }  # fmt: skip
         access.info("%s", json.dumps(entry))
 
-    async def _no_such_route(self, request: Request, error: Exception) -> Response:
-        del request
+    async def _no_such_route(self, _: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         response = _refused(
             RefusedError(error.status_code, "usage", f"{error.detail}: docs/service.md lists the calls.")
@@ -173,77 +208,23 @@ class Service:
         self.metrics.note("other", error.status_code, 0.0, 0, len(response.body))
         return response
 
-    async def _alive(self, call: Call) -> Response:
-        del call
+    async def _alive(self, _: Call) -> Response:
         return Response(status_code=200)
 
-    async def _server(self, call: Call) -> Response:
-        del call
+    async def _server(self, _: Call) -> Response:
         return JSONResponse(
             {"name": "bbt-fast", "version": version("bbt-fast"), "extensions": ["binary_tensor_data", "bbt_fast"]}
         )
 
-    async def _figures(self, call: Call) -> Response:
-        del call
+    async def _figures(self, _: Call) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
-
-    async def _scorer_summary(self, call: Call) -> Response:
-        del call
-        assert self.scorer is not None
-        shapes = {"prompts": [-1, -1, -1], "z": [-1, -1], "logits": [-1, -1, -1], "losses": [-1]}
-        described = {
-            k: {"name": k, "datatype": "FP64" if k == "losses" else "FP32", "shape": v} for k, v in shapes.items()
-        }
-        return JSONResponse(
-            {
-                "name": self.scorer.name,
-                "versions": self.scorer.graphs,
-                "platform": "bbt-fast",
-                "inputs": [described["prompts"], described["z"]],
-                "outputs": [described["logits"], described["losses"]],
-            }
-        )
-
-    async def _scorer_metadata(self, call: Call) -> Response:
-        assert self.scorer is not None
-        scorer = self.scorer
-        return JSONResponse(await self._turn(call, lambda: scorer.metadata(call.graph)))
-
-    async def _graph_ready(self, call: Call) -> Response:
-        assert self.scorer is not None
-        if call.graph not in self.scorer.graphs:
-            raise RefusedError(404, "usage", "this version is not loaded; its first request loads it.")
-        return Response(status_code=200)
-
-    def _scorer_call(self, work: Callable[[str, str, Message], Answer]) -> Handler:
-        async def handler(call: Call) -> Response:
-            assert self.scorer is not None
-            message = await call.message()
-            answer = await self._turn(call, lambda: work(call.owner, call.graph, message))
-            for array in answer.tensors.values():
-                if "infer" in call.request.url.path:
-                    self.metrics.candidates.inc(len(array))
-            return _answered(message, answer, self.scorer.name, call.graph)
-
-        return handler
-
-    async def _classifier_metadata(self, call: Call) -> Response:
-        del call
-        assert self.classifier is not None
-        return JSONResponse(self.classifier.metadata())
-
-    async def _classify(self, call: Call) -> Response:
-        assert self.classifier is not None
-        message, classifier = await call.message(), self.classifier
-        answer = await self._turn(call, lambda: classifier.infer(message))
-        return _answered(message, answer, CLASSIFIER, "1")
 
     async def _turn(self, call: Call, work: Callable[[], Any]) -> Any:
         return await self.turns.take(call.owner, work, call.request.is_disconnected)
 
 
 def _answered(message: Message, answer: Answer, model: str, graph: str) -> Response:
-    """Return an answer as the protocol has it, with the outputs that were asked for."""
+    """Return an answer in the protocol's form, with the requested outputs."""
     asked = [one.get("name") for one in message.head.get("outputs") or () if isinstance(one, dict)]
     missing = [name for name in asked if name not in answer.tensors]
     if missing:

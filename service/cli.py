@@ -16,8 +16,8 @@ from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from .limits import Limits
 
 DESCRIPTION = (
-    "Serve a model over the Open Inference Protocol: to `bbt-fast --engine remote --url ...` a scorer "
-    "(--model_name), and to anybody a classifier (--run). docs/service.md shows how."
+    "Serve a model over the Open Inference Protocol: a scorer for `bbt-fast --engine remote --url ...` (--model_name), "
+    "and a classifier for any client (--run). docs/service.md shows how."
 )
 LOOPBACK, PORT = "127.0.0.1", 8000
 OPTIONS = ("model_name", "allow_pickle", "engine", "precision", "device")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> str:
 
     Raises:
         MissingExtraError: if the libraries are not installed.
-        UsageError: if the flags do not go together.
+        UsageError: if the flags contradict each other.
         BbtFastError: if a model cannot be loaded.
     """
     missing = [name for name in LIBRARIES if find_spec(name) is None]
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> str:
         raise UsageError(f"--host {args.host} gives other machines access without a key: give --api_keys too.")
     if bool(args.tls_certificate) != bool(args.tls_key):
         raise UsageError("only one of --tls_certificate and --tls_key is given, but https needs both: add the other.")
-    # Here, so that --help and mistakes in flags do not wait for PyTorch.
+    # Imported here, so that --help and errors in flags do not wait for PyTorch.
     from .server import Models, build, configure, serve
 
     hide_progress_bars()

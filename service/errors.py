@@ -1,4 +1,4 @@
-"""Why a server refuses a request: a status, a code for programs, and a sentence for people."""
+"""Refusals of requests: a status, a code for programs, and a message for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class RefusedError(BbtFastError):
     """A request that the server refuses."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
-        """Take the HTTP status, the code, the sentence, and the seconds after which another try makes sense."""
+        """Take the HTTP status, the code, the message, and the seconds to wait before a retry."""
         super().__init__(message)
         self.status, self.code, self.retry_after = status, code, retry_after
 
@@ -21,7 +21,7 @@ REFUSALS: tuple[tuple[type[BbtFastError], int, str], ...] = (
     (DataError, 400, "usage"),
     (BbtFastError, 500, "device"),
 )
-"""The status and the code of what the floors below raise; the first that fits."""
+"""The status and the code of the package's errors; the first match applies."""
 
 
 def refusal_of(error: BbtFastError) -> RefusedError:

@@ -1,4 +1,4 @@
-"""API keys from a file that is read again when it changes: a key that is deleted there is refused from then on."""
+"""API keys from a file, which is read again when it changes: a deleted key is refused from then on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class Keys:
-    """Says whose a request is."""
+    """Authenticates requests."""
 
     def __init__(self, path: Path | None) -> None:
-        """Take a file with a key on each line; # begins a comment. None lets everybody in.
+        """Take a file with a key on each line; # begins a comment. None accepts every client.
 
         Raises:
-            UsageError: if the file cannot be read or holds no key.
+            UsageError: if the file is unreadable or holds no key.
         """
         self._path, self._stamp, self._known = path, (0, 0), frozenset[bytes]()
         if path is not None:
@@ -31,23 +31,23 @@ class Keys:
                 raise UsageError(f"--api_keys {path} cannot be read, or holds no key: write one on each line.")
 
     def owner(self, authorization: str | None, address: str) -> str:
-        """Return a name for whoever asks: its key's digest, or its address where no keys are asked for.
+        """Return the client's name: its key's digest, or its address if the server has no keys.
 
         Raises:
-            RefusedError: if there is no key, or not one of those in the file.
+            RefusedError: if the key is missing or not in the file.
         """
         if self._path is None:
             return address
         self._read()
         given = _digest((authorization or "").removeprefix(SCHEME))
-        # Digests have one length, and each is compared to the end: the time tells nothing of a key.
+        # Digests have equal lengths, and every one is compared to its end, so the time reveals nothing about a key.
         matches = [hmac.compare_digest(given, known) for known in self._known]
         if not authorization or not authorization.startswith(SCHEME) or not any(matches):
             raise RefusedError(401, "key", "give a known key in the header `Authorization: Bearer KEY`.")
         return given.hex()[:12]
 
     def _read(self) -> None:
-        """Read the file if it is another one than before; without a file nobody is let in."""
+        """Read the file if it has changed; if it is missing, refuse every key."""
         assert self._path is not None
         try:
             status = self._path.stat()

@@ -16,10 +16,10 @@ def _limit(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """Each is a flag of `bbt-fast serve`.
+    """The limits; each is a flag of `bbt-fast serve`.
 
     Raises:
-        UsageError: if one is not above 0.
+        UsageError: if a limit is not above 0.
     """
 
     max_body_mib: int = _limit(64, "largest request, in MiB")
@@ -34,7 +34,7 @@ class Limits:
     turn_timeout: float = _limit(300.0, "seconds that a request waits at most; then it gets status 503")
 
     def __post_init__(self) -> None:
-        """Refuse what would let nothing through."""
+        """Check that all limits are positive."""
         for one in fields(self):
             if not getattr(self, one.name) > 0:
                 raise UsageError(
@@ -43,10 +43,10 @@ class Limits:
 
     @property
     def body_bytes(self) -> int:
-        """The largest request."""
+        """The size of the largest request."""
         return self.max_body_mib * MIB
 
     @property
     def memory_bytes(self) -> int:
-        """What a key may hold."""
+        """The memory of one key's registrations."""
         return self.max_memory_mib * MIB

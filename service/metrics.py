@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""The metrics for Prometheus at /metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self, turns: Turns, shelf: Shelf | None) -> None:
-        """Take what is asked for its state at the time of reading."""
+        """Take the objects whose state the gauges report."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._requests = Counter("bbt_fast_requests", "Requests answered", ["route", "status"], registry=self._registry)
@@ -36,5 +36,5 @@ class Metrics:
         self._bytes.labels("down").inc(down)
 
     def text(self) -> bytes:
-        """Return all of them."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

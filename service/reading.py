@@ -1,10 +1,12 @@
-"""What a request says, checked: tensors of a type and rank, parameters of a type."""
+"""Checked access to a request: tensors of a type and rank, parameters of a type."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bbt_fast.engine.wire import Array, Message
 from bbt_fast.export.errors import NumericsError, ShapeError, UsageError
@@ -39,11 +41,25 @@ def integers(message: Message, name: str) -> Array:
     return found.astype(np.int64)
 
 
+def class_labels(message: Message, rows: int, classes: int) -> Tensor | None:
+    """Return the tensor `labels`, [N] class indices, or None if there is none.
+
+    Raises:
+        ShapeError: if its length is not the number of rows, or an index is out of range.
+    """
+    if "labels" not in message.tensors:
+        return None
+    labels = integers(message, "labels")
+    if labels.shape != (rows,) or (rows and not 0 <= labels.min() <= labels.max() < classes):
+        raise ShapeError(f"labels must be [N], each from 0 to {classes - 1}.")
+    return torch.from_numpy(labels.copy())
+
+
 def parameter(message: Message, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
     """Return a parameter.
 
     Raises:
-        UsageError: if it is of another type.
+        UsageError: if it has another type.
     """
     value = message.parameters.get(name, default)
     if not isinstance(value, kind) or isinstance(value, bool):

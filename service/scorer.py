@@ -1,7 +1,7 @@
 """The scorer: one loaded model that answers prompts on registered examples, for BBT and BBTv2, in several graphs.
 
-Everything here runs on the model's thread. What a client registers is named by its content, and a request names all
-that it depends on; so each may be repeated, and a client tells a server that forgot once more.
+All methods run on the model's thread. Registrations are named by their content, and a request names all registrations
+that it depends on. So every request can be repeated, and a client can register again with a server that dropped it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bbt_fast.tuner.search.projection import PROJECTIONS, Projection, draw_proje
 
 from .errors import RefusedError, unknown
 from .limits import Limits
-from .reading import integers, numbers, parameter
+from .reading import class_labels, integers, numbers, parameter
 from .shelf import Shelf
 
 GRAPH = re.compile(r"(add|cat)-([1-9]\d{0,3})-(input|layers)")
@@ -45,16 +45,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Registered:
-    """A client's examples, waiting for prompts."""
+    """A client's examples in a session."""
 
     session: Session
     labels: Tensor | None
-    """[N], if losses are to be answered."""
+    """[N]; required for losses."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back."""
+    """The tensors and the parameters of an answer."""
 
     tensors: dict[str, Array]
     parameters: dict[str, Any]
@@ -66,21 +66,21 @@ class Scorer:
     name = SCORER
 
     def __init__(self, model: PreTrainedModel, engine: str, precision: str, device: str, limits: Limits) -> None:
-        """Take a loaded model, and what ``load_engine`` is to be asked for."""
+        """Take a loaded model, and the arguments of ``load_engine``."""
         self.model, self._asked, self._limits = model, (engine, precision, device), limits
         self._engines: dict[str, Engine] = {}
         self.shelf = Shelf(limits)
 
     @property
     def graphs(self) -> list[str]:
-        """The graphs that are loaded, as versions of the model: add-50-input."""
+        """The loaded graphs, as versions of the model: add-50-input."""
         return sorted(self._engines)
 
     def engine(self, graph: str) -> Engine:
-        """Return a graph's engine; the first time it is asked for it is built, checked and loaded.
+        """Return a graph's engine; the first call builds, checks and loads it.
 
         Raises:
-            RefusedError: if there can be none of that name, or too many are loaded.
+            RefusedError: if the name is invalid, or too many graphs are loaded.
         """
         if graph in self._engines:
             return self._engines[graph]
@@ -108,10 +108,23 @@ class Scorer:
         )
         return self._engines[graph]
 
+    def summary(self, *prompt: int) -> dict[str, Any]:
+        """Return the protocol's metadata of all versions, or of one whose prompts are [n, H]."""
+
+        def tensor(name: str, *shape: int, datatype: str = "FP32") -> dict[str, Any]:
+            return {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+
+        return {
+            "name": SCORER,
+            "versions": self.graphs,
+            "platform": "bbt-fast",
+            "inputs": [tensor("prompts", *(prompt or (-1, -1))), tensor("z", -1)],
+            "outputs": [tensor("logits", -1, -1), tensor("losses", datatype="FP64")],
+        }
+
     def metadata(self, graph: str) -> dict[str, Any]:
-        """Return the model metadata of the protocol; its parameters are what a search must know of the model."""
+        """Return the protocol's metadata of a version; its parameters describe the model to a search."""
         engine = self.engine(graph)
-        size = [engine.n_prompt_tokens, engine.hidden_size]
         facts = {
             "model_type": engine.staged.model.config.model_type,
             "fingerprint": engine.staged.fingerprint,
@@ -127,43 +140,27 @@ class Scorer:
             "export_seconds": engine.export_seconds,
             "parity": engine.parity,
         }
-        return {
-            "name": SCORER,
-            "versions": self.graphs,
-            "platform": "bbt-fast",
-            "inputs": [
-                {"name": "prompts", "datatype": "FP32", "shape": [-1, *size]},
-                {"name": "z", "datatype": "FP32", "shape": [-1, -1]},
-            ],
-            "outputs": [
-                {"name": "logits", "datatype": "FP32", "shape": [-1, -1, -1]},
-                {"name": "losses", "datatype": "FP64", "shape": [-1]},
-            ],
-            "parameters": facts,
-        }
+        return self.summary(engine.n_prompt_tokens, engine.hidden_size) | {"parameters": facts}
 
     def examples(self, owner: str, graph: str, message: Message) -> Answer:
-        """Register examples: the fields of ``Examples``, and labels [N] if losses are to be answered."""
+        """Register examples: the fields of ``Examples``, and labels [N], which losses require."""
         given = set(message.tensors)
         if not set(REQUIRED) <= given <= {*FIELDS, "labels"}:
             more = ", ".join(name for name in FIELDS if name not in REQUIRED)
-            raise UsageError(f"examples are the tensors {', '.join(REQUIRED)}; {more} and labels may be there.")
+            raise UsageError(f"examples are the tensors {', '.join(REQUIRED)}; {more} and labels are optional.")
         tensors = {
-            name: numbers(message, name, 1) if name in NUMBERS else integers(message, name) for name in sorted(given)
+            name: torch.from_numpy((numbers(message, name, 1) if name in NUMBERS else integers(message, name)).copy())
+            for name in FIELDS
+            if name in given
         }
-        mask = tensors["attention_mask"]
-        if not np.isin(mask, (0, 1)).all():
+        if not np.isin(tensors["attention_mask"], (0, 1)).all():
             raise ShapeError("attention_mask must hold only ones and zeros.")
-        examples = Examples(**{name: torch.from_numpy(tensors[name].copy()) for name in FIELDS if name in given})
-        labels, classes = tensors.get("labels"), len(examples.words_of_classes)
-        if labels is not None and (
-            labels.shape != mask.shape[:1] or (len(labels) and not (0 <= labels.min() <= labels.max() < classes))
-        ):
-            raise ShapeError(f"labels must be [N], each from 0 to {classes - 1}.")
-        return self.register(owner, graph, examples, None if labels is None else torch.from_numpy(labels.copy()))
+        examples = Examples(**tensors)
+        labels = class_labels(message, len(examples), len(examples.words_of_classes))
+        return self.register(owner, graph, examples, labels)
 
     def register(self, owner: str, graph: str, examples: Examples, labels: Tensor | None) -> Answer:
-        """Keep encoded examples under their content's name."""
+        """Register encoded examples under the name of their content."""
         engine = self.engine(graph)
         tensors = examples.arrays
         name = content_name(tensors if labels is None else {**tensors, "labels": labels.numpy()})
@@ -171,15 +168,15 @@ class Scorer:
         try:
             self.shelf.get(owner, key)
         except RefusedError:
-            # The embedded texts, and once more the activations below the layer that is tuned.
+            # The embedded texts, and the activations below the tuned layer.
             tokens = int(examples.attention_mask.sum()) + len(examples) * engine.n_prompt_tokens
             size = sum(array.nbytes for array in tensors.values()) + 2 * tokens * engine.hidden_size * 4
-            self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
+            self.shelf.put(owner, key, None, size)  # refuse too large examples before any work
             self.shelf.put(owner, key, Registered(engine.open(examples), labels), size)
         return Answer({}, {"examples": name, "count": len(examples), "truncated": 0})
 
     def commits(self, owner: str, graph: str, message: Message) -> Answer:
-        """Make a committed state of another: prompts [K, n, H] for the layers [K]; zeros take a layer's away."""
+        """Derive a committed state from another: prompts [K, n, H] for the layers [K]; zeros remove a prompt."""
         engine, prompts, layers = self.engine(graph), numbers(message, "prompts", 3), integers(message, "layers")
         stages = engine.staged.n_stages
         if prompts.shape[1:] != (engine.n_prompt_tokens, engine.hidden_size) or layers.shape != prompts.shape[:1]:
@@ -198,7 +195,7 @@ class Scorer:
         return Answer({}, {"committed": name})
 
     def projections(self, owner: str, graph: str, message: Message) -> Answer:
-        """Register a projection p = A z + p0 by what A is drawn from; p0 is the tensor `origin` [n, H], or zero."""
+        """Register a projection p = A z + p0 by the parameters of A; p0 is the tensor `origin` [n, H], or zero."""
         engine = self.engine(graph)
         shape = (engine.n_prompt_tokens, engine.hidden_size)
         kind, scale = parameter(message, "kind", str, "normal"), parameter(message, "scale", (int, float), 1.0)
@@ -215,20 +212,19 @@ class Scorer:
         about = np.array([seed, layer, dim, sorted(PROJECTIONS).index(kind)], np.int64)
         name = content_name({"about": about, "scale": np.array([scale], np.float64), "origin": origin})
         key, size = ("projection", graph, name), 4 * origin.size * dim
-        self.shelf.put(owner, key, None, size)  # refused before any work, if it is too much
+        self.shelf.put(owner, key, None, size)  # refuse a too large projection before any work
         drawn = draw_projection(kind, seed, layer, dim, float(scale), torch.from_numpy(origin), engine.device)
         self.shelf.put(owner, key, drawn, size)
         return Answer({}, {"projection": name})
 
     def spread(self, owner: str, graph: str, message: Message) -> Answer:
-        """Say how far the values that enter a layer spread on registered examples, without outliers."""
+        """Return the spread of a layer's input values on registered examples, without outliers."""
         registered = self._registered(owner, graph, message)
         self._commit(owner, graph, message, registered.session)
         return Answer({}, {"spread": registered.session.clipped_spread(parameter(message, "layer", int, 0))})
 
     def embeddings(self, owner: str, graph: str, message: Message) -> Answer:
-        """Return the word embeddings of some tokens, to start a prompt from."""
-        del owner
+        """Return the word embeddings of tokens, for the start of a prompt."""
         engine, ids = self.engine(graph), integers(message, "ids")
         vocabulary = len(engine.word_embeddings)
         if ids.ndim != 1 or not 0 < len(ids) <= MOST_ROWS or not 0 <= ids.min() <= ids.max() < vocabulary:
@@ -280,13 +276,13 @@ class Scorer:
         return registered
 
     def _state(self, owner: str, graph: str, message: Message, which: str) -> dict[int, Array]:
-        """Return the committed prompts that a request names; none has the name ""."""
+        """Return the committed prompts that a request names; the name "" means none."""
         name = parameter(message, which, str, "")
         found: dict[int, Array] = self.shelf.get(owner, ("committed", graph, name)) if name else {}
         return found
 
     def _commit(self, owner: str, graph: str, message: Message, session: Session) -> None:
-        """Bring a session into the state that a request names; prompts that stay keep their activations."""
+        """Set a session to the state that a request names; unchanged prompts keep their activations."""
         engine, state = self.engine(graph), self._state(owner, graph, message, "committed")
         zero = np.zeros((engine.n_prompt_tokens, engine.hidden_size), np.float32)
         for layer in range(engine.staged.n_stages):

@@ -1,4 +1,4 @@
-"""Puts the models, their HTTP side and uvicorn together."""
+"""Combines the models, the HTTP application and uvicorn."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Which models answer, and on what."""
+    """The models to serve, and their engine."""
 
     model_name: str | None
-    """For the scorer: a hub id or a folder; "demo" is the embedded one."""
+    """The scorer's: a hub id or a folder; "demo" is the packaged model."""
     run: str | None = None
-    """For the classifier: a run's folder, or the hub id of a shared prompt."""
+    """The classifier's: a run's folder, or the hub id of a shared prompt."""
     engine: str = "auto"
     precision: str = "auto"
     device: str = "auto"
@@ -46,10 +46,10 @@ class Models:
 
 
 def build(models: Models, keys: Path | None, limits: Limits) -> Service:
-    """Load what is served.
+    """Load the models and the keys.
 
     Raises:
-        UsageError: if nothing is, or a model or the keys cannot be read.
+        UsageError: if there is no model to serve, or a model or the keys are unreadable.
         BbtFastError: if a model cannot be loaded.
     """
     known = Keys(keys)
@@ -79,14 +79,14 @@ def configure(
     """Return a server that is ready to run.
 
     Args:
-        service: what is served.
-        host: the address to listen at.
-        port: 0 for any that is free.
+        service: the service.
+        host: the address to listen on.
+        port: 0 for any free port.
         certificate: a PEM file, for TLS.
-        private_key: likewise.
+        private_key: its key, a PEM file.
 
     Raises:
-        UsageError: if the files for TLS are missing.
+        UsageError: if a file for TLS is missing.
     """
     for file in filter(None, (certificate, private_key)):
         if not Path(file).is_file():
@@ -113,39 +113,39 @@ def configure(
 
 
 def serve(server: uvicorn.Server) -> None:
-    """Serve until SIGINT or SIGTERM; what runs then is finished.
+    """Serve until SIGINT or SIGTERM, then finish the running requests.
 
     Raises:
-        UsageError: if the files for TLS cannot be used.
-        DeviceError: if the address cannot be listened at.
+        UsageError: if the files for TLS are invalid.
+        DeviceError: if the server cannot listen on the address.
     """
     try:
         server.run()
     except ssl.SSLError as error:
         files = f"{server.config.ssl_certfile} and {server.config.ssl_keyfile}"
         raise UsageError(f"{files} are no certificate and its private key, in PEM ({error}).") from None
-    except SystemExit:  # uvicorn's way to say that it could not bind
+    except SystemExit:  # uvicorn exits if it cannot bind
         config = server.config
-        raise DeviceError(f"cannot listen at {config.host}:{config.port}: is it taken? Give another --port.") from None
+        raise DeviceError(f"cannot listen on {config.host}:{config.port}: is it taken? Give another --port.") from None
 
 
 @contextmanager
 def in_background(
     service: Service, port: int = 0, certificate: str | None = None, private_key: str | None = None
 ) -> Iterator[str]:
-    """Serve on loopback, on a thread of this process, as long as the context lasts.
+    """Serve on loopback, on a thread of this process, until the end of the block.
 
     Args:
-        service: what is served.
-        port: 0 for any that is free.
+        service: the service.
+        port: 0 for any free port.
         certificate: a PEM file, for TLS.
-        private_key: likewise.
+        private_key: its key, a PEM file.
 
     Yields:
         The URL.
 
     Raises:
-        UsageError: if the files for TLS are missing or cannot be used.
+        UsageError: if the files for TLS are missing or invalid.
         DeviceError: if the port is taken.
     """
     server = configure(service, LOOPBACK, port, certificate, private_key)

@@ -1,4 +1,4 @@
-"""What clients have registered, by its content's name: the oldest is forgotten where a client has too much."""
+"""The registrations of clients, named by their content; beyond a client's limits the oldest are dropped."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ MOST_OWNERS = 256
 
 
 class Shelf:
-    """Keeps items for owners that see nothing of each other."""
+    """Stores items per owner; no owner sees another's."""
 
     def __init__(self, limits: Limits) -> None:
-        """Take what each owner may have here."""
+        """Take the limits of each owner."""
         self._limits = limits
         self._owners: OrderedDict[str, OrderedDict[tuple[str, ...], tuple[Any, int]]] = OrderedDict()
 
     def put(self, owner: str, key: tuple[str, ...], item: Any, size: int) -> None:
-        """Keep an item of so many bytes.
+        """Store an item of a size in bytes.
 
         Raises:
-            RefusedError: if it alone is more than the owner may have.
+            RefusedError: if it alone exceeds the owner's memory.
         """
         if size > self._limits.memory_bytes:
             raise RefusedError(
@@ -41,10 +41,10 @@ class Shelf:
             self._owners.popitem(last=False)
 
     def get(self, owner: str, key: tuple[str, ...]) -> Any:
-        """Return an item, which thereby becomes the youngest.
+        """Return an item and mark it as the most recently used.
 
         Raises:
-            RefusedError: if there is none of that name.
+            RefusedError: if the name is unknown.
         """
         items = self._owners.get(owner, OrderedDict())
         if key not in items:
@@ -54,7 +54,7 @@ class Shelf:
 
     @property
     def held_bytes(self) -> int:
-        """What all owners have together."""
+        """The memory of all owners' items."""
         return sum(map(_total, self._owners.values()))
 
 

@@ -1,4 +1,4 @@
-"""Texts that the server tokenises: for the scorer by a packaged task, for the classifier by its prompt's."""
+"""Texts that the server tokenizes: with a packaged task for the scorer, with the prompt's task for the classifier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from bbt_fast.engine.wire import Message
 from bbt_fast.export.errors import ShapeError, UsageError
@@ -20,7 +19,7 @@ from bbt_fast.tuner.use.classifier import Classifier
 
 from .errors import RefusedError
 from .limits import Limits
-from .reading import integers, parameter
+from .reading import class_labels, parameter
 from .scorer import Answer, Scorer
 
 CLASSIFIER = "classifier"
@@ -30,7 +29,7 @@ class TaskTexts:
     """Registers texts for the scorer."""
 
     def __init__(self, scorer: Scorer, model_name: str, limits: Limits) -> None:
-        """Take who gets them, and whose tokenizer they are for."""
+        """Take the scorer and the model of the tokenizer."""
         self._scorer, self._limits = scorer, limits
 
         @lru_cache(maxsize=16)
@@ -43,21 +42,14 @@ class TaskTexts:
         self._encoder = encoder
 
     def __call__(self, owner: str, graph: str, message: Message) -> Answer:
-        """Register `texts` [N] or [N, 2] of the parameter `task`, with `labels` [N] if losses are to be answered."""
+        """Register `texts` [N] or [N, 2] of the parameter `task`, with `labels` [N], which losses require."""
         engine, task = self._scorer.engine(graph), parameter(message, "task", str, "")
-        if task not in task_names():  # checked before anything is opened: a task may also be a file
+        if task not in task_names():  # a packaged one only: any other name could open a file
             raise UsageError(f"task must be one of {', '.join(task_names())}.")
         encoder = self._encoder(task, engine.mode, engine.n_prompt_tokens)
         encoded = encoder.encode(_rows(message, encoder.task, self._limits), quiet=True)
-        labels = None
-        if "labels" in message.tensors:
-            labels = integers(message, "labels")
-            if labels.shape != (len(encoded.labels),) or not (
-                0 <= labels.min() <= labels.max() < len(encoder.task.labels)
-            ):
-                raise ShapeError(f"labels must be [N], each from 0 to {len(encoder.task.labels) - 1}.")
-        found = None if labels is None else torch.from_numpy(labels.copy())
-        answer = self._scorer.register(owner, graph, encoded.examples, found)
+        labels = class_labels(message, len(encoded.labels), len(encoder.task.labels))
+        answer = self._scorer.register(owner, graph, encoded.examples, labels)
         return Answer({}, {**answer.parameters, "truncated": encoded.truncated})
 
 
@@ -91,10 +83,8 @@ class TextClassifier:
 
     def infer(self, message: Message) -> Answer:
         """Classify `texts` [N] or [N, 2]: their labels [N], the labels' probabilities [N], and all classes' [N, C]."""
-        task = self._classifier.config.task
-        rows = _rows(message, task, self._limits)
-        texts: list[Any] = [row.text_a if row.text_b is None else (row.text_a, row.text_b) for row in rows]
-        found = self._classifier(texts)
+        rows = _rows(message, self._classifier.config.task, self._limits)
+        found = self._classifier([row.texts for row in rows])
         return Answer(
             {
                 "label": np.array([one["label"] for one in found], dtype=object),

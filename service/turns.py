@@ -1,4 +1,4 @@
-"""One thread for the model, and fair turns: clients are served round and round, one request of each at a time."""
+"""A thread for the model, with round-robin scheduling: one request per client in turn."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Job(Generic[T]):
 
     work: Callable[[], T]
     gone: Callable[[], Awaitable[bool]]
-    """Says whether whoever asked has left."""
+    """Returns whether the client has disconnected."""
     answer: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Turns:
-    """Runs jobs on one thread, since engines bind streams and gradient modes to theirs."""
+    """Runs jobs on one thread, since engines bind streams and gradient modes to it."""
 
     def __init__(self, limits: Limits) -> None:
-        """Take the limits; ``run`` must be running for anything to happen."""
+        """Take the limits; jobs run only while ``run`` does."""
         self._limits = limits
         self._queues: OrderedDict[str, deque[Job[Any]]] = OrderedDict()
         self._open: dict[str, int] = {}
@@ -39,14 +39,14 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait or run."""
+        """The number of waiting and running requests."""
         return sum(self._open.values())
 
     async def take(self, owner: str, work: Callable[[], T], gone: Callable[[], Awaitable[bool]]) -> T:
-        """Wait for a turn and return what the work does.
+        """Wait for a turn and return the result of the work.
 
         Raises:
-            RefusedError: if the owner has too many requests open, or its turn does not come in time.
+            RefusedError: if the owner has too many open requests, or waits too long.
         """
         if self._open.get(owner, 0) >= self._limits.max_waiting:
             raise RefusedError(
@@ -68,7 +68,7 @@ class Turns:
         return answer
 
     async def run(self) -> None:
-        """Do the jobs until cancelled; what runs is finished first."""
+        """Run jobs until cancelled, then finish the current one."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -83,9 +83,9 @@ class Turns:
 
     async def _do(self, loop: asyncio.AbstractEventLoop, job: Job[Any]) -> None:
         running = loop.run_in_executor(self._thread, job.work)
-        with suppress(Exception):  # it is the answer's
+        with suppress(Exception):  # the answer raises it
             await asyncio.shield(running)
-        if job.answer.done():  # nobody waits any more
+        if job.answer.done():  # the client has left
             return
         error = running.exception()
         if error is None:
@@ -94,7 +94,7 @@ class Turns:
             job.answer.set_exception(error)
 
     def _next(self) -> Job[Any] | None:
-        """Return the first job of whoever's turn it is, and put that one last."""
+        """Return the first job of the next client, and move that client to the end."""
         if not self._queues:
             return None
         owner, queue = self._queues.popitem(last=False)

@@ -1,1 +1,1 @@
-"""Data: from files and hub to the encoded examples that a run learns from and is judged by."""
+"""Data: from files and the hub to encoded training, development and test examples."""

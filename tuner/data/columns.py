@@ -1,17 +1,17 @@
-"""Which columns hold a row's texts and its label, and what their values mean.
+"""The columns that hold a row's texts and its label, and the meaning of their values.
 
-A column is given by its name, or, in task files, by a pattern:
+A task file names a column or gives a pattern:
 
-* ``{question} {answer}``: several columns and what stands between them. A list's items follow each other;
-  ``{options:choices}`` puts the class's name before each ("A、first;B、second;"), for multiple-choice tasks.
-* ``answer in choices`` (labels only): the class is the place of one column's value in the list of another.
+* ``{question} {answer}``: several columns and the text between them. The items of a list are joined;
+  ``{options:choices}`` puts the class's name before each item ("A、first;B、second;"), for multiple-choice tasks.
+* ``answer in choices`` (labels only): the class is the index of one column's value in the list of another.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,9 +25,9 @@ USUAL_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "text_b": ("text_b", "sentence2", "hypothesis", "#2 String"),
     LABEL: ("label", "gold_label", "Quality"),
 }
-"""What our files and GLUE's call the columns."""
+"""Default names of the columns, in this project's files and in GLUE's."""
 UNLABELLED: Final = -1
-"""What data sets on the hub have in place of a label that is unknown or kept secret."""
+"""The label of rows without one in data sets on the hub."""
 CHOICES: Final = "choices"
 _PLACE_IN_LIST = re.compile(r"(\S+) in (\S+)")
 
@@ -39,7 +39,7 @@ class Row:
     text_a: str
     text_b: str | None
     label: int
-    """Position of its class in the task's labels."""
+    """Index of its class in the task's labels."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -48,43 +48,43 @@ class Row:
 
 
 def parse_column_mapping(text: str) -> dict[str, str]:
-    """Read ``text=sentence,label=class`` as {"text": "sentence", "label": "class"}.
+    """Parse ``text=sentence,label=class`` into {"text": "sentence", "label": "class"}.
 
     Raises:
-        UsageError: if it is not of this form, or names no column of ours.
+        UsageError: if the form is wrong or a name is unknown.
     """
     mapping = {}
     for part in text.split(","):
         ours, equals, theirs = (piece.strip() for piece in part.partition("="))
         if not (ours and equals and theirs):
-            raise UsageError(f"column mapping {text!r} must be like text=sentence,label=class.")
+            raise UsageError(f"column mapping is {text!r}, but must have the form text=sentence,label=class.")
         mapping[ours] = theirs
     check_column_mapping(mapping)
     return mapping
 
 
 def check_column_mapping(mapping: Mapping[str, str]) -> None:
-    """Refuse a mapping from anything but our own column names.
+    """Refuse a mapping from unknown column names.
 
     Raises:
         UsageError: for an unknown name.
     """
     for name in mapping:
         if name not in USUAL_NAMES:
-            raise UsageError(f"column mapping names {name!r}; ours are {', '.join(USUAL_NAMES)}.")
+            raise UsageError(f"column mapping names {name!r}, but must name one of {', '.join(USUAL_NAMES)}.")
 
 
 class Columns:
-    """Reads a task's rows from records of the columns that a file has.
+    """Reads a task's rows from records.
 
     Args:
         task: the task.
-        available: the columns that there are.
+        available: the columns of the records.
         mapping: the user's names for ``text``, ``text_a``, ``text_b`` and ``label``.
-        place: what to call the data in messages.
+        place: the name of the data in messages.
 
     Raises:
-        DataError: if a column is missing; the message lists those there are.
+        DataError: if a column is missing; the message lists the available ones.
     """
 
     def __init__(self, task: Task, available: Collection[str], mapping: Mapping[str, str], place: str) -> None:
@@ -103,14 +103,14 @@ class Columns:
 
     @property
     def label_columns(self) -> set[str]:
-        """The columns that the label is read from."""
+        """The columns that determine the label."""
         return columns_of(self._where[LABEL])
 
     def row(self, record: Record) -> Row:
-        """Read a record's texts, without white space at their ends, and its label.
+        """Read a record's texts, cleaned, and its label.
 
         Raises:
-            DataError: if a text is no text, or the label none of the task's.
+            DataError: if a text is not a string, or the label is not the task's.
         """
         texts = [self._text(record, name) for name in self.task.texts]
         return Row(texts[0], texts[1] if len(texts) > 1 else None, self.label(record))
@@ -120,10 +120,10 @@ class Columns:
 
         Args:
             record: the record.
-            allow_unlabelled: let -1 stand for "not labelled".
+            allow_unlabelled: accept -1 as "not labelled".
 
         Raises:
-            DataError: if it is none of the task's labels.
+            DataError: if it is not a label of the task.
         """
         where = self._where[LABEL]
         if place := _PLACE_IN_LIST.fullmatch(where):
@@ -165,7 +165,7 @@ class Columns:
 
 
 def cleaned(task: Task, row: Row) -> Row:
-    """Return a row of raw texts as it would be read from data."""
+    """Return a row of raw texts, cleaned like a row of data."""
     return Row(task.clean(row.text_a), None if row.text_b is None else task.clean(row.text_b), row.label)
 
 
@@ -178,24 +178,20 @@ def columns_of(where: str) -> set[str]:
 
 
 def label_index(value: Any, labels: Sequence[str]) -> int | None:
-    """Return the class that a value means: a label's name, else its position; None if it is neither."""
+    """Return the class of a value, which is a label's name or, failing that, its index; None if it is neither."""
     if isinstance(value, str) and value.strip() in labels:
         return labels.index(value.strip())
-    for cast in _CASTS.get(type(value), ()):
-        try:
-            number = cast(value)
-        except (ValueError, OverflowError):
-            continue
-        if number != value and not isinstance(value, str):
-            continue
-        if str(number) in labels:
-            return labels.index(str(number))
-        if 0 <= number < len(labels):
-            return number
-    return None
-
-
-_CASTS: Final[Mapping[type, tuple[Callable[[Any], int], ...]]] = {int: (int,), float: (int,), str: (int,)}
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):
+        return None
+    if number != value and not isinstance(value, str):
+        return None
+    if str(number) in labels:
+        return labels.index(str(number))
+    return number if 0 <= number < len(labels) else None
 
 
 def _value(record: Record, column: str) -> Any:
@@ -205,20 +201,20 @@ def _value(record: Record, column: str) -> Any:
         DataError: if this record lacks it.
     """
     if column not in record.values:
-        raise DataError(f"{record.place}: there is no {column!r}, which the first row has.")
+        raise DataError(f"{record.place}: there is no {column!r}, which the first row has. Add it to this row.")
     return record.values[column]
 
 
 def _checked(value: Any, record: Record, column: str) -> str:
-    """Return a value that is text, and can be encoded.
+    """Return a value that is a valid Unicode string.
 
     Raises:
         DataError: if it is not.
     """
     if not isinstance(value, str):
-        raise DataError(f"{record.place}: {column!r} is {value!r:.60}, not a text.")
+        raise DataError(f"{record.place}: {column!r} is {value!r:.60}, but must be a text.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{record.place}: {column!r} holds half a character ({error.reason}).") from None
+        raise DataError(f"{record.place}: {column!r} holds an unpaired surrogate ({error.reason}).") from None
     return value

@@ -1,4 +1,4 @@
-"""From texts to token ids: template, prompt and answer positions, label words, and what is cut from long texts."""
+"""From texts to token ids: templates, prompt and answer positions, label words, and truncation of long texts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .splits import Row
 logger = logging.getLogger(__name__)
 
 FIRST_PLACEHOLDER: Final = 1000
-"""The original implementation fills the prompt's place with the tokens from here on."""
+"""The first of the consecutive tokens that the original implementation uses as placeholders."""
 SENTINEL: Final = "<extra_id_0>"
-"""What T5 has in place of a mask token; its decoder answers after it."""
+"""T5's counterpart of a mask token; its decoder answers after it."""
 NO_TOKEN: Final = -1
 SAMPLE: Final = "text"
-"""A text to find the places of texts with."""
+"""A text that marks the positions of texts in ``TextEncoder.frame``."""
 ROWS_AT_ONCE: Final = 1024
 DEFAULT_MAX_LENGTH: Final = 512
 NO_LIMIT: Final = 10**6
-"""Tokenizers without a limit of their own state an absurdly large one."""
+"""Tokenizers without a limit state a larger one than this."""
 POSITIONS_AFTER_PADDING: Final = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm")
-"""Model types that count positions from the padding token's id + 1, and so have that many fewer."""
+"""Model types that count positions from the padding token's id + 1, and so take that many tokens fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Encoded:
     labels: Tensor
     """[N] int64."""
     truncated: int
-    """How many texts had to be cut to fit."""
+    """The number of truncated texts."""
 
     def relabelled(self, words: LabelWords) -> Encoded:
         """Return the same texts with other label words."""
@@ -65,15 +65,15 @@ class _Tokens:
 
 
 class TextEncoder:
-    """Writes a task's rows the way one model reads them.
+    """Encodes a task's rows for one model.
 
-    In add mode n placeholder tokens stand at positions prompt_start .. prompt_start + n - 1: tokens 1000 .. 1000 + n -
-    1 as in the original, or tokens spread evenly over a vocabulary that has not all of these as plain tokens. In cat
-    mode there are none; the engine brings the prompt.
+    In add mode n placeholder tokens fill the positions prompt_start .. prompt_start + n - 1: tokens 1000 .. 1000 + n -
+    1 as in the original or, if not all of these are plain tokens, tokens spread evenly over the vocabulary. In cat mode
+    there are none; the engine inserts the prompt.
 
-    A text longer than fits is cut at its end, of two texts the longer one first. Template, prompt and mask stay whole.
-    A text that spells one of the tokenizer's special tokens ("<mask>") gets a space after that token's first character,
-    so that no text can pass for a part of the template.
+    Truncation shortens the texts at their ends, the longer one of two first. Template, prompt and mask stay whole. If a
+    text spells one of the tokenizer's special tokens ("<mask>"), a space after that token's first character keeps it
+    from being read as part of the template.
 
     Args:
         tokenizer: the model's, a fast one.
@@ -83,10 +83,10 @@ class TextEncoder:
         n_prompt_tokens: n.
         prompt_start: position of the first prompt token in add mode.
         max_length: the longest sequence that the model takes, prompt included (see ``longest_sequence``).
-        label_bias: what is added to the logit of each label word; nothing without it.
+        label_bias: a bias for the logit of each label word.
 
     Raises:
-        UsageError: if the tokenizer and the task do not go together; the message says why.
+        UsageError: if the task does not fit the tokenizer; the message says why.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class TextEncoder:
     ) -> None:
         if not tokenizer.is_fast:
             raise UsageError(
-                f"{type(tokenizer).__name__} cannot tell where its tokens stand in the text. Take a model that has a "
-                "fast tokenizer (a tokenizer.json)."
+                f"{type(tokenizer).__name__} does not report the offsets of its tokens. Take a model with a fast "
+                "tokenizer (a tokenizer.json)."
             )
         self.max_text_length = max_length - n_prompt_tokens
         if self.max_text_length < 1:
@@ -122,7 +122,7 @@ class TextEncoder:
         self._template = task.template(kind)
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
         self.special_tokens = [token for token in special if len(token) > 1]
-        """What no text may spell, longest first."""
+        """The tokens that no text may spell, longest first."""
         self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
 
     @property
@@ -131,26 +131,21 @@ class TextEncoder:
         return self.mask_token == SENTINEL
 
     def encode(self, rows: Sequence[Row], *, templates: int = 1, quiet: bool = False) -> Encoded:
-        """Encode rows; texts that had to be cut are counted, and logged unless this is to be quiet.
+        """Encode rows; count the truncated texts.
 
         Args:
-            rows: what to encode.
-            templates: write every row in so many of the task's templates, all rows in one before the next.
-            quiet: log nothing.
+            rows: the rows.
+            templates: encode every row with this many of the task's templates, all rows with one before the next.
+            quiet: do not log the number of truncated texts.
 
         Raises:
-            UsageError: if template and prompt alone are longer than the model takes, or there are fewer templates.
+            UsageError: if template and prompt alone exceed the model's length, or the task has fewer templates.
             DataError: if there are no rows.
         """
         if not rows:
             raise DataError(f"task {self.task.name!r} has no rows to encode.")
         wordings = self.task.wordings(self.kind, templates)
-        tokens = [
-            one
-            for template in wordings
-            for start in range(0, len(rows), ROWS_AT_ONCE)
-            for one in self._tokens(rows[start:][:ROWS_AT_ONCE], template)
-        ]
+        tokens = [one for template in wordings for one in self._tokens(rows, template)]
         truncated = sum(one.was_cut for one in tokens)
         if truncated and not quiet:
             logger.warning(
@@ -168,20 +163,19 @@ class TextEncoder:
         return Encoded(examples, torch.tensor([row.label for row in rows] * len(wordings)), truncated)
 
     def token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Return the tokens of each row, placeholders among them, without padding."""
+        """Return the tokens of each row, including placeholders, without padding."""
         return [one.ids for one in self._tokens(rows, self._template)]
 
     def fits(self, rows: Sequence[Row]) -> list[bool]:
-        """Say of each row whether nothing of it would be cut."""
-        parts = (rows[start:][:ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
-        return [not one.was_cut for part in parts for one in self._tokens(part, self._template)]
+        """Return for each row whether it needs no truncation."""
+        return [not one.was_cut for one in self._tokens(rows, self._template)]
 
     def answered(self, row: Row, answer: str) -> str:
-        """Return the template with a row's texts in it and an answer in the mask's place; a decoder's has no such."""
+        """Return the template filled with a row's texts and, instead of the mask, an answer."""
         return self._render(row, self._template, answer).text
 
     def frame(self) -> list[list[int] | str]:
-        """Return what stands around the texts: token ids, placeholders among them, and each text's name in its place.
+        """Return the tokens around the texts, including placeholders, and each text's name at its position.
 
         Raises:
             UsageError: if the prompt begins within a text.
@@ -204,7 +198,7 @@ class TextEncoder:
         return found
 
     def _decoder_input_ids(self, n_rows: int) -> Tensor | None:
-        """Return T5's two first decoder tokens, [N, 2]; for others the model's own rule holds."""
+        """Return T5's two first decoder tokens, [N, 2]; None leaves them to the model."""
         if not self.uses_sentinel:
             return None
         start = [pad_id(self.tokenizer), self.mask_id]
@@ -212,17 +206,18 @@ class TextEncoder:
 
     def _tokens(self, rows: Sequence[Row], template: str) -> Iterator[_Tokens]:
         """Yield the tokens of each row."""
-        rendered = [self._render(row, template) for row in rows]
-        for one, (ids, offsets) in zip(rendered, self._plain_tokens(rendered), strict=True):
-            over = len(ids) - self.max_text_length
-            if over > 0:
-                cut = self._cut(one, offsets, over)
-                ids = [token for position, token in enumerate(ids) if position not in cut]
-            ids[self.prompt_start : self.prompt_start] = self.placeholder_ids
-            yield _Tokens(ids, self._answer_position(ids), over > 0)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            rendered = [self._render(row, template) for row in rows[start : start + ROWS_AT_ONCE]]
+            for one, (ids, offsets) in zip(rendered, self._plain_tokens(rendered), strict=True):
+                over = len(ids) - self.max_text_length
+                if over > 0:
+                    cut = self._cut(one, offsets, over)
+                    ids = [token for position, token in enumerate(ids) if position not in cut]
+                ids[self.prompt_start : self.prompt_start] = self.placeholder_ids
+                yield _Tokens(ids, self._answer_position(ids), over > 0)
 
     def _plain_tokens(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Return, per filled-in template, its tokens and where each begins and ends in it; without the prompt."""
+        """Return, per filled-in template, its tokens and their offsets, without the prompt."""
         batch = self.tokenizer(
             [one.text for one in rendered],
             return_offsets_mapping=True,
@@ -233,23 +228,23 @@ class TextEncoder:
         for i in range(len(rendered)):
             ids = list(batch["input_ids"][i])
             if self.kind == "decoder":
-                # A tokenizer that ends every text with a special token would put it between text and answer.
+                # Drop a final special token, which would come between text and answer.
                 while ids and batch["special_tokens_mask"][i][len(ids) - 1]:
                     ids.pop()
             found.append((ids, batch["offset_mapping"][i][: len(ids)]))
         return found
 
     def _render(self, row: Row, template: str, answer: str | None = None) -> Rendered:
-        """Fill in a template, with the mask token unless there is an answer."""
+        """Fill in a template, with an answer or else the mask token."""
         values = {name: self._plain(text) for name, text in zip(self.task.texts, row.texts, strict=True)}
         return render(template, {**values, MASK: self.mask_token if answer is None else answer})
 
     def _plain(self, text: str) -> str:
-        """Return a text in which nothing is read as a special token."""
+        """Return a text that spells no special token."""
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _answer_position(self, ids: list[int]) -> int:
-        """Return where the answer is read."""
+        """Return the position of the answer."""
         if self.kind == "decoder":
             return len(ids) - 1
         if self.uses_sentinel:
@@ -257,12 +252,12 @@ class TextEncoder:
         return ids.index(self.mask_id)
 
     def _cut(self, rendered: Rendered, offsets: list[tuple[int, int]], over: int) -> set[int]:
-        """Choose the positions to drop: from the texts' ends, of two texts the longer one first.
+        """Choose the positions to drop: from the texts' ends, the longer one of two first.
 
         Args:
             rendered: the filled-in template.
-            offsets: per token, where it begins and ends in the rendered text; (0, 0) for added special tokens.
-            over: how many tokens are too many.
+            offsets: per token, its begin and end in the rendered text; (0, 0) for added special tokens.
+            over: the number of excess tokens.
         """
         spans = [rendered.spans[name] for name in self.task.texts]
         texts = [[i for i, offset in enumerate(offsets) if _inside(rendered.text, offset, span)] for span in spans]
@@ -271,7 +266,7 @@ class TextEncoder:
                 f"the template of task {self.task.name!r} takes more than the {self.max_text_length} tokens that this "
                 "model has room for beside the prompt. Shorten the template or lower --n_prompt_tokens."
             )
-        # Of two that have become equally long, the one that was shorter gives way: tokenizers' own "longest first".
+        # Of two that have become equally long, shorten the originally shorter one, as "longest_first" of tokenizers.
         texts.sort(key=len)
         cut = set()
         for _ in range(over):
@@ -280,7 +275,7 @@ class TextEncoder:
 
 
 def longest_sequence(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a model takes, by its position embeddings and its tokenizer.
+    """Return the number of tokens that a model takes, by its position embeddings and its tokenizer.
 
     Args:
         config: the model's `transformers` configuration.
@@ -304,7 +299,7 @@ def placeholder_ids(tokenizer: PreTrainedTokenizerBase, n_prompt_tokens: int) ->
 
 
 def _mask_token(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str:
-    """Return what stands for the answer in a template; nothing does for a decoder."""
+    """Return the token that marks the answer in a template; "" for a decoder."""
     if kind == "decoder":
         return ""
     if tokenizer.mask_token is not None:
@@ -312,19 +307,19 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str:
     if kind == "seq2seq" and SENTINEL in tokenizer.get_vocab():
         return SENTINEL
     raise UsageError(
-        f"{type(tokenizer).__name__} has no mask token, which {kind} models answer at. Take a model that was trained "
+        f"{type(tokenizer).__name__} has no mask token, at which {kind} models answer. Take a model that was trained "
         "with one, or name the token in the tokenizer's files."
     )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills rows up; without one any does, since it is masked."""
+    """Return the padding token; if there is none, 0, since the attention mask hides it."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def _inside(text: str, offset: tuple[int, int], span: tuple[int, int]) -> bool:
-    """Tell whether a token's characters, but for white space around them, all lie within a span."""
-    if offset[0] == offset[1]:  # a lone space before the next token, which byte-level tokenizers trim away
+    """Return whether a token's characters, without surrounding white space, lie within a span."""
+    if offset[0] == offset[1]:  # a single space, which byte-level tokenizers trim
         return span[0] < offset[0] < span[1]
     token = text[offset[0] : offset[1]]
     start = offset[0] + len(token) - len(token.lstrip())

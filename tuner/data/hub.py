@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...export.errors import DataError
+from ...export.loading import reason
 from ..tasks.task import Hub, Task
 from .columns import UNLABELLED, Columns, Row
 from .pools import Pool
@@ -16,19 +17,27 @@ logger = logging.getLogger(__name__)
 
 
 def hub_pool(task: Task, hub: Hub, split: str, mapping: Mapping[str, str]) -> Pool:
-    """Make a pool of one split; before rows are chosen only its labels are read.
+    """Return the pool of one split; it reads all labels, but only the chosen rows.
 
     Args:
-        task: whose rows they are.
-        hub: where they lie.
-        split: its name there.
-        mapping: the user's names for our columns.
+        task: the task.
+        hub: its data set.
+        split: a split of the data set.
+        mapping: the user's names for the columns.
 
     Raises:
-        DataError: if they cannot be loaded, or are not rows of the task.
+        DataError: if loading fails, or a row is invalid for the task.
     """
     place = f"{hub.id}{f' ({hub.config})' if hub.config else ''}, split {split}"
-    data = _load(hub, split, place)
+    # Imported here: it takes over a second, and local files do not need it.
+    import datasets
+
+    try:
+        data: Any = datasets.load_dataset(hub.id, hub.config, split=split)
+    except Exception as error:  # the hub's clients raise dozens of types
+        raise DataError(
+            f"cannot load {place}: {reason(error)}. Check the network, or give the data as files with --data_dir."
+        ) from error
     columns = Columns(task, data.column_names, mapping, place)
     named = _class_names(data, task)
 
@@ -52,29 +61,10 @@ def hub_pool(task: Task, hub: Hub, split: str, mapping: Mapping[str, str]) -> Po
     return Pool(place, [labels[i] for i in kept], rows)
 
 
-def _load(hub: Hub, split: str, place: str) -> Any:
-    """Load a split.
-
-    Raises:
-        DataError: if that fails.
-    """
-    # Takes over a second to import, and local files do without it.
-    import datasets
-
-    try:
-        return datasets.load_dataset(hub.id, hub.config, split=split)
-    except Exception as error:
-        # The hub's clients raise dozens of types, from a missing network to a renamed split.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"cannot load {place}: {reason[0]} Check the network, or give the data as files with --data_dir."
-        ) from error
-
-
 def _class_names(data: Any, task: Task) -> dict[str, dict[int, str]]:
-    """Return the names behind the numbers of those columns that name the task's own classes.
+    """Return, for each column whose class names are the task's, the names by their numbers in the data set.
 
-    A data set may number them otherwise than the task.
+    The task may number them differently.
     """
     classes = {name: feature.names for name, feature in data.features.items() if hasattr(feature, "names")}
     return {name: dict(enumerate(found)) for name, found in classes.items() if set(found) == set(task.labels)}

@@ -1,4 +1,4 @@
-"""Pools: labelled rows that few-shot examples are drawn from."""
+"""Pools: the labelled rows from which few-shot examples are drawn."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .records import Record
 
 @dataclass(frozen=True)
 class Pool:
-    """Labelled rows that examples are drawn from."""
+    """Labelled rows."""
 
     place: str
-    """What to call it in messages."""
+    """Its name in messages."""
     labels: list[int]
     rows: Callable[[Sequence[int]], list[Row]]
-    """Returns the rows at these positions; of a data set on the hub only those are read."""
+    """Returns the rows at these positions; it reads no others of a data set on the hub."""
 
     def all(self) -> list[Row]:
         """Return every row."""
@@ -26,16 +26,16 @@ class Pool:
 
 
 def pool_of_records(task: Task, records: Sequence[Record], mapping: Mapping[str, str], place: str) -> Pool:
-    """Make a pool of records in memory, whose columns are those of the first.
+    """Return a pool of records in memory; the first record determines the columns.
 
     Args:
-        task: whose rows they are.
+        task: the task.
         records: at least one.
-        mapping: the user's names for our columns.
-        place: what to call the pool in messages.
+        mapping: the user's names for the columns.
+        place: the pool's name in messages.
 
     Raises:
-        DataError: if a record is not a row of the task; the message names its line.
+        DataError: if a record is invalid for the task; the message names its line.
     """
     columns = Columns(task, list(records[0].values), mapping, records[0].place)
     rows = [columns.row(record) for record in records]

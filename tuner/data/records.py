@@ -1,4 +1,4 @@
-"""Reading users' files, row by row: jsonl, csv, tsv and parquet. Whatever the bytes, only ``DataError`` comes out."""
+"""Reads users' files, row by row: jsonl, csv, tsv and parquet. Malformed files raise only ``DataError``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Record:
     """One row of a file."""
 
     place: str
-    """Where it stands: the file and its line (for parquet, its row)."""
+    """The file and the line (for parquet, the row)."""
     values: dict[str, Any]
 
 
 Names = Callable[[Sequence[str]], Sequence[str] | None]
-"""Given a tsv file's first row: None if it names the columns, else the names of columns that begin with this row."""
+"""Given a tsv file's first row, returns the columns' names if this row is data, or None if it is the header."""
 
 
 def read_records(path: Path, names: Names) -> list[Record]:
@@ -30,10 +30,10 @@ def read_records(path: Path, names: Names) -> list[Record]:
 
     Args:
         path: the file.
-        names: asked about the first row of a tsv file, since few-shot folders have them with and without a header.
+        names: decides whether a tsv file has a header, since those of few-shot folders may have none.
 
     Raises:
-        DataError: if the file cannot be read, is malformed (the message names the line) or has no rows.
+        DataError: if the file is unreadable, malformed (the message names the line) or has no rows.
     """
     records = list(READERS[path.suffix.lower()](path, names))
     if not records:
@@ -42,7 +42,7 @@ def read_records(path: Path, names: Names) -> list[Record]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return a text file's lines; only line feeds end them, with or without a carriage return."""
+    """Return a text file's lines, which end with LF or CR LF only."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -65,7 +65,7 @@ def _read_jsonl(path: Path, names: Names) -> Iterator[Record]:
         except json.JSONDecodeError as error:
             raise DataError(f"{place}: this is not JSON ({error.msg}, column {error.colno}).") from None
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: this JSON cannot be read ({type(error).__name__}).") from None
+            raise DataError(f"{place}: this JSON is unreadable ({type(error).__name__}).") from None
         if not isinstance(values, dict):
             raise DataError(f'{place}: this is not an object like {{"text": ..., "label": ...}}.')
         yield Record(place, values)
@@ -76,7 +76,7 @@ def _read_csv(path: Path, names: Names) -> Iterator[Record]:
 
 
 def _read_tsv(path: Path, names: Names) -> Iterator[Record]:
-    # GLUE and all that follows it: quotation marks are part of the text.
+    # In GLUE's files quotation marks are part of the text.
     return _cells(path, csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE), names)
 
 
@@ -99,11 +99,11 @@ def _cells(path: Path, reader: Any, names: Names) -> Iterator[Record]:
                 raise DataError(f"{place}: there are {len(cells)} columns, but {len(columns)} at the top of the file.")
             yield Record(place, dict(zip(columns, cells, strict=True)))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: this cannot be read as a table ({error}).") from None
+        raise DataError(f"{path}, line {reader.line_num}: this is not a valid table ({error}).") from None
 
 
 def _read_parquet(path: Path, names: Names) -> Iterator[Record]:
-    # Comes with `datasets`, and takes a noticeable part of a second to import.
+    # Imported here, since it takes a part of a second.
     import pyarrow
     from pyarrow import parquet
 
@@ -112,7 +112,7 @@ def _read_parquet(path: Path, names: Names) -> Iterator[Record]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
     except (pyarrow.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {error}.") from None
+        raise DataError(f"{path} is not a readable parquet file: {error}.") from None
     for number, values in enumerate(rows, start=1):
         yield Record(f"{path}, row {number}", values)
 

@@ -1,4 +1,4 @@
-"""Where a task's labelled rows lie: in a folder of files, on the hub, or in this package (the demo)."""
+"""The sources of a task's labelled rows: a folder of files, the hub, or this package (the demo)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .pools import Pool, pool_of_records
 from .records import READERS, Record, read_records
 
 BUILT_IN: Final[Mapping[str, Callable[[str], list[dict[str, Any]]]]] = {"demo": demo_rows}
-"""Packaged tasks whose records are made here, per split."""
+"""Packaged tasks with generated records, as functions of the split."""
 SPLIT_FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "train": ("train",),
     "dev": ("dev", "validation"),
     "test": ("test",),
 }
-"""What a split's file may be called."""
+"""The names that a split's file may have."""
 _FEW_SHOT_FOLDER = re.compile(r"\d+-\d+")
 
 
@@ -35,22 +35,22 @@ class Source:
     test: Pool
     dev: Pool | None = None
     drawn: bool = False
-    """Whether train and dev are few-shot examples already, to be taken as they are."""
+    """Whether train and dev are few-shot examples already, which no seed draws again."""
 
 
 def packaged_source(task: Task, mapping: Mapping[str, str]) -> Source:
-    """Find a task's rows without a folder of the user's: in this package, or on the hub.
+    """Return a task's own rows, from this package or from the hub.
 
     Raises:
         UsageError: if the task has no data of its own.
-        DataError: if the hub does not give them.
+        DataError: if loading from the hub fails.
     """
     train, test = (_packaged_pool(task, split, mapping) for split in ("train", "test"))
     return Source(train, test)
 
 
 def test_pool(task: Task, folder: Path | None, k_shot: int, seed: int, mapping: Mapping[str, str]) -> Pool:
-    """Find a task's test rows alone, where ``packaged_source`` (without a folder) or ``folder_source`` finds them.
+    """Return only a task's test rows, from the source of ``packaged_source`` (without a folder) or ``folder_source``.
 
     Raises:
         UsageError: if the task has no data of its own.
@@ -64,7 +64,9 @@ def test_pool(task: Task, folder: Path | None, k_shot: int, seed: int, mapping: 
 
 def _packaged_pool(task: Task, split: str, mapping: Mapping[str, str]) -> Pool:
     if task.name in BUILT_IN and task.path is not None and task.path.parent == TASKS_DIR:
-        return _built_in_pool(task, split, mapping)
+        place = f"the {task.name}'s {split} split"
+        records = [Record(f"{place}, row {i}", row) for i, row in enumerate(BUILT_IN[task.name](split))]
+        return pool_of_records(task, records, mapping, place)
     if task.hub is None:
         raise UsageError(
             f"task {task.name!r} names no data set on the hub: give the folder of its data with --data_dir, or add "
@@ -73,14 +75,8 @@ def _packaged_pool(task: Task, split: str, mapping: Mapping[str, str]) -> Pool:
     return hub_pool(task, task.hub, {"train": task.hub.train, "test": task.hub.test}[split], mapping)
 
 
-def _built_in_pool(task: Task, split: str, mapping: Mapping[str, str]) -> Pool:
-    place = f"the {task.name}'s {split} split"
-    rows = BUILT_IN[task.name](split)
-    return pool_of_records(task, [Record(f"{place}, row {i}", row) for i, row in enumerate(rows)], mapping, place)
-
-
 def folder_source(task: Task, folder: Path, k_shot: int, seed: int, mapping: Mapping[str, str]) -> Source:
-    """Find a task's rows in a folder: train, test and perhaps dev files, or few-shot folders ``<k>-<seed>`` of them.
+    """Return a task's rows in a folder: train, test and optional dev files, or few-shot folders ``<k>-<seed>`` of them.
 
     Raises:
         DataError: if files are missing or malformed.
@@ -108,7 +104,7 @@ def _file(folder: Path, split: str) -> Path | None:
     """Return a split's file, or None.
 
     Raises:
-        DataError: if there are several.
+        DataError: if there is more than one.
     """
     found = [folder / f"{name}{suffix}" for name in SPLIT_FILES[split] for suffix in READERS]
     found = [path for path in found if path.exists()]
@@ -135,7 +131,7 @@ def _file_pool(task: Task, path: Path, mapping: Mapping[str, str]) -> Pool:
     """Read a whole file."""
 
     def names(first: Sequence[str]) -> Sequence[str] | None:
-        # Few-shot folders of BBT-RGB have no header: the texts, then the label.
+        # The few-shot folders of BBT-RGB have no header; their columns are the texts, then the label.
         ours = (*task.texts, LABEL)
         bare = len(first) == len(ours) and label_index(first[-1], task.labels) is not None
         return ours if bare and not mapping else None

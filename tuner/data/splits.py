@@ -1,7 +1,4 @@
-"""Data: the few examples that a run learns from, and those it is judged by.
-
-docs/tasks.md describes where they come from.
-"""
+"""The training, development and test examples of a run; docs/tasks.md describes their sources."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ from .sources import folder_source, packaged_source, test_pool
 logger = logging.getLogger(__name__)
 
 TEST_SEED: Final = 0
-"""Which test examples ``max_test_examples`` keeps does not depend on a run's seed."""
+"""Seed of the choice by ``max_test_examples``, which is the same for every run."""
 
 __all__ = ["Row", "Splits", "load_splits", "parse_column_mapping"]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run learns from, chooses with and is judged by."""
+    """The examples of a run."""
 
     train: list[Row]
     dev: list[Row]
@@ -50,17 +47,17 @@ def load_splits(
 
     Args:
         task: the task.
-        data_dir: a folder with train and test files (jsonl, csv, tsv or parquet), or of few-shot folders
-            ``<k>-<seed>``, which are taken as they were drawn. None asks the hub.
-        k_shot: examples of each class for training, and as many others for development (from the dev file, where the
-            folder has one).
-        seed: draws the examples.
-        column_mapping: the data's names for our ``text``, ``text_a``, ``text_b`` and ``label``.
-        max_test_examples: test on this many examples, drawn at random but the same for every seed; None for all.
-        fits: says which rows may be taken; None for all.
+        data_dir: a folder with train and test files (jsonl, csv, tsv or parquet), or with few-shot folders
+            ``<k>-<seed>``, whose examples are used unchanged. None uses the task's own data.
+        k_shot: examples per class for training, and as many others for development (from the dev file, if the folder
+            has one).
+        seed: the seed of the draw.
+        column_mapping: the data's names for ``text``, ``text_a``, ``text_b`` and ``label``.
+        max_test_examples: test on this many random examples, the same for every seed; None for all.
+        fits: returns which rows to accept; None for all.
 
     Raises:
-        UsageError: for a value outside its range, or a task that names no data.
+        UsageError: if a value is out of range, or the task names no data.
         DataError: if the data are missing or malformed, or too few for k_shot.
     """
     for name, value in (("k_shot", k_shot), ("max_test_examples", max_test_examples)):
@@ -96,10 +93,10 @@ def load_test_rows(
     column_mapping: Mapping[str, str] | None = None,
     max_test_examples: int | None = None,
 ) -> list[Row]:
-    """Load a task's test examples alone, the same that ``load_splits`` gives for these arguments.
+    """Load only a task's test examples, the same that ``load_splits`` returns for these arguments.
 
     Raises:
-        UsageError: for a value outside its range, or a task that names no data.
+        UsageError: if a value is out of range, or the task names no data.
         DataError: if the data are missing or malformed.
     """
     if max_test_examples is not None and max_test_examples < 1:
@@ -111,13 +108,13 @@ def load_test_rows(
 def few_shot_indices(labels: list[int], k_shot: int, seed: int, parts: int) -> list[list[int]]:
     """Draw disjoint few-shot sets: shuffle, then give each class's first k to the first set, its next k to the next.
 
-    It is the original implementation's way, with its generator: same seed and same rows, same examples.
+    Algorithm and generator are the original implementation's: the same seed and rows give the same examples.
 
     Args:
         labels: the class of each row.
-        k_shot: how many of each class a set takes, at most.
-        seed: of the shuffle.
-        parts: how many sets.
+        k_shot: examples per class in a set, at most.
+        seed: the seed of the shuffle.
+        parts: the number of sets.
 
     Returns:
         Per set, positions in ``labels``, in the shuffled order.
@@ -149,7 +146,7 @@ def _draw(pool: Pool, task: Task, k_shot: int, seed: int, parts: int) -> list[li
 
 
 def _check_counts(pool: Pool, task: Task, k_shot: int, parts: int) -> None:
-    """Refuse a pool in which a class is too small."""
+    """Raise ``DataError`` if a class has too few rows."""
     counts = [pool.labels.count(label) for label in range(len(task.labels))]
     needed = parts * k_shot
     lacking = [f"{name!r} has {count}" for name, count in zip(task.labels, counts, strict=True) if count < needed]
@@ -164,7 +161,7 @@ def _check_counts(pool: Pool, task: Task, k_shot: int, parts: int) -> None:
 
 
 def _test_rows(pool: Pool, max_test_examples: int | None) -> list[Row]:
-    """Return the whole test split, or a part of it."""
+    """Return the whole test split, or a random part of it."""
     n_rows = len(pool.labels)
     if max_test_examples is None or max_test_examples >= n_rows:
         return pool.all()

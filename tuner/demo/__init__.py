@@ -1,6 +1,6 @@
 """The embedded demo: a small masked language model and a two-class task of synthetic reviews.
 
-Both are made by ``scripts/train_demo.py``, whose docstring says how and what the model may be used for.
+``scripts/train_demo.py`` creates both; its docstring explains how, and the permitted use of the model.
 """
 
 from pathlib import Path
@@ -9,6 +9,6 @@ from typing import Final
 from .sentences import rows
 
 MODEL_DIR: Final = Path(__file__).resolve().parent
-"""Folder of the packaged model: `transformers` loads it like any checkpoint."""
+"""Folder of the packaged model, which `transformers` loads like any checkpoint."""
 
 __all__ = ["MODEL_DIR", "rows"]

@@ -1,7 +1,7 @@
 """Synthetic reviews in English, drawn from a small grammar: the demo's two-class task.
 
-Label 1 praises and label 0 blames. About a third of the sentences are hard: words of one class stand in a sentence of
-the other ("hardly dull", "although the view was lovely , the bed was damp").
+Label 1 is praise and label 0 is blame. About a third of the sentences are hard: they contain words of the other class
+("hardly dull", "although the view was lovely , the bed was damp").
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 SPLIT_SIZES: Final = {"train": 2000, "test": 500}
 SEED: Final = 2022
 N_WORDS: Final = range(6, 37)
-"""How many words a sentence may have; nearly every word is one token."""
+"""Permitted numbers of words in a sentence; nearly every word is one token."""
 
-# "{symbol}" is drawn for the sentence's own class, "{not symbol}" for the other one.
+# "{symbol}" expands to the sentence's own class, "{not symbol}" to the other one.
 GRAMMAR: Final[dict[str, tuple[str, ...]]] = {
     "sentence": (*5 * ("{plain}",), "{contrast}"),
     "plain": (
@@ -70,17 +70,17 @@ _SYMBOL = re.compile(r"\{(not )?(\w+)\}")
 
 @dataclass(frozen=True)
 class Sentence:
-    """One review, with what the grammar knows about it."""
+    """One review with its label and domain."""
 
     text: str
     label: int
     """1 for praise, 0 for blame."""
     domain: int
-    """Row of ``DOMAINS`` that is reviewed."""
+    """Index of the reviewed domain in ``DOMAINS``."""
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
-    """Draw one option, the same in every Python version (``Random.choice`` does not promise that)."""
+    """Draw one option, the same in every Python version (``Random.choice`` does not guarantee that)."""
     return options[int(rng.random() * len(options))]
 
 
@@ -88,7 +88,7 @@ def draw_sentence(rng: Random, label: int) -> Sentence:
     """Draw one sentence of a class.
 
     Args:
-        rng: the only source of chance.
+        rng: the source of randomness.
         label: 1 for praise, 0 for blame.
     """
     while True:
@@ -99,13 +99,13 @@ def draw_sentence(rng: Random, label: int) -> Sentence:
 
 
 def rows(split: str) -> list[dict[str, str | int]]:
-    """Return a split of the demo's task: the same rows at every call, half of them of each class.
+    """Return a split of the demo's task: the same balanced rows at every call.
 
     Args:
-        split: "train" (2000 rows, which few-shot examples are drawn from) or "test" (500 rows, none in "train").
+        split: "train" (2000 rows, the pool of few-shot examples) or "test" (500 rows, none in "train").
 
     Returns:
-        Rows with the keys ``text`` and ``label`` (0 blames, 1 praises), in random order.
+        Rows with the keys ``text`` and ``label`` (0 is blame, 1 is praise), in random order.
 
     Raises:
         UsageError: if there is no such split.
@@ -117,7 +117,7 @@ def rows(split: str) -> list[dict[str, str | int]]:
 
 @cache
 def _splits() -> dict[str, tuple[Sentence, ...]]:
-    """Draw all splits from one stream in which no sentence comes twice."""
+    """Draw all splits from one stream, without repeated sentences."""
     rng = Random(SEED)
     seen: set[str] = set()
     splits = {}
@@ -135,7 +135,7 @@ def _splits() -> dict[str, tuple[Sentence, ...]]:
 
 
 def _expand(rng: Random, symbol: str, domain: int, label: int) -> str:
-    """Draw one expansion of a symbol, and of every symbol in it, from left to right."""
+    """Draw one expansion of a symbol and, from left to right, of the symbols in it."""
     options = GRAMMAR[symbol] if symbol in GRAMMAR else _words(symbol, domain, label)
 
     def fill(match: re.Match[str]) -> str:
@@ -145,7 +145,7 @@ def _expand(rng: Random, symbol: str, domain: int, label: int) -> str:
 
 
 def _words(symbol: str, domain: int, label: int) -> tuple[str, ...]:
-    """Return the words that a symbol of the lexicon stands for."""
+    """Return the words of a lexicon symbol."""
     return {
         "name": DOMAINS[domain].names,
         "aspect": DOMAINS[domain].aspects,

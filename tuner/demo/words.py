@@ -1,4 +1,4 @@
-"""The words of the demo's reviews: what is reviewed, and what is said of it."""
+"""The vocabulary of the demo's reviews: products and opinions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of thing that is reviewed."""
+    """One category of products."""
 
     names: tuple[str, ...]
-    """What it is called; one word each, beginning with a consonant."""
+    """Nouns for the product; single words that begin with a consonant."""
     aspects: tuple[str, ...]
-    """What can be praised or blamed about it, in the singular."""
+    """Its aspects, in the singular."""
     bad: tuple[str, ...]
-    """Adjectives of this domain that blame."""
+    """Negative adjectives of this domain."""
     good: tuple[str, ...]
-    """Adjectives of this domain that praise."""
+    """Positive adjectives of this domain."""
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Looking at runs: plots of one, a table and a page of several, and what a prompt's vectors lie near."""
+"""Reports on runs: plots of one run, a table and a page of several, and the tokens near a prompt's vectors."""

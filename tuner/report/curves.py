@@ -1,4 +1,4 @@
-"""A run as its folder tells it: options, curves, and, if it is finished, its result."""
+"""A run as read from its folder: options, curves and, if it is finished, its result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class RunView:
     path: Path
     options: Options
     lines: list[dict[str, Any]]
-    """Of metrics.jsonl."""
+    """The lines of metrics.jsonl."""
     result: Result | None
     """None while the run is unfinished."""
 
     def points(self, name: str, layer: int | None = None) -> Points:
-        """Return a curve, as far as it is known.
+        """Return the known points of a curve.
 
         Args:
             name: a field of metrics.jsonl.
-            layer: only that layer's generations.
+            layer: only this layer's generations; None for all.
         """
         return [
             (line["evaluations"], float(line[name]))
@@ -43,12 +43,12 @@ class RunView:
 
     @cached_property
     def layers(self) -> list[int]:
-        """The layers that were tuned."""
+        """The tuned layers."""
         return sorted({line["layer"] for line in self.lines})
 
     @property
     def evaluations(self) -> int:
-        """How many candidates were evaluated."""
+        """The number of evaluated candidates."""
         return int(self.lines[-1]["evaluations"]) if self.lines else 0
 
 
@@ -64,10 +64,10 @@ def read_run(folder: Path) -> RunView:
 
 
 def find_runs(folders: list[Path]) -> list[RunView]:
-    """Read the runs in folders: a folder that is one, or else all that lie in it, such as those of several seeds.
+    """Read the runs in folders: each folder is a run or contains runs, such as those of several seeds.
 
     Raises:
-        UsageError: if a folder holds none.
+        UsageError: if a folder holds no run.
         ArtifactError: if a configuration or a result is damaged.
     """
     found: dict[Path, RunView] = {}
@@ -75,12 +75,12 @@ def find_runs(folders: list[Path]) -> list[RunView]:
         inside = [folder] if _is_run(folder) else sorted(p.parent for p in folder.glob(f"**/{CONFIG}"))
         paths = [path for path in inside if _is_run(path)]
         if not paths:
-            raise UsageError(f"{folder} holds no run of bbt-fast: give the --output_dir of a run, or a folder of such.")
+            raise UsageError(f"{folder} holds no run of bbt-fast: give the --output_dir of a run, or a folder of runs.")
         for path in paths:
             found.setdefault(path.resolve(), read_run(path))
     return list(found.values())
 
 
 def _is_run(folder: Path) -> bool:
-    """Say whether a folder holds the run of one seed."""
+    """Return whether a folder holds the run of one seed."""
     return (folder / CONFIG).is_file() and not read_config(folder).seeds

@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, together: what a comparison compares."""
+"""Groups of runs that differ only in their seed, for comparisons."""
 
 from __future__ import annotations
 
@@ -15,49 +15,42 @@ from ..run.seeds import SeedsResult, Spread
 from .curves import RunView
 
 OF_A_RUN = ("seed", "seeds", "eval_every")
-"""Options that do not make it another experiment."""
+"""Options that may differ within a group."""
 METRICS = ("test", "dev", "train", "zero-shot test", "zero-shot dev")
-"""The metrics compared, names in ``FIGURES``."""
+"""The compared metrics, names in ``FIGURES``."""
 SPEEDS: dict[str, Callable[[Result], float]] = {
     "evals/s": lambda result: result.evals_per_s,
     "tuning, s": lambda result: result.seconds.tune,
 }
-"""What is compared besides the metrics."""
+"""The compared speeds."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of the same options, of one seed each."""
+    """The runs with the same options, one per seed."""
 
     label: str
-    """What sets it apart from the other groups."""
+    """The options that distinguish it from the other groups."""
     runs: tuple[RunView, ...]
 
     @property
     def results(self) -> list[Result]:
-        """Of the runs that are finished."""
+        """The results of the finished runs."""
         return [run.result for run in self.runs if run.result is not None]
 
     @property
     def unfinished(self) -> int:
-        """How many runs are not finished; they count in no mean."""
+        """The number of unfinished runs, which no mean includes."""
         return len(self.runs) - len(self.results)
 
     @property
     def spreads(self) -> dict[str, Spread]:
-        """Mean and standard deviation of the metrics over the seeds; empty if no run is finished."""
+        """Mean and standard deviation of the metrics over the finished runs; empty if there are none."""
         return SeedsResult(tuple(self.results), None, Path()).spreads if self.results else {}
-
-    @property
-    def speeds(self) -> dict[str, float]:
-        """Means over the seeds; empty if no run is finished."""
-        if not self.results:
-            return {}
-        return {name: statistics.fmean(map(figure, self.results)) for name, figure in SPEEDS.items()}
 
 
 def group_runs(runs: Sequence[RunView]) -> list[Group]:
-    """Put runs of the same options together, in the order in which their first runs are given."""
+    """Group runs by their options, in the order of the groups' first runs."""
     together: dict[str, list[RunView]] = {}
     for run in runs:
         together.setdefault(json.dumps(_shared(run), sort_keys=True), []).append(run)
@@ -74,14 +67,16 @@ def group_runs(runs: Sequence[RunView]) -> list[Group]:
 
 
 def rows(groups: Sequence[Group]) -> list[list[str]]:
-    """Return the comparison as a table with its header: means, with standard deviations where seeds are several."""
+    """Return the comparison as a table with a header: means and, for several seeds, standard deviations."""
     table = [["options", "runs", *METRICS, *SPEEDS]]
     for group in groups:
-        count = str(len(group.runs)) + (f" ({group.unfinished} unfinished)" if group.unfinished else "")
-        several = len(group.results) > 1
-        metrics = [_spread(group.spreads[name], several) if group.results else "-" for name in METRICS]
-        speeds = [f"{group.speeds[name]:.1f}" if group.results else "-" for name in SPEEDS]
-        table.append([group.label, count, *metrics, *speeds])
+        results = group.results
+        figures = ["-"] * (len(METRICS) + len(SPEEDS))
+        if results:
+            figures = [_spread(group.spreads[name], len(results) > 1) for name in METRICS]
+            figures += [f"{statistics.fmean(map(speed, results)):.1f}" for speed in SPEEDS.values()]
+        count = f"{len(group.runs)}" + (f" ({group.unfinished} unfinished)" if group.unfinished else "")
+        table.append([group.label, count, *figures])
     return table
 
 
@@ -91,9 +86,9 @@ def _spread(spread: Spread, several: bool) -> str:
 
 
 def _shared(run: RunView) -> dict[str, Any]:
-    """Return the options that runs of one group share, with the engine that did the work."""
+    """Return the options that runs of one group share, with the engine in place of "auto"."""
     shared = {name: value for name, value in identity(run.options).items() if name not in OF_A_RUN}
-    used = recorded_engine(run.path)  # what "auto" came to
+    used = recorded_engine(run.path)
     return shared | ({"engine": used["name"], "precision": used["precision"], "device": used["device"]} if used else {})
 
 

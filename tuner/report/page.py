@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs nothing but itself: no script, no font, no request."""
+"""The comparison as one self-contained HTML page: no script, no font, no request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .svg import COLOURS, Series, line_chart
 
 MIB = "MiB"
 TUNED = ("test", "dev", "train")
-"""The columns whose best figure is set in bold."""
+"""The columns whose best figure is bold."""
 
 
 def report_page(groups: Sequence[Group]) -> str:
@@ -62,7 +62,7 @@ def _table(groups: Sequence[Group]) -> str:
 
 
 def _comparison(groups: Sequence[Group]) -> str:
-    """Return the charts of all runs, a colour per group."""
+    """Return the charts of all runs, one colour per group."""
 
     def of(name: str) -> list[Series]:
         return [
@@ -79,29 +79,25 @@ def _comparison(groups: Sequence[Group]) -> str:
 
 
 def _run(run: RunView, colour: int, *, only: bool) -> str:
-    """Return what can be opened about one run."""
+    """Return the collapsible section about one run."""
     result = run.result
-    came_to = f"test {100 * result.tuned.test:.1f} %" if result else f"unfinished, {run.evaluations} evaluations"
-    title = f'{_key(colour)}{escape(str(run.path))} <span class="soft">seed {run.options.seed}, {came_to}</span>'
-    parts = [_facts(result)] if result else []
-    deep = [(i, f"layer {layer}") for i, layer in enumerate(run.layers)] if len(run.layers) > 1 else []
-    losses = [("loss", 0, ""), ("mean_loss", 7, "faint"), ("dev_loss", 1, "")]
-    names = {"loss": "train, best", "mean_loss": "train, mean", "dev_loss": "dev", "train": "train", "dev": "dev"}
-    metrics = [("train", 0, "faint"), ("dev", 1, "")]
-    loss = [Series(names[name], run.points(name), at, style) for name, at, style in losses]
-    metric = [Series(names[name], run.points(name), at, style) for name, at, style in metrics]
-    parts.append(
-        _charts(
-            ("Loss", line_chart("loss", loss), [(at, names[name]) for name, at, _ in losses]),
-            ("Metric", line_chart("metric", metric, percent=True), [(at, names[name]) for name, at, _ in metrics]),
-            ("Step size of the optimizer", line_chart("step size", _by_layer(run, "sigma")), deep),
-            ("Axis ratio of the optimizer", line_chart("axis ratio", _by_layer(run, "axis_ratio")), deep),
-        )
+    outcome = f"test {100 * result.tuned.test:.1f} %" if result else f"unfinished, {run.evaluations} evaluations"
+    title = f'{_key(colour)}{escape(str(run.path))} <span class="soft">seed {run.options.seed}, {outcome}</span>'
+    layers = [(i, f"layer {layer}") for i, layer in enumerate(run.layers)] if len(run.layers) > 1 else []
+    loss = [
+        Series("train, best", run.points("loss"), 0),
+        Series("train, mean", run.points("mean_loss"), 7, "faint"),
+        Series("dev", run.points("dev_loss"), 1),
+    ]
+    metric = [Series("train", run.points("train"), 0, "faint"), Series("dev", run.points("dev"), 1)]
+    charts = _charts(
+        ("Loss", line_chart("loss", loss), [(one.colour, one.label) for one in loss]),
+        ("Metric", line_chart("metric", metric, percent=True), [(one.colour, one.label) for one in metric]),
+        ("Step size of the optimizer", line_chart("step size", _by_layer(run, "sigma")), layers),
+        ("Axis ratio of the optimizer", line_chart("axis ratio", _by_layer(run, "axis_ratio")), layers),
     )
-    if result:
-        parts.append(_confusion(result))
-    opened = " open" if only else ""
-    return f'<details{opened}><summary>{title}</summary><div class="run">{"".join(parts)}</div></details>'
+    content = f"{_facts(result)}{charts}{_confusion(result)}" if result else charts
+    return f'<details{" open" * only}><summary>{title}</summary><div class="run">{content}</div></details>'
 
 
 def _by_layer(run: RunView, name: str) -> list[Series]:
@@ -129,7 +125,7 @@ def _facts(result: Result) -> str:
 
 
 def _confusion(result: Result) -> str:
-    """Return the confusion matrix as a table shaded by each row's shares."""
+    """Return the confusion matrix as a table, shaded by the shares of each row."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in result.classes)
     body = []
     for name, counts in zip(result.classes, result.confusion, strict=True):
@@ -143,7 +139,7 @@ def _confusion(result: Result) -> str:
 
 
 def _charts(*charts: tuple[str, str, Sequence[tuple[int, str]]]) -> str:
-    """Return charts that have something to show, side by side where there is room: title, SVG, legend."""
+    """Return the charts with points, side by side if there is room: title, SVG, legend."""
     cards = []
     for title, svg, legend in charts:
         if svg:

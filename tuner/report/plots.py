@@ -1,4 +1,4 @@
-"""The plots of a run, as PNG files in its folder."""
+"""Draws the plots of a run as PNG files in its folder."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ STYLE: Any = {
     "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.8,
 }  # fmt: skip
 WIDTH, HEIGHT = 8.0, 3.2
-"""Of a panel, in inches."""
+"""Size of a panel, in inches."""
 MANY_CLASSES = 20
-"""From here on a confusion matrix has no room for its numbers."""
+"""From this number of classes on, a confusion matrix has no room for its counts."""
 
 
 def plot_run(folder: Path) -> list[Path]:
     """Draw a run's plots into its folder and return the files.
 
     Raises:
-        BbtFastError: if the folder holds no run, or cannot be written.
+        BbtFastError: if the folder holds no run, or is not writable.
     """
     run = read_run(folder)
     (folder / FOLDER).mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ def evolution_plot(run: RunView) -> Figure | None:
 
 
 def layers_plot(run: RunView) -> Figure | None:
-    """BBTv2: the loss after each layer's turn, round by round, and what each layer's turns have gained in all."""
+    """BBTv2: the best loss of each layer's turns, round by round, and the total gain of each layer."""
     if len(run.layers) < 2:
         return None
     rounds = -(-len(run.lines) // len(run.layers))
@@ -119,7 +119,7 @@ def layers_plot(run: RunView) -> Figure | None:
 
 
 def confusion_plot(run: RunView) -> Figure | None:
-    """The test set's classes and what the kept prompt takes them for."""
+    """The confusion matrix of the test set."""
     if run.result is None:
         return None
     counts, names = np.array(run.result.confusion), run.result.classes
@@ -152,7 +152,7 @@ PLOTS: dict[str, Callable[[RunView], Figure | None]] = {
     "layers": layers_plot,
     "confusion": confusion_plot,
 }
-"""The files and what draws them; None where a run has nothing to show."""
+"""Functions that draw the files; they return None if a run has no such data."""
 _percent = FuncFormatter(lambda value, _: f"{value:.0%}")
 
 
@@ -192,10 +192,10 @@ def _layered(figure: Figure, axes: Any, run: RunView, name: str) -> None:
 
 
 def _gains(run: RunView) -> dict[int, float]:
-    """Return by how much the best loss has fallen during each layer's turns."""
+    """Return the decrease of the best loss during each layer's turns."""
     gains = dict.fromkeys(run.layers, 0.0)
     bests = np.minimum.accumulate([line["loss"] for line in run.lines])
-    for (_, line), (before, after) in zip(enumerate(run.lines[1:]), pairwise(bests), strict=True):
+    for line, (before, after) in zip(run.lines[1:], pairwise(bests), strict=True):
         gains[line["layer"]] += float(before - after)
     return gains
 

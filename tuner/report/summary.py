@@ -1,4 +1,4 @@
-"""What the command line says at the end of a run."""
+"""The command line's output at the end of a run."""
 
 from __future__ import annotations
 
@@ -58,15 +58,14 @@ def _percent(value: float) -> str:
 
 
 def aligned_left(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines whose columns stand left-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    """Return rows as lines with left-aligned columns."""
+    return [line.rstrip() for line in aligned(rows, others="<")]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines whose columns stand right-aligned, but for the first."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def aligned(rows: Sequence[Sequence[str]], others: str = ">") -> list[str]:
+    """Return rows as lines: the first column left-aligned, the others by default right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<"] + [others] * (len(widths) - 1)
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)) for row in rows
     ]

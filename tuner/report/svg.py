@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, and no colour of their own, so that a style sheet makes them light or dark."""
+"""Line charts as inline SVG, without script or colours: the style sheet makes them light or dark."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .curves import Points
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 74, 20, 14, 36
 MOST_POINTS = 400
-"""More than a chart of this width can show."""
+"""Largest number of points in a curve, more than its width can show."""
 COLOURS = 8
-"""How many series colours the style sheet has; further series begin again."""
+"""Number of series colours in the style sheet; further series reuse them."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Series:
     label: str
     points: Points
     colour: int
-    """Counts the style sheet's colours."""
+    """Index of a colour in the style sheet."""
     style: str = ""
-    """A further class, such as faint."""
+    """A further CSS class, such as faint."""
 
 
 def line_chart(name: str, series: Sequence[Series], *, percent: bool = False) -> str:
-    """Return a chart against evaluations, or nothing if there are no points.
+    """Return a chart against evaluations, or "" if there are no points.
 
     Args:
-        name: said to those who cannot see it.
-        series: the curves; each says its label when it is pointed at.
+        name: the label for screen readers.
+        series: the curves; each shows its label as a tooltip.
         percent: whether values are shares.
     """
     series = [one for one in series if one.points]
@@ -70,7 +70,7 @@ def line_chart(name: str, series: Sequence[Series], *, percent: bool = False) ->
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten that enclose a range, at least two."""
+    """Return at least two ticks that enclose a range; their step is 1, 2 or 5 times a power of ten."""
     if not high > low:
         low, high = low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05
     raw = (high - low) / (most - 1)
@@ -81,7 +81,7 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _thinned(points: Points) -> Points:
-    """Return at most ``MOST_POINTS`` points, the last among them."""
+    """Return at most ``MOST_POINTS`` points, including the last."""
     every = -(-len(points) // MOST_POINTS)
     return points[::-every][::-1]
 

@@ -1,12 +1,11 @@
-"""What a prompt's vectors lie near: the vocabulary's nearest tokens at each position, by cosine.
+"""The tokens near a prompt's vectors: the nearest in the vocabulary at each position, by cosine.
 
-In add mode the vector that enters the model at a position is the placeholder token as embedded there, with all that the
-embedding block does to it (positions, LayerNorm), plus the prompt's. It is compared with all other tokens as embedded
-at that very position. Where it lies is one question (``nearest``); where the prompt has moved it is another
-(``towards``): the direction from the placeholder to each other token. In cat mode a prompt has no placeholder and no
-position of its own: it is compared with the word embeddings, which is also what ``--init_text`` starts from.
+In add mode the input of the model at a position is the embedded placeholder token, after the whole embedding block
+(positions, LayerNorm), plus the prompt's vector. It is compared with all other tokens, embedded at the same position:
+``nearest`` compares the input itself, ``towards`` the direction from the placeholder. In cat mode a prompt has neither
+placeholder nor position: it is compared with the word embeddings, from which ``--init_text`` also starts.
 
-Only the prompt at the input is looked at. Deeper prompts enter hidden states, in which tokens have no fixed place.
+Only the prompt at the input is compared. Deeper prompts enter hidden states, where tokens have no fixed vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ...export.examples import Examples
 from ...export.model import StagedModel
 
 VALUES_AT_ONCE = 2**24
-"""Embedded tokens are made in chunks of this many numbers, 64 MiB."""
+"""Values in a chunk of embedded tokens, 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Position:
     """One position of a prompt."""
 
     placeholder: int | None
-    """The token whose place it takes; None in cat mode."""
+    """The placeholder token; None in cat mode."""
     nearest: tuple[Near, ...]
-    """To the vector that enters, nearest first."""
+    """The tokens near the input vector, nearest first."""
     towards: tuple[Near, ...]
-    """In the direction of the prompt from the placeholder; empty in cat mode."""
+    """The tokens in the prompt's direction from the placeholder, nearest first; empty in cat mode."""
 
 
 def look_at(
@@ -54,11 +53,11 @@ def look_at(
     """Find the tokens near a prompt's vectors.
 
     Args:
-        staged: the model, cut as the run had it.
-        prompt: [n, H], the one at the input.
+        staged: the model, with the cuts of the run.
+        prompt: the prompt at the input, [n, H].
         placeholders: n token ids in add mode, none in cat mode.
-        plain: [V] bool, the tokens that are no special ones.
-        top: how many tokens to name.
+        plain: [V] bool, whether a token is not special.
+        top: number of tokens to return per position.
     """
     scores = [torch.zeros(len(plain), len(prompt)) for _ in ("nearest", "towards")]
     first = None
@@ -85,18 +84,18 @@ def look_at(
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the prompts of several runs have in common."""
+    """The agreement between the prompts of several runs."""
 
     cosine: float
-    """Mean over pairs of runs and positions, of the prompts themselves."""
+    """Mean cosine of the prompts' vectors over pairs of runs and positions."""
     tokens: list[tuple[int, int]]
-    """Tokens among the named ones of several runs, at whatever position, and of how many; most first."""
+    """(token, number of runs) for tokens near several runs' prompts at any positions; the most frequent first."""
     in_place: int
-    """How many times two runs name the same token at the same position."""
+    """Number of times that two runs share a token at the same position."""
 
 
 def agreement(prompts: Sequence[Tensor], found: Sequence[Sequence[Position]]) -> Agreement:
-    """Compare the prompts [n, H] of several runs on one model, and the tokens that were found near them."""
+    """Compare the prompts [n, H] of several runs on one model, and the tokens near them."""
     pairs = list(itertools.combinations(range(len(prompts)), 2))
     cosines = [float(cosine_similarity(prompts[a], prompts[b], dim=-1).mean()) for a, b in pairs]
     named = [[{near.token for near in (at.towards or at.nearest)} for at in positions] for positions in found]
@@ -108,7 +107,7 @@ def agreement(prompts: Sequence[Tensor], found: Sequence[Sequence[Position]]) ->
 
 
 def _tables(staged: StagedModel, size: int, n: int, in_place: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the vocabulary in chunks: its rows, and [rows, n or 1, H], each token as embedded at each position."""
+    """Yield the vocabulary in chunks: its rows, and each token embedded at each position, [rows, n or 1, H]."""
     words = staged.word_embeddings.detach().float().cpu()
     plain = not in_place and words.shape[1] == staged.hidden_size
     step = max(1, VALUES_AT_ONCE // (staged.hidden_size * (1 if plain else n)))
@@ -118,7 +117,7 @@ def _tables(staged: StagedModel, size: int, n: int, in_place: bool) -> Iterator[
 
 
 def _embedded(staged: StagedModel, ids: Tensor, n: int) -> Tensor:
-    """Return tokens [B] as embedded at every position of the prompt, [B, n, H]: what a prompt at the input joins."""
+    """Return tokens [B] embedded at every position of the prompt, [B, n, H]."""
     start = staged.family.prompt_start
     rows = ids[:, None].expand(-1, start + n).contiguous()
     reads = torch.zeros(len(ids), 2, dtype=torch.long) if staged.family.kind == "seq2seq" else None

@@ -1,1 +1,1 @@
-"""The algorithms: which candidates to ask about next, and what their answers are worth."""
+"""The algorithms: optimizers, projections, losses and metrics."""

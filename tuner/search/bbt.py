@@ -12,14 +12,14 @@ def bbt(
     oracle: Oracle, evolutions: Sequence[Evolution], generations: int, *, keep: str = "best",
     start: Sequence[float] | None = None,
 ) -> Steps:  # fmt: skip
-    """Search the input prompt, a generation at a time.
+    """Search the input prompt, one generation at a time.
 
     Args:
-        oracle: answers what candidates are worth.
+        oracle: scores candidates.
         evolutions: one strategy.
         generations: budget // popsize.
         keep: a name in ``KEEPS``.
-        start: the loss of p0, if it is known.
+        start: the loss of p0, if known.
 
     Yields:
         Each generation after its evaluation.

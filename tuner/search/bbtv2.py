@@ -1,12 +1,11 @@
 """BBTv2: divide and conquer, one CMA-ES and one prompt per layer (Sun et al. 2022b, Algorithm 1).
 
-A round goes through the layers from the input up. Each gets one generation, during which the other layers' prompts
-stand still; then the best candidate that this layer has had so far is fixed, or the mean of its strategy.
+A round visits the layers from the input up. Each layer runs one generation while the prompts of the other layers are
+fixed. Then its own prompt is fixed to its best candidate so far, or to the mean of its strategy.
 
-The strategies are independent, so their bookkeeping hides behind the engine's work: while a layer is evaluated, a
-second thread tells the layer before it its fitness and asks the layer after it for candidates. Every strategy still
-sees its own asks and tells in the same order, so the numbers do not depend on it. The engine is called from the
-caller's thread, because streams and gradient modes belong to threads.
+The strategies are independent, so a second thread hides their work behind the engine's: while a layer is evaluated, it
+calls tell for the layer before and ask for the layer after. Every strategy still sees its own calls in the same order,
+so the numbers are the same. The caller's thread calls the engine, because streams and gradient modes are per thread.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ def bbtv2(
     oracle: Oracle, evolutions: Sequence[Evolution], generations: int, aside: Executor | None = None, *,
     keep: str = "best", start: Sequence[float] | None = None,
 ) -> Steps:  # fmt: skip
-    """Search one prompt per layer, a generation at a time.
+    """Search one prompt per layer, one generation at a time.
 
     Args:
-        oracle: answers what candidates are worth.
+        oracle: scores candidates.
         evolutions: one strategy per layer.
         generations: rounds * L, with rounds = budget // (popsize * L).
-        aside: runs ask and tell, one at a time and in order; None for a thread of its own.
-        keep: a name in ``KEEPS``. "mean" is known only after tell, which then is waited for.
-        start: the loss of p0 per layer, if it is known.
+        aside: runs ask and tell, one at a time and in order; None for a new thread.
+        keep: a name in ``KEEPS``; "mean" waits for tell.
+        start: the loss of p0 per layer, if known.
 
     Yields:
         Each generation after its evaluation and commit.
@@ -51,7 +50,7 @@ def _rounds(oracle: Oracle, evolutions: Sequence[Evolution], generations: int, p
             upcoming = pool.submit(after.ask)
         before, scores = tuple(best.candidates), oracle.evaluate(asked.candidates, layer)
         if told is not None:
-            told.result()  # nothing to wait for but an error
+            told.result()  # already done; raises its error, if any
         told = pool.submit(evolution.tell, scores.fitness)
         if after is evolution:
             upcoming = pool.submit(after.ask)

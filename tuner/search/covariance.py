@@ -1,16 +1,15 @@
-"""The covariance C = B D^2 B^T of a search, learned every generation and decomposed every few.
+"""The covariance C = B D^2 B^T of a search, updated every generation and decomposed every few.
 
-The equations are pycma's (Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, eq. 47). What differs is
-when they are computed:
+The equations are pycma's (Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, eq. 47). The schedule of
+their computation differs:
 
-- C is needed by its decomposition alone. A generation only notes its steps and weights, and a gap's generations enter C
-  as one matrix product just before it is decomposed.
-- The lazy schedule is shifted. pycma decomposes C when ``lazy_update_gap`` generations have passed, and draws from the
-  new axes at once. Here the decomposition begins at that generation, on a thread of its own beside the engine's work,
-  and its axes are used from the generation on at which the next one begins: one gap later. The shift is counted in
-  generations, never in seconds, so equal runs stay equal to the bit. Where the gap is one generation or less, as in few
-  dimensions, nothing is shifted.
-- The gap is ``strategy.GAPS`` of pycma's: a decomposition at d = 500 takes half of all that pycma computes.
+- Only the decomposition needs C. A generation only stores its steps and weights; one matrix product adds all
+  generations of a gap to C just before its decomposition.
+- The lazy schedule is shifted. pycma decomposes C after ``lazy_update_gap`` generations, and draws from the new axes at
+  once. Here the decomposition starts at that generation, on another thread beside the engine's work, and its axes are
+  in use from the start of the next decomposition on: one gap later. The shift is counted in generations, not seconds,
+  so equal runs stay equal to the bit. If the gap is one generation or less, as in few dimensions, nothing is shifted.
+- The gap is ``strategy.GAPS`` times pycma's: at d = 500 the decomposition takes half of pycma's time.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class Axes:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a generation teaches C."""
+    """A generation's update of C."""
 
     keep: float
-    """Factor of the C before."""
+    """Factor of the previous C."""
     rows: Array
     """[K, d]."""
     weights: Array
@@ -65,7 +64,7 @@ class Lesson:
 
 
 class Covariance:
-    """C and the axes to draw from; it starts nearly round, as pycma's does, so that no two eigenvalues are equal."""
+    """C and the axes to draw from; like pycma's, it starts nearly as I, with distinct eigenvalues."""
 
     def __init__(self, dim: int, gap: float, shifted: bool = True, aside: Executor | None = None) -> None:
         """Start from C = I.
@@ -73,7 +72,7 @@ class Covariance:
         Args:
             dim: d.
             gap: generations from one decomposition to the next, as pycma's ``lazy_update_gap``.
-            shifted: False takes new axes into use at once, which is pycma's own schedule.
+            shifted: False uses new axes at once, which is pycma's own schedule.
             aside: decomposes; None for the caller's thread. The numbers are the same.
         """
         variances = np.exp(1e-4 / dim * np.arange(dim))
@@ -87,7 +86,7 @@ class Covariance:
 
     @property
     def axes(self) -> Axes:
-        """The axes that the next generation is drawn from.
+        """The axes of the next generation.
 
         Raises:
             NumericsError: if C could not be decomposed.
@@ -96,11 +95,11 @@ class Covariance:
 
     @property
     def upcoming(self) -> Future[Axes]:
-        """The axes after one more lesson; not known where nothing is shifted."""
+        """The axes after one more lesson; only for a shifted schedule."""
         return self._begun if self._due(len(self._lessons) + 1) else self._axes
 
     def learn(self, lesson: Lesson) -> None:
-        """Take in a generation; where the schedule has it, begin a decomposition and take over the one before."""
+        """Store a generation; if the schedule says so, start a decomposition and use the previous one."""
         self._lessons.append(lesson)
         if self._due(len(self._lessons)):
             lessons, self._lessons = self._lessons, []
@@ -109,7 +108,7 @@ class Covariance:
                 self._axes = self._begun
 
     def matrix(self) -> Array:
-        """Return C, [d, d], with all that has been learned in it."""
+        """Return C, [d, d], including all lessons."""
         self._begun.result()
         return absorb(self._matrix.copy(), self._lessons)
 
@@ -132,7 +131,7 @@ class Covariance:
 
 
 def absorb(matrix: Array, lessons: list[Lesson]) -> Array:
-    """Have a covariance [d, d] learn, in place, from one generation after the other (eq. 47); return it."""
+    """Update a covariance [d, d] in place by the generations in order (eq. 47); return it."""
     weights, keep = [], 1.0
     for lesson in reversed(lessons):
         weights.append(keep * lesson.weights)
@@ -145,10 +144,10 @@ def absorb(matrix: Array, lessons: list[Lesson]) -> Array:
 
 
 def decompose(matrix: Array) -> Axes:
-    """Return the axes of a covariance [d, d]; one too flat for float64 is made rounder, in place.
+    """Return the axes of a covariance [d, d], after limiting its condition in place.
 
     Raises:
-        NumericsError: if it is not finite, or LAPACK gives up.
+        NumericsError: if it is not finite, or LAPACK fails.
     """
     if not np.isfinite(np.trace(matrix)):
         raise diverged()
@@ -156,7 +155,7 @@ def decompose(matrix: Array) -> Axes:
         values, directions = np.linalg.eigh(matrix)
     except np.linalg.LinAlgError as error:
         raise NumericsError(
-            f"the covariance of CMA-ES could not be decomposed: {error}. Run the same command again to go on from the "
+            f"the covariance of CMA-ES could not be decomposed: {error}. Run the same command again to resume from the "
             "last generation, or try another --seed."
         ) from error
     lacking = values[-1] / LARGEST_CONDITION - values[0]
@@ -167,7 +166,7 @@ def decompose(matrix: Array) -> Axes:
 
 
 def diverged() -> NumericsError:
-    """Return what to raise where a distribution has become none."""
+    """Return the error about a distribution with non-finite values."""
     return NumericsError(
         "the search has diverged: its distribution holds a value that is NaN or infinite. Try a smaller --sigma, or a "
         "--bound."

@@ -1,11 +1,10 @@
-"""An optimizer on the searched vector, with random numbers kept to itself.
+"""An optimizer on the searched vector, with its own stream of random numbers.
 
-pycma seeds numpy's global generator when a strategy is made and draws from it ever after, so the original BBTv2, with a
-strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0's is
-the one that the original's BBT draws from (``RandomState(seed)``), number for number; deeper layers have streams
-derived from (seed, layer), which is where a BBTv2 run departs from the original's, unless all are given layer 0's. The
-candidates made of these numbers are pycma's but for rounding, until the first axes that come into use one gap late
-(``covariance.py``).
+pycma seeds numpy's global generator at the start of a strategy and draws from it, so the original BBTv2, with a
+strategy per layer, reseeds one stream L times and then interleaves it. Here each strategy owns its stream. Layer 0 has
+the stream of the original's BBT (``RandomState(seed)``), number for number. Deeper layers have streams derived from
+(seed, layer), which differ from the original's BBTv2 unless all share layer 0's. The candidates equal pycma's except
+for rounding, until the first axes that are used one gap late (``covariance.py``).
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .generation import Array
+from .generation import Array, Start
 from .optimizers import OPTIMIZERS
 from .threads import one_thread
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A generation's candidates and the distribution they were drawn from."""
+    """A generation's candidates and the scale of their distribution."""
 
     candidates: Array
     """[P, d]."""
@@ -50,21 +49,21 @@ class Evolution:
             layer: selects the random stream.
             bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
             shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
-            aside: decomposes covariances beside the engine's work, as ``threads.background`` lends it; None for the
-                caller's thread, with the same numbers.
+            aside: decomposes covariances beside the engine's work (``threads.background``); None for the caller's
+                thread, with the same numbers.
             optimizer: a name in ``OPTIMIZERS``.
-            generations: how many there will be; 0 if that is not known.
-            stream: draw from this one, whatever seed and layer are.
+            generations: the planned number; 0 if unknown.
+            stream: the random stream; None for that of seed and layer.
         """
         stream = stream or random_stream(seed, layer)
         self.dim = dim
         self._strategy = OPTIMIZERS[optimizer](
-            dim, sigma, popsize, stream.randn, bound=bound, shifted=shifted, aside=aside, generations=generations
+            Start(dim, sigma, popsize, stream.randn, bound, shifted, aside, generations)
         )
 
     @property
     def ended(self) -> bool:
-        """Whether the optimizer goes no further, by criteria of its own."""
+        """Whether the optimizer's own criteria have stopped it."""
         return self._strategy.ended
 
     @one_thread()
@@ -88,7 +87,7 @@ class Evolution:
 
 
 def random_stream(seed: int, layer: int, embedding: int = 0) -> np.random.RandomState:
-    """Return the stream that a layer's candidates are drawn from, of one embedding."""
+    """Return the random stream of a layer's candidates in one embedding."""
     first = not layer and not embedding
     bits = np.random.MT19937() if first else np.random.MT19937(np.random.SeedSequence([seed, layer, embedding]))
     stream = np.random.RandomState(bits)

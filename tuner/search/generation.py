@@ -1,9 +1,10 @@
-"""What a search and its surroundings say to each other: the oracle it asks, and the generations it hands out."""
+"""The interface of a search: the oracle that it calls, the optimizers' arguments, the generations that it yields."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,17 +15,40 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Start:
+    """The arguments of every optimizer, which starts at zero."""
+
+    dim: int
+    """d, the length of the searched vector."""
+    sigma: float
+    """Initial step size."""
+    popsize: int
+    """Candidates per generation, P."""
+    randn: Callable[..., Array]
+    """Draws N(0, 1)."""
+    bound: float = 0.0
+    """Each coordinate stays in [-bound, bound]; 0 for no bounds."""
+    shifted: bool = True
+    """CMA-ES: begin to draw from new axes one gap after their covariance; False for pycma's own schedule."""
+    aside: Executor | None = None
+    """CMA-ES: decomposes covariances, and draws a generation while the previous one is evaluated; None for the caller's
+    thread. The numbers are the same."""
+    generations: int = 0
+    """The planned number of generations; 0 if unknown."""
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What a generation's candidates are worth on the training examples."""
+    """The scores of a generation's candidates on the training examples."""
 
     fitness: Array
     """[P], the loss of each candidate; less is better."""
     metric: float
-    """The metric of the best candidate; NaN when it was not computed again (a replayed generation)."""
+    """The metric of the best candidate; NaN in a replayed generation, which does not compute it."""
 
 
 class Oracle(Protocol):
-    """Answers what candidates are worth; an algorithm knows nothing else of the model."""
+    """Scores candidates; an algorithm knows nothing else of the model."""
 
     def evaluate(self, candidates: Array, layer: int) -> Scores:
         """Score candidates [P, d] for a layer's prompt; changes nothing."""
@@ -41,28 +65,28 @@ class Generation:
     layer: int
     scores: Scores
     best: tuple[Array, ...]
-    """[d] per layer, what ``--keep`` holds best so far; zeros (p = p0) where a layer had no turn yet."""
+    """[d] per layer, the kept candidates so far (``--keep``); zeros (p = p0) before a layer's first generation."""
     losses: tuple[float, ...]
-    """Per layer, the loss of the best candidate so far; infinite where a layer had no turn yet."""
+    """Per layer, the loss of the best candidate so far; infinite before a layer's first generation."""
     sigma: float
-    """CMA-ES step size that this generation was drawn with."""
+    """Step size of this generation's distribution."""
     axis_ratio: float
-    """Longest over shortest axis of the distribution that this generation was drawn from."""
+    """Longest over shortest axis of this generation's distribution."""
     candidates: Array
     """[P, d]."""
     before: tuple[Array, ...]
-    """What was held best while they were evaluated."""
+    """The kept candidates during the evaluation."""
     ended: bool = False
-    """Whether the optimizer goes no further, by criteria of its own."""
+    """Whether the optimizer's own criteria have stopped it."""
 
     @property
     def best_loss(self) -> float:
-        """Of this generation's layer, so far."""
+        """The best loss so far of this generation's layer."""
         return self.losses[self.layer]
 
 
 Steps = Generator[Generation, None, None]
-"""What an algorithm is: it hands out one generation after the other, until its last or until it is closed."""
+"""An algorithm: it yields generations until its last one or until it is closed."""
 
 
 @dataclass
@@ -72,7 +96,7 @@ class Best:
     layers: int
     dim: int
     start: Sequence[float] | None = None
-    """The losses of p0; None where it has not been scored."""
+    """The losses of p0; None if it has not been scored."""
     candidates: list[Array] = field(init=False)
     losses: list[float] = field(init=False)
 
@@ -82,7 +106,7 @@ class Best:
         self.losses = [math.inf] * self.layers if self.start is None else list(self.start)
 
     def update(self, layer: int, candidates: Array, fitness: Array) -> bool:
-        """Keep the generation's best if it beats what the layer has; the first one wins a tie. Say whether it did."""
+        """Keep the generation's best candidate if it beats the layer's; the earlier wins a tie. Return if it did."""
         winner = int(fitness.argmin())
         if not fitness[winner] < self.losses[layer]:
             return False
@@ -90,22 +114,22 @@ class Best:
         return True
 
     def take(self, layer: int, candidates: Array, fitness: Array, mean: Callable[[], Array]) -> bool:
-        """Take in a generation, and say whether the layer has another prompt now.
+        """Record a generation, and return whether the layer's prompt has changed.
 
         Args:
-            layer: whose turn it was.
+            layer: the layer of the generation.
             candidates: [P, d].
             fitness: [P].
-            mean: waits until the optimizer has been told, and returns its mean, [d].
+            mean: waits for the optimizer's tell, and returns its mean, [d].
         """
         del mean
         return self.update(layer, candidates, fitness)
 
 
 class Mean(Best):
-    """The mean that each layer's candidates are drawn around; the losses stay those of the best candidates.
+    """The mean of each layer's distribution; the losses stay those of the best candidates.
 
-    A mean of many candidates has less of what made a single one lucky on the training examples.
+    A mean of many candidates overfits the training examples less than a single candidate.
     """
 
     def take(self, layer: int, candidates: Array, fitness: Array, mean: Callable[[], Array]) -> bool:

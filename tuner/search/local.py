@@ -1,46 +1,40 @@
 """CMA-ES, then a local search around its best candidate.
 
-These are the two stages of BBT-RGB (Sun et al. 2024) in populations: its second is COBYLA, which asks for one
-candidate at a time. Here it is a (1 + P) evolution strategy. It draws steps from the distribution that CMA-ES has
-learned, which stays as it is, and takes them from the best candidate so far. The step size follows the one-fifth rule
-(Rechenberg 1973) with a generation as the trial: it grows where a candidate is better than all before, and shrinks
-where none is.
+These are the two stages of BBT-RGB (Sun et al. 2024) on populations. Its second stage is COBYLA, which evaluates one
+candidate at a time; here it is a (1 + P) evolution strategy. It draws steps from the final distribution of CMA-ES and
+adds them to the best candidate so far. The step size follows the one-fifth rule (Rechenberg 1973) per generation: it
+grows if a candidate beats all earlier ones, and shrinks otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Executor
 
 import numpy as np
 
-from .generation import Array
+from .generation import Array, Start
 from .strategy import Strategy
 
 GLOBAL_SHARE = 0.75
-"""Of the generations, those of CMA-ES."""
+"""Share of the generations that CMA-ES runs."""
 FIRST_STEP = 0.2
 """The local search's first step size, in units of the last one of CMA-ES."""
 GROWTH = 1.5
-"""Of the step size after a success; after a failure it shrinks by the fourth root, so that one in five keeps it."""
+"""Factor of the step size after a success; a failure divides it by the fourth root, so one success in five keeps it."""
 
 
 class Local:
-    """Drives ``Strategy``, then goes on from the best candidate."""
+    """Drives ``Strategy``, then searches around the best candidate."""
 
     ended = False
 
-    def __init__(
-        self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
-    ) -> None:  # fmt: skip
-        """Start a strategy; the arguments are those of ``Strategy``."""
-        self._wide = Strategy(dim, sigma, popsize, randn, bound=bound, shifted=shifted, aside=aside)
-        self._left = math.ceil(GLOBAL_SHARE * generations)
-        self._bound = bound or math.inf
+    def __init__(self, start: Start) -> None:
+        """Start with CMA-ES."""
+        self._wide = Strategy(start)
+        self._left = math.ceil(GLOBAL_SHARE * start.generations)
+        self._bound = start.bound or math.inf
         self._scale = FIRST_STEP
-        self._best, self._loss, self._asked = np.zeros(dim), math.inf, np.empty((0, dim))
+        self._best, self._loss, self._asked = np.zeros(start.dim), math.inf, np.empty((0, start.dim))
 
     @property
     def sigma(self) -> float:
@@ -70,7 +64,7 @@ class Local:
         return self._asked
 
     def tell(self, fitness: Array) -> None:
-        """Learn from the fitness, [P], of the candidates asked for last; less is better."""
+        """Learn from the fitness, [P], of the last candidates; less is better."""
         winner = int(fitness.argmin())
         success = bool(fitness[winner] < self._loss)
         if success:

@@ -1,7 +1,7 @@
-"""The losses a search can minimise, as a table; each sees only the label words' logits, which are on the CPU.
+"""The losses that a search can minimise, as a table; each takes the label words' logits on the CPU.
 
-Source: Sun et al. 2022, Sec. 4.1 and the authors' implementation; the two regularised ones name theirs. The metric
-enters through ``perf`` alone.
+Source: Sun et al. 2022, Sec. 4.1 and the authors' implementation; the two regularised ones name theirs. Only ``perf``
+uses the metric.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ HINGE_MARGIN = 2.0
 SMOOTHING = 0.1
 """Share of each label's weight that is spread evenly over all classes."""
 ENTROPY_WEIGHT = 0.3
-"""What an answer's entropy counts, in units of the cross entropy. Of two classes, the best gap of the logits is then
-3.5; to the smoothed labels it is 2.9."""
+"""Weight of an answer's entropy, in units of the cross entropy. For two classes the optimal gap of the logits is then
+3.5; with smoothed labels it is 2.9."""
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, metric: Metric, smoothing: float = 0.0) -> Tensor:
@@ -45,7 +45,7 @@ def entropy_loss(logits: Tensor, labels: Tensor, metric: Metric) -> Tensor:
 def _log_probabilities(logits: Tensor) -> Tensor:
     """Return the logarithms of softmax over the last axis.
 
-    By numpy: PyTorch's operators wake all its CPU threads for a few exponentials, which takes 5 to 10 ms when they
+    numpy computes them: PyTorch would wake all its CPU threads for a few exponentials, which takes 5 to 10 ms if they
     sleep, as they do while a GPU works.
     """
     numbers = logits.numpy()

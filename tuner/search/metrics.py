@@ -1,4 +1,4 @@
-"""The metrics a run reports, as a table; each scores a whole population at once."""
+"""The metrics of a run, as a table; each scores a whole population at once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def f1(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many examples of each class, a row each, get each class, a column each: [C, C] int64.
+    """Return the confusion matrix: a row per true class, a column per predicted class, [C, C] int64.
 
     Args:
-        logits: [N, C], of one prompt.
+        logits: one prompt's, [N, C].
         labels: [N].
     """
     classes = logits.shape[1]

@@ -1,4 +1,4 @@
-"""What candidates and prompts are worth on one part of the data, asked of an engine."""
+"""The loss and the metric of candidates and prompts on one part of the data, computed by an engine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ WAYS_OUT = {
 
 @dataclass(frozen=True)
 class Yardstick:
-    """How logits are judged."""
+    """The loss and the metric of logits."""
 
     loss: Loss
     metric: Metric
     precision: str
-    """The engine's, for the message about NaN."""
+    """The engine's precision, for the message about NaN."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Array, Array]:
         """Return the loss and the metric of every prompt, [P] each, from label logits [P, N, C] and classes [N].
 
         Raises:
-            NumericsError: if a loss is NaN or infinite; ranks made of such would lead a search astray without a word.
+            NumericsError: if a loss is NaN or infinite, since its rank would silently mislead the search.
         """
         logits, labels = logits.float(), labels.to(logits.device)
         both = torch.stack([self.loss(logits, labels, self.metric).double(), self.metric(logits, labels)])
@@ -53,7 +53,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Score:
-    """What one prompt is worth on a part of the data."""
+    """The score of one prompt on a part of the data."""
 
     metric: float
     loss: float
@@ -61,7 +61,7 @@ class Score:
 
 @runtime_checkable
 class Projects(Protocol):
-    """A session that projects candidates where they are answered: z is sent, and not the prompts."""
+    """A session that projects candidates where it answers them, so that only z travels."""
 
     def evaluate_projected(self, candidates: Array, matrix: Tensor, origin: Tensor, layer: int = 0) -> Tensor:
         """Answer candidates [P, d] whose prompts are A z + p0."""
@@ -69,13 +69,13 @@ class Projects(Protocol):
 
 
 class Objective:
-    """The oracle of a search: projects candidates, asks the engine, and takes the loss on the training examples."""
+    """The oracle of a search: projects candidates, calls the engine, and computes the loss on the training examples."""
 
     def __init__(self, session: Any, labels: Tensor, projections: Sequence[Space], yardstick: Yardstick) -> None:
         """Bind a session to the classes [N] of its examples and to one projection per layer."""
         self.session, self.labels, self.projections, self.yardstick = session, labels, projections, yardstick
         self.engine_seconds = 0.0
-        """Time from handing prompts to the engine until their losses are here."""
+        """Time from the call of the engine to the losses of its answers."""
 
     def evaluate(self, candidates: Array, layer: int) -> Scores:
         """Score candidates [P, d] for a layer's prompt; changes nothing.
@@ -110,7 +110,7 @@ def answer(session: Any, prompts: Tensor) -> Tensor:
     """Answer K sets of prompts.
 
     Args:
-        session: of any engine; what it has committed is overwritten.
+        session: any engine's; its committed prompts are overwritten.
         prompts: [K, L, n, H]; L is 1 for a prompt at the input.
 
     Returns:

@@ -1,7 +1,7 @@
 """From the searched vector to a soft prompt: the random projection p = A z + p0 (Sun et al. 2022, eq. 2), or none.
 
-A is drawn on the host from a stream of its own (seed, layer), so that every engine and device searches the same space,
-and lives on the engine's device as [n*H, d]; a whole population is projected by one matrix product.
+The host draws A from the stream (seed, layer), so that every engine and device searches the same space. A is on the
+engine's device, [n*H, d]; one matrix product projects a whole population.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 
 PROJECTION_STREAM = 1
 NONE = "none"
-"""Names the search of the prompt itself where a kind of projection could stand."""
+"""The kind of projection that searches the prompt itself."""
 TRANSFERRED = 0.5
-"""Share of a matrix's variance that lies along earlier prompts, where there are some."""
+"""Share of a matrix's variance along earlier prompts, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Projection:
 
     @property
     def nbytes(self) -> int:
-        """What it holds in memory."""
+        """Memory of the matrix."""
         return self.matrix.nbytes
 
     def __call__(self, candidates: NDArray[np.float64]) -> Tensor:
@@ -71,7 +71,7 @@ class FullSpace:
 
 
 Space = Projection | FullSpace
-"""What maps z to prompts."""
+"""A map from z to prompts."""
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
@@ -80,7 +80,7 @@ def normal(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> ND
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
-    """Draw U(-1/sqrt(d), 1/sqrt(d)), which is how a bias-free linear layer is born; the scale plays no part."""
+    """Draw U(-1/sqrt(d), 1/sqrt(d)), PyTorch's initialization of a linear layer; the scale is unused."""
     return (rng.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)) / np.float32(math.sqrt(shape[1]))
 
 
@@ -91,9 +91,9 @@ PROJECTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int], float], N
 
 
 def normal_scale(spread: float, dim: int, alpha: float, sigma: float) -> float:
-    """Return A's standard deviation, alpha * spread / (sqrt(d) * sigma), for values spread this much (Sec. 3.2).
+    """Return A's standard deviation, alpha * spread / (sqrt(d) * sigma), for values of this spread (Sec. 3.2).
 
-    With d = 1 it is the factor of a full space whose first prompts are spread as the projected ones.
+    With d = 1 it is the factor of a full space whose first prompts have the spread of projected ones.
     """
     return alpha * spread / (math.sqrt(dim) * sigma)
 
@@ -103,14 +103,14 @@ def transferred(
 ) -> NDArray[np.float32]:
     """Turn the columns of a matrix towards earlier prompts.
 
-    Each column becomes the sum of itself and of a random mixture of the prompts, weighted so that the prompts hold
-    ``TRANSFERRED`` of the variance. The prompts count alike, whatever their length.
+    Each column becomes a weighted sum of itself and a random mixture of the prompts, which hold ``TRANSFERRED`` of the
+    variance. All prompts have equal weight, whatever their norm.
 
     Args:
         rng: draws the mixtures.
         matrix: A, [n*H, d], of N(0, scale^2).
-        scale: A's standard deviation, which stays.
-        earlier: [K, n*H]; those of zeros, as a layer's that was never tuned, do not count.
+        scale: A's standard deviation, which is unchanged.
+        earlier: [K, n*H]; prompts of zeros, as of an untuned layer, are ignored.
     """
     earlier = earlier[earlier.any(axis=1)]
     if not len(earlier):
@@ -141,13 +141,13 @@ def draw_projections(
 
     Args:
         kind: a name in ``PROJECTIONS``.
-        seed: the run's; layer i draws from the stream (seed, i), whatever the other layers do.
+        seed: the run's; layer i draws from the stream (seed, i).
         dim: d, the length of the searched vector.
         scales: one standard deviation per layer (``normal`` only).
         origins: p0 of each layer, [n, H].
-        device: where A lives.
-        embedding: which one of a search that goes through several; each has streams of its own.
-        earlier: prompts that the columns are turned towards, [K, layers, n, H] float32 on the CPU (``normal`` only).
+        device: the device of A.
+        embedding: the number of the embedding; each has its own streams.
+        earlier: turns the columns towards these prompts, [K, layers, n, H] float32 on the CPU (``normal`` only).
     """
 
     def draw(layer: int) -> Projection:

@@ -1,16 +1,14 @@
-"""pycma as it is, which the original implementation calls: a loop over candidates, and stop criteria."""
+"""Unmodified pycma, as in the original implementation: it loops over candidates and has stop criteria."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Executor
 
 import numpy as np
 
 from .covariance import diverged
-from .generation import Array
+from .generation import Array, Start
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
@@ -18,18 +16,13 @@ with warnings.catch_warnings():
 
 
 class Pycma:
-    """``cma.CMAEvolutionStrategy``, started at zero; the arguments are those of ``Strategy``."""
+    """``cma.CMAEvolutionStrategy``."""
 
-    def __init__(
-        self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
-    ) -> None:  # fmt: skip
-        """Start a strategy; the last three arguments have nothing to say here."""
-        del shifted, aside, generations
-        options = {"popsize": popsize, "randn": randn, "seed": math.nan, "verbose": -9}
-        self._strategy = cma.CMAEvolutionStrategy(
-            dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})
-        )
+    def __init__(self, start: Start) -> None:
+        """Start a strategy."""
+        options = {"popsize": start.popsize, "randn": start.randn, "seed": math.nan, "verbose": -9}
+        bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
+        self._strategy = cma.CMAEvolutionStrategy(start.dim * [0.0], start.sigma, options | bounds)
         self._asked: list[Array] = []
         self.ended = False
 
@@ -61,6 +54,6 @@ class Pycma:
         return candidates
 
     def tell(self, fitness: Array) -> None:
-        """Learn from the fitness, [P], of the candidates asked for last; less is better."""
+        """Learn from the fitness, [P], of the last candidates; less is better."""
         self._strategy.tell(self._asked, fitness.tolist())
         self.ended = bool(self._strategy.stop())

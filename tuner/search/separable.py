@@ -1,25 +1,24 @@
-"""CMA-ES with a diagonal covariance: a variance per coordinate, no axes to turn and nothing to decompose.
+"""CMA-ES with a diagonal covariance: a variance per coordinate, no rotation and no decomposition.
 
-It learns d numbers instead of d (d + 1) / 2 and so may learn them faster (Ros and Hansen 2008, A Simple Modification in
-CMA-ES Achieving Linear Time and Space Complexity). The rates are pycma's, and all weights positive, as in the paper.
+It learns d numbers instead of d (d + 1) / 2 and so can learn them faster (Ros and Hansen 2008, A Simple Modification in
+CMA-ES Achieving Linear Time and Space Complexity). The rates are pycma's; all weights are positive, as in the paper.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .covariance import LARGEST_CONDITION, Lesson, diverged
-from .generation import Array
+from .generation import Array, Start
 from .strategy import Rates, Strategy
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The axes of N(0, C), which are the coordinates'."""
+    """The axes of N(0, C), which are parallel to the coordinates'."""
 
     lengths: Array
     """The square roots of C's diagonal, [d]."""
@@ -38,7 +37,7 @@ class Spread:
 
 
 class Diagonal:
-    """C's diagonal, taken into use as soon as it is learned."""
+    """C's diagonal; each update is in use at once."""
 
     shifted = False
 
@@ -48,7 +47,7 @@ class Diagonal:
         self.axes = Spread(np.ones(dim))
 
     def learn(self, lesson: Lesson) -> None:
-        """Take in a generation.
+        """Update C by a generation.
 
         Raises:
             NumericsError: if a variance is not finite.
@@ -69,8 +68,8 @@ class Separable(Strategy):
 
     OPTIONS: ClassVar[dict[str, Any]] = {**Strategy.OPTIONS, "CMA_diagonal": True}
 
-    def _model(self, published: Any, shifted: bool, aside: Executor | None) -> Any:
-        return Diagonal(published.N)
+    def _model(self, published: Any, start: Start) -> Any:
+        return Diagonal(start.dim)
 
     def _rates(self, published: Any) -> Rates:
         sp = published.sp

@@ -1,19 +1,17 @@
 """A separable natural evolution strategy (Schaul et al. 2011, High Dimensions and Heavy Tails for NES).
 
-No paths and no matrix: the mean and d step sizes follow the natural gradient of the ranks. Candidates come in pairs
-that mirror each other, so a pair says on which side of the mean it is better, whatever their distance from it does.
+It has no paths and no matrix: the mean and d step sizes follow the natural gradient of the ranks. Candidates are
+mirrored pairs, so each pair compares the two sides of the mean at the same distance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Executor
 
 import numpy as np
 
 from .covariance import diverged
-from .generation import Array
+from .generation import Array, Start
 
 
 class Snes:
@@ -21,15 +19,12 @@ class Snes:
 
     ended = False
 
-    def __init__(
-        self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
-    ) -> None:  # fmt: skip
-        """Start a strategy; the arguments are those of ``Strategy``, whose last three have nothing to say here."""
-        del shifted, aside, generations
-        self._randn, self._popsize = randn, popsize
-        self._bound = bound or math.inf
-        self._mean, self._deviations, self._drawn = np.zeros(dim), np.full(dim, sigma), np.empty((0, dim))
+    def __init__(self, start: Start) -> None:
+        """Start a strategy."""
+        dim, popsize = start.dim, start.popsize
+        self._randn, self._popsize = start.randn, popsize
+        self._bound = start.bound or math.inf
+        self._mean, self._deviations, self._drawn = np.zeros(dim), np.full(dim, start.sigma), np.empty((0, dim))
         self._rate = (3 + math.log(dim)) / (5 * math.sqrt(dim))
         raw = np.maximum(0.0, math.log(popsize / 2 + 1) - np.log(np.arange(1, popsize + 1)))
         self._utilities = raw / raw.sum() - 1 / popsize
@@ -50,20 +45,20 @@ class Snes:
         return self._mean.copy()
 
     def ask(self) -> Array:
-        """Draw the next generation, [P, d]: pairs, and one alone where P is odd."""
+        """Draw the next generation, [P, d]: pairs, and a single candidate if P is odd."""
         half = self._randn((self._popsize + 1) // 2, len(self._mean))
         self._drawn = np.stack([half, -half], axis=1).reshape(-1, half.shape[1])[: self._popsize]
         candidates = self._mean + self._deviations * self._drawn
-        if self._bound < math.inf:  # the lesson is of the steps that were taken
+        if self._bound < math.inf:  # learn from the steps within the bounds
             candidates = np.clip(candidates, -self._bound, self._bound)
             self._drawn = (candidates - self._mean) / self._deviations
         return candidates
 
     def tell(self, fitness: Array) -> None:
-        """Learn from the fitness, [P], of the candidates asked for last; less is better.
+        """Learn from the fitness, [P], of the last candidates; less is better.
 
         Raises:
-            NumericsError: if a step size is no longer a number above 0.
+            NumericsError: if a step size is not finite or not above 0.
         """
         drawn = self._drawn[np.argsort(fitness, kind="stable")]
         mean = self._mean + self._deviations * (self._utilities @ drawn)

@@ -1,25 +1,24 @@
 """CMA-ES on whole populations: pycma's algorithm and default parameters without its loops over candidates.
 
-A population is an array, and asking and telling are a few matrix products. The equations are those of pycma (Hansen,
-The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, whose equations are cited). pycma itself gives the parameters,
-the rule for the step size, cumulative or by two mirrored candidates, and the transformation into bounds. Left out is
-what a search for prompts has no use for: restarts, logs, stopping, integer variables, injected candidates, mirrored
-ones where a population has fewer than six, and the coordinates that pycma changes once C's condition passes 1e8.
+A population is an array; ask and tell are a few matrix products. The equations are pycma's (Hansen, The CMA Evolution
+Strategy: A Tutorial, arXiv 1604.00772, whose equations are cited). pycma itself provides the parameters, the rule for
+the step size, cumulative or by two mirrored candidates, and the transformation into bounds. A search for prompts does
+not need restarts, logs, stopping, integer variables, injected candidates, mirrored ones in a population below six, and
+pycma's change of coordinates when C's condition exceeds 1e8, so they are left out.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .covariance import Axes, Covariance, Lesson
-from .generation import Array
+from .generation import Array, Start
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
@@ -27,25 +26,25 @@ with warnings.catch_warnings():
     from cma.sigma_adaptation import CMAAdaptSigmaTPA
 
 GAPS = 2
-"""Decompositions lie so many of pycma's lazy gaps apart."""
+"""Gap between decompositions, in units of pycma's lazy gap."""
 NEARLY_ROUND = math.exp(1e-4)
-"""How much longer than 1 the longest axis of the first C may be."""
+"""Upper limit of the longest axis of the first C."""
 Drawn = tuple[Array, Array]
 """Random numbers z and steps y = B D z, [K, d] each."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the covariance learns."""
+    """The learning rates of the covariance."""
 
     cc: float
-    """Of its path."""
+    """Rate of its path."""
     c1: float
-    """From the path."""
+    """Rate of the update from the path."""
     cmu: float
-    """From a generation's steps."""
+    """Rate of the update from a generation's steps."""
     weights: Array
-    """Of the steps, best first; those that have none teach nothing."""
+    """Weights of the steps, best first; steps beyond them have none."""
 
 
 class Strategy:
@@ -53,35 +52,19 @@ class Strategy:
 
     ended = False
     OPTIONS: ClassVar[dict[str, Any]] = {"CMA_mirrors": 0, "seed": math.nan, "verbose": -9}
-    """pycma's."""
+    """pycma's options."""
 
-    def __init__(
-        self, dim: int, sigma: float, popsize: int, randn: Callable[..., Array], *, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, generations: int = 0,
-    ) -> None:  # fmt: skip
-        """Start a strategy.
-
-        Args:
-            dim: d.
-            sigma: initial step size.
-            popsize: candidates per generation, P.
-            randn: draws N(0, 1).
-            bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
-            shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
-            aside: decomposes covariances, and draws a generation while the one before is evaluated; None for the
-                caller's thread. The numbers are the same.
-            generations: how many there will be; 0 if that is not known. It plays no part here.
-        """
-        del generations
-        options = {"popsize": popsize, **self.OPTIONS}
-        published = cma.CMAEvolutionStrategy(
-            dim * [0.0], sigma, options | ({"bounds": [-bound, bound]} if bound else {})
-        )
+    def __init__(self, start: Start) -> None:
+        """Start a strategy."""
+        dim = start.dim
+        options = {"popsize": start.popsize, **self.OPTIONS}
+        bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
+        published = cma.CMAEvolutionStrategy(dim * [0.0], start.sigma, options | bounds)
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
-        self.sigma, self.mean, self.isotropic_mean_shift = sigma, np.zeros(dim), np.zeros(dim)
-        self.covariance = self._model(published, shifted, aside)
-        self._randn, self._aside, self._ahead = randn, aside, Future[Drawn]()
-        self._box = published.boundary_handler if bound else None
+        self.sigma, self.mean, self.isotropic_mean_shift = start.sigma, np.zeros(dim), np.zeros(dim)
+        self.covariance = self._model(published, start)
+        self._randn, self._aside, self._ahead = start.randn, start.aside, Future[Drawn]()
+        self._box = published.boundary_handler if start.bound else None
         self._sigma_rule = published.adapt_sigma
         self._mirrors = isinstance(self._sigma_rule, CMAAdaptSigmaTPA)
         self._learning = self._rates(published)
@@ -99,7 +82,7 @@ class Strategy:
             NumericsError: if the search has diverged.
         """
         mirrored = self._mirrors and self.countiter > 0
-        if self._ahead.cancel():  # there is none, or its turn has not come
+        if self._ahead.cancel():  # not submitted, or not started yet
             drawn = self._draw(self.covariance.axes, self.sp.popsize - mirrored)
         else:
             drawn = self._ahead.result()
@@ -121,7 +104,7 @@ class Strategy:
         return self.mean if self._box is None else np.asarray(self._box.repair(self.mean))
 
     def tell(self, fitness: Array) -> None:
-        """Learn from the fitness, [P], of the candidates asked for last; less is better."""
+        """Learn from the fitness, [P], of the last candidates; less is better."""
         order = np.argsort(fitness, kind="stable")
         steps, numbers, sp, parents = self._steps[order], self._numbers[order], self.sp, len(self._recombination)
         self.countiter += 1
@@ -149,10 +132,10 @@ class Strategy:
         return self._draw(axes.result(), self.sp.popsize - self._mirrors)
 
     def _mirrored(self, numbers: Array, steps: Array) -> Drawn:
-        """Put the last step of the mean and its mirror before P - 1 steps drawn, of which one gives them its length.
+        """Put the last step of the mean and its mirror before P - 1 drawn steps, one of which gives the pair its norm.
 
-        Which of the two is fitter moves the step size (Hansen et al. 2014, How to Assess Step-Size Adaptation
-        Mechanisms in Randomised Search). Where the mean's step was long, pycma draws two lengths before this one.
+        The fitter one of the pair changes the step size (Hansen et al. 2014, How to Assess Step-Size Adaptation
+        Mechanisms in Randomised Search). If the mean's step was long, pycma draws two lengths before this one.
         """
         axes = self.covariance.axes
         step = self._shift / self._scale
@@ -169,7 +152,7 @@ class Strategy:
         return np.concatenate([pair * number, numbers[rest]]), np.concatenate([pair * step, steps[rest]])
 
     def _lesson(self, steps: Array, lengths: Array, moving: bool) -> Lesson:
-        """Return what C learns (eqs. 46, 47) from the path and the steps [P, d], best first, with |z| [P]."""
+        """Return C's update (eqs. 46, 47) from the path and the steps [P, d], best first, with |z| [P]."""
         rates = self._learning
         c1 = rates.c1 if moving else rates.c1 * (1 - rates.cc * (2 - rates.cc))
         weights = rates.cmu * rates.weights
@@ -179,13 +162,13 @@ class Strategy:
         weights[negative] *= self.N / (lengths[negative] + 1e-9) ** 2
         return Lesson(keep, np.concatenate([self._path[None], steps]), np.concatenate([[rates.c1], weights]))
 
-    def _model(self, published: Any, shifted: bool, aside: Executor | None) -> Any:
-        """Return the covariance to learn."""
-        gap = published.sm.lazy_update_gap * (GAPS if shifted else 1)
-        return Covariance(published.N, gap, shifted, aside)
+    def _model(self, published: Any, start: Start) -> Any:
+        """Return the covariance."""
+        gap = published.sm.lazy_update_gap * (GAPS if start.shifted else 1)
+        return Covariance(start.dim, gap, start.shifted, start.aside)
 
     def _rates(self, published: Any) -> Rates:
-        """Return how fast to learn it."""
+        """Return the learning rates of the covariance."""
         sp = published.sp
         rates = published.sm.parameters(mueff=sp.weights.mueff, lam=sp.popsize)
         return Rates(sp.cc, rates["c1"], rates["cmu"], np.array(sp.weights))

@@ -1,8 +1,8 @@
-"""The threads of a search: numpy's matrix library kept on one, and one aside that decomposes covariances.
+"""The threads of a search: a limit of one thread for numpy's matrix library, and one thread for decompositions.
 
-How many threads numpy's matrix routines run on changes their last bits. The eigenvectors of a covariance that is still
-nearly round turn by any angle on these, and a run could then be resumed only with as many threads as it began with.
-One is also the faster: the engine's threads want the same cores.
+The last bits of numpy's matrix products depend on the number of threads. The eigenvectors of a nearly round covariance
+turn by any angle on these bits, so a run could only be resumed with the same number of threads. One thread is also
+faster, since the engine's threads need the same cores.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class _OneThread:
-    """Keeps numpy's matrix library, and no engine's, on one thread while anyone holds it.
+    """Limits numpy's matrix library, but no engine's, to one thread while it has holders.
 
-    The library's limit is the process's, not the thread's: the first to enter sets it, and the last to leave lifts it.
+    The limit is per process, not per thread: the first holder sets it, and the last one lifts it.
     """
 
     def __init__(self) -> None:
@@ -38,8 +38,8 @@ class _OneThread:
                 self._limit = self._library.limit(limits=1)
                 if any(library["num_threads"] != 1 for library in self._library.info()):
                     logger.warning(
-                        "numpy's OpenBLAS does not keep to one thread, so this search may not come out the same again, "
-                        "nor be resumed. Set the environment variable OPENBLAS_NUM_THREADS=1."
+                        "numpy's OpenBLAS ignores its limit of one thread, so this search may be neither reproducible "
+                        "nor resumable. Set the environment variable OPENBLAS_NUM_THREADS=1."
                     )
             self._holders += 1
 
@@ -57,7 +57,7 @@ def _limit() -> _OneThread:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have numpy's matrix routines run on one thread, in all threads of the process."""
+    """Limit numpy's matrix routines to one thread, in all threads of the process."""
     _limit().enter()
     try:
         yield
@@ -67,10 +67,10 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def background() -> Iterator[Executor]:
-    """Lend the strategies of a search a thread to decompose on; it ends, with what it has to do, when the search does.
+    """Yield a thread for the decompositions of a search; it finishes its current task at the end of the block.
 
-    The caller's thread sets the limit of ``one_thread`` before the other one starts, and lifts it after that has
-    ended: OpenBLAS does not heed a limit that is set while another thread computes.
+    The caller's thread sets the limit of ``one_thread`` before this thread starts, and lifts it after this thread has
+    ended: OpenBLAS ignores a limit that is set while another thread computes.
     """
     with one_thread():
         aside = ThreadPoolExecutor(1, "bbt-fast-eigh")

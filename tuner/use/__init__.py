@@ -1,1 +1,1 @@
-"""A tuned prompt at work: classify, bake, share."""
+"""The use of a tuned prompt: classify, bake, share."""

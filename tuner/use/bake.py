@@ -1,4 +1,4 @@
-"""Tuned prompts and their model as one folder that needs neither PyTorch nor `transformers` to run."""
+"""Bakes tuned prompts and their model into one folder that runs without PyTorch and `transformers`."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ from .triton import write_repository
 
 GRAPH = "model.onnx"
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.05}
-"""How far a logit may be from PyTorch's in fp32, in units of the largest."""
+"""Largest difference of a logit from PyTorch's in fp32, relative to the largest logit."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Baked:
-    """What was made."""
+    """A baked folder."""
 
     folder: Path
     difference: float
-    """Largest difference of a logit from PyTorch's in fp32, over the texts it was compared on."""
+    """Largest difference of a logit from PyTorch's in fp32 over the compared texts."""
     texts: int
-    """How many these were."""
+    """The number of compared texts."""
     prefixes: tuple[str, ...]
-    """What a caller must put before each text; almost always nothing."""
+    """The strings that a caller must put before each text; almost always empty."""
 
 
 def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: bool = False) -> Baked:
     """Write a classifier as one ONNX file with its tokenizer and configuration, and compare its answers.
 
     Args:
-        classifier: loaded on the engine "torch" in fp32 on the CPU, which the file is compared with.
+        classifier: loaded on the engine "torch" in fp32 on the CPU, the reference of the comparison.
         out: a new or empty folder.
         precision: fp32 or fp16.
         triton: also write a Triton model repository, in the folder "triton".
 
     Raises:
         UsageError: if the model, the task's template or the precision cannot be baked, or the folder is not empty.
-        ParityError: if the file does not answer as PyTorch does.
-        ArtifactError: if the folder cannot be written.
+        ParityError: if the file's answers differ from PyTorch's.
+        ArtifactError: if the folder is not writable.
     """
     if precision not in TOLERANCE:
-        raise UsageError(f"precision is {precision!r}, but a baked file is in one of {', '.join(TOLERANCE)}.")
+        raise UsageError(f"precision is {precision!r}, but must be one of {', '.join(TOLERANCE)} for a baked file.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty: choose another --out.")
     encoder = classifier.encoder
@@ -73,27 +73,28 @@ def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: 
     graph = Graph(classifier.engine.staged, classifier.prompts, words, mask_id, dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
-            whole = Path(made) / out.name
-            whole.mkdir()
-            write_classifier(graph, whole / GRAPH, tokenizer.shortest, tokenizer.longest)
-            difference, texts = _checked(classifier, tokenizer, whole / GRAPH, precision)
-            _write_rest(classifier, tokenizer, whole, precision)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            folder = Path(temporary) / out.name
+            folder.mkdir()
+            write_classifier(graph, folder / GRAPH, tokenizer.shortest, tokenizer.longest)
+            difference, texts = _checked(classifier, tokenizer, folder / GRAPH, precision)
+            _write_rest(classifier, tokenizer, folder, precision)
             if triton:
-                write_repository(whole / GRAPH, whole / "triton", _name(classifier), classifier.labels)
+                name = f"{classifier.config.task.name}-{classifier.config.algorithm}"
+                write_repository(folder / GRAPH, folder / "triton", name, classifier.labels)
             if out.exists():
                 out.rmdir()
-            os.replace(whole, out)
+            os.replace(folder, out)
     except OSError as error:
         raise unwritable(out, error) from error
     return Baked(out, difference, texts, tokenizer.prefixes)
 
 
 def _checked(classifier: Classifier, tokenizer: BakedTokenizer, path: Path, precision: str) -> tuple[float, int]:
-    """Compare the file's answers with PyTorch's, all texts at once and then one alone.
+    """Compare the file's answers with PyTorch's, for all texts at once and for one text.
 
     Raises:
-        ParityError: if they differ, or the file cannot be run.
+        ParityError: if they differ, or the file does not run.
     """
     rows = probe_rows(classifier.encoder)
     expected = classifier.logits(classifier.encoder.encode(rows, quiet=True))
@@ -109,7 +110,7 @@ def _checked(classifier: Classifier, tokenizer: BakedTokenizer, path: Path, prec
     if not difference <= limit:
         raise ParityError(
             f"the baked file disagrees with PyTorch in fp32: a logit differs by {difference:.2e} (at most {limit:.2e} "
-            f"for {precision}). It is not kept. Try --precision fp32, or use `bbt-fast predict`."
+            f"for {precision}). The file was deleted. Try --precision fp32, or use `bbt-fast predict`."
         )
     logger.info("the file agrees with PyTorch fp32 on %d texts: largest logit difference %.1e", len(rows), difference)
     return difference, len(rows)
@@ -167,10 +168,6 @@ def _config(classifier: Classifier, tokenizer: BakedTokenizer, precision: str) -
             "text_prefixes": list(tokenizer.prefixes),
         },
     }
-
-
-def _name(classifier: Classifier) -> str:
-    return f"{classifier.config.task.name}-{classifier.config.algorithm}"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""A tokenizer that writes raw texts as a tuned classifier reads them, in one tokenizer.json.
+"""A tokenizer.json that encodes raw texts like ``TextEncoder``.
 
-Its pieces do what ``TextEncoder`` does: normalizers clean the text, truncation cuts the text alone, and a template
-post-processor puts the task's template, the mask and the prompt's placeholder tokens around it.
+Normalizers clean the text, truncation shortens only the text, and a template post-processor adds the task's template,
+the mask and the prompt's placeholder tokens.
 """
 
 from __future__ import annotations
@@ -24,33 +24,31 @@ PROBES: Final = (
     "tab\there", "Émile's café", "总之很好。", "日本語のテキスト", "🙂", "#tag @name", "a", "-", "x" * 40,
     "mixed 中文 and English", "{text} {mask}", " spaces at both ends ",
 )  # fmt: skip
-"""Texts whose ends and insides a tokenizer may treat in ways of its own."""
+"""Texts that tokenizers treat differently."""
 LONG: Final = "a long text that does not fit, "
 MARKS: Final = {"text": "$A", "text_a": "$A", "text_b": "$B"}
-"""What a template post-processor calls the texts."""
+"""The names of the texts in a template post-processor."""
 
 
 @dataclass(frozen=True)
 class BakedTokenizer:
-    """A tokenizer.json's contents, and what a caller must still do."""
+    """The contents of a tokenizer.json, and the prefixes that its caller must add."""
 
     tokenizer: tokenizers.Tokenizer
     prefixes: tuple[str, ...]
-    """Per text, what to put before it once it is stripped; almost always nothing. A vocabulary that spells the start
-    of a word with a space, as RoBERTa's, cannot know that the second text of a pair follows one."""
+    """Per text, the string to put before it after stripping; almost always empty. A vocabulary that spells the start of
+    a word with a space, as RoBERTa's, needs it for the second text of a pair."""
     longest: int
-    """Tokens of the longest sequence it makes, placeholders included."""
+    """Tokens of the longest sequence, placeholders included."""
     shortest: int
     """Tokens around the texts."""
 
 
 def bake_tokenizer(encoder: TextEncoder) -> BakedTokenizer:
-    """Make the tokenizer that writes texts as an encoder does.
-
-    It is compared with the encoder on texts that are likely to show a difference.
+    """Return a tokenizer that agrees with an encoder on texts that are likely to show a difference.
 
     Raises:
-        UsageError: if there is none, because the template runs into its texts.
+        UsageError: if there is none, because tokens span the border of template and text.
     """
     frame = encoder.frame()
     shortest = sum(len(piece) for piece in frame if not isinstance(piece, str))
@@ -66,14 +64,14 @@ def bake_tokenizer(encoder: TextEncoder) -> BakedTokenizer:
             return baked
         problem = problem or repr(different[0].texts)[:80]
     raise UsageError(
-        f"the template of task {encoder.task.name!r} cannot be put into a tokenizer: with this vocabulary it joins the "
-        f"text beside it into one token, as in {problem}. Put spaces between template and texts and tune again, or use "
-        "`bbt-fast predict`."
+        f"the template of task {encoder.task.name!r} cannot be baked into a tokenizer: here a token spans "
+        f"template and text, as in {problem}. Put spaces between template and texts and tune again, or use `bbt-fast "
+        "predict`."
     )
 
 
 def encode_rows(baked: BakedTokenizer, rows: Sequence[Row], *, padded: bool = False) -> list[tokenizers.Encoding]:
-    """Encode raw rows, padded to the longest or each by itself."""
+    """Encode raw rows, padded to the longest or unpadded."""
     texts: list[Any] = [row.texts for row in rows]
     if any(baked.prefixes):
         texts = [tuple(p + t.strip() for p, t in zip(baked.prefixes, pair, strict=True)) for pair in texts]
@@ -83,9 +81,9 @@ def encode_rows(baked: BakedTokenizer, rows: Sequence[Row], *, padded: bool = Fa
 
 
 def _spacings(encoder: TextEncoder) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield ways to give texts the white space that stands before them in the template, the simplest first.
+    """Yield ways to add the white space before texts in the template, the simplest first.
 
-    Each is what the tokenizer puts before every text, and what its caller puts before each.
+    Each is (the string that the tokenizer puts before every text, the strings that its caller puts before each).
     """
     wanted = []
     for literal, name in parts(encoder.task.template(encoder.kind)):
@@ -94,7 +92,7 @@ def _spacings(encoder: TextEncoder) -> Iterator[tuple[str, tuple[str, ...]]]:
     spaces = tuple(dict(wanted)[name] for name in encoder.task.texts)
     nothing = ("",) * len(spaces)
     yield "", nothing
-    for space in dict.fromkeys((*spaces, " ")):  # SentencePiece brings a space of its own, unless one was stripped
+    for space in dict.fromkeys((*spaces, " ")):  # SentencePiece adds a space itself, unless one was stripped
         if space:
             yield space, nothing
     if len(set(spaces)) > 1:
@@ -104,37 +102,37 @@ def _spacings(encoder: TextEncoder) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _tokenizer(
     encoder: TextEncoder, frame: Sequence[list[int] | str], inside: str, longest: int, prefixes: Sequence[str]
 ) -> tokenizers.Tokenizer:
-    """Put the pieces together.
+    """Build a tokenizer.
 
     Args:
-        encoder: the model.
-        frame: what stands around the texts.
-        inside: what the tokenizer puts before every text.
-        longest: where texts are cut.
-        prefixes: what the caller puts before each text.
+        encoder: the reference.
+        frame: see ``TextEncoder.frame``.
+        inside: the string that the tokenizer puts before every text.
+        longest: the length limit of truncation.
+        prefixes: the strings that the caller puts before each text.
     """
     known = encoder.tokenizer
     content = json.loads(known.backend_tokenizer.to_str())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in encoder.special_tokens]
     content |= {"truncation": None, "padding": None, "post_processor": None}
-    made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    baked = tokenizers.Tokenizer.from_str(json.dumps(content))
     steps: list[normalizers.Normalizer] = [normalizers.Replace(old, new) for old, new in encoder.task.replace.items()]
     steps.append(normalizers.Strip(left=not any(prefixes), right=True))
     steps += [normalizers.Replace(token, f"{token[0]} {token[1:]}") for token in encoder.special_tokens]
     if inside:
         steps.append(normalizers.Prepend(inside))
-    if made.normalizer is not None:
-        steps.append(made.normalizer)
-    made.normalizer = normalizers.Sequence(steps)
-    made.post_processor = _post_processor(encoder, frame)
-    made.enable_truncation(longest)
+    if baked.normalizer is not None:
+        steps.append(baked.normalizer)
+    baked.normalizer = normalizers.Sequence(steps)
+    baked.post_processor = _post_processor(encoder, frame)
+    baked.enable_truncation(longest)
     padding = pad_id(known)
-    made.enable_padding(pad_id=padding, pad_token=known.convert_ids_to_tokens(padding))
-    return made
+    baked.enable_padding(pad_id=padding, pad_token=known.convert_ids_to_tokens(padding))
+    return baked
 
 
 def _post_processor(encoder: TextEncoder, frame: Sequence[list[int] | str]) -> processors.TemplateProcessing:
-    """Return what puts the frame around one text, and around two."""
+    """Return the post-processor that adds the frame to one text, and to two."""
     pieces, special = [], []
     for number, piece in enumerate(frame):
         if isinstance(piece, str):
@@ -151,7 +149,7 @@ def _post_processor(encoder: TextEncoder, frame: Sequence[list[int] | str]) -> p
 
 
 def probe_rows(encoder: TextEncoder) -> list[Row]:
-    """Return rows to compare with, too long ones and such as spell special tokens among them."""
+    """Return rows for the comparison, including too long ones and ones that spell special tokens."""
     probes = [text for text in (*PROBES, *encoder.special_tokens) if text.strip()]
     pairs = [*zip(probes, probes, strict=True), *zip(probes, [*probes[1:], probes[0]], strict=True)]
     long = LONG * encoder.max_text_length

@@ -1,4 +1,4 @@
-"""Tuned prompts as a classifier: ``load(run)(texts) -> labels and scores``; of several runs, their ensemble."""
+"""Tuned prompts as a classifier: ``load(run)(texts) -> labels and scores``; several runs form an ensemble."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...export.ensemble import pooled
 from ...export.errors import ArtifactError, UsageError
+from ...export.loading import reason
 from ...export.words import LabelWords
 from ..artifacts.folder import CONFIG, PROMPT, members, read_config
 from ..artifacts.prompt import read_prompt
@@ -29,14 +30,14 @@ from ..search.objective import Yardstick
 from ..tasks.label_words import label_word_ids
 
 SHARED: Final = (PROMPT, PROMPT_CONFIG, "README.md")
-"""The files that a prompt is used with and shared by."""
+"""The files of a shared prompt."""
 SAME: Final = ("embeddings", "kind", "task", "algorithm", "cat_or_add", "n_prompt_tokens")
-"""What the prompts of an ensemble have in common."""
+"""Fields that must agree among the prompts of an ensemble."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Prediction(TypedDict):
-    """What a classifier says of one text, in the shape of `transformers`' text-classification pipeline."""
+    """The prediction for one text, in the shape of `transformers`' text-classification pipeline."""
 
     label: str
     score: float
@@ -47,7 +48,7 @@ class Prediction(TypedDict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a classifier is on labelled texts."""
+    """The scores of a classifier on labelled texts."""
 
     metric: str
     value: float
@@ -55,7 +56,7 @@ class Evaluation:
     """Mean cross entropy, in nats."""
     examples: int
     truncated: int
-    """How many of them had to be cut to fit."""
+    """The number of truncated texts."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures by name."""
@@ -63,7 +64,7 @@ class Evaluation:
 
 
 class Classifier:
-    """A frozen model with a tuned prompt, or with several whose answers are averaged; ``load`` makes it."""
+    """A frozen model with a tuned prompt, or with several whose answers are averaged; ``load`` returns one."""
 
     def __init__(
         self, config: PromptConfig, encoder: TextEncoder, engine: Any, prompts: Tensor, words: Sequence[LabelWords],
@@ -72,13 +73,13 @@ class Classifier:
         """Bind the parts.
 
         Args:
-            config: what the prompts belong to.
-            encoder: writes texts as the model reads them.
+            config: the prompts' description.
+            encoder: encodes texts for the model.
             engine: loaded.
             prompts: [K, 1 or L, n, H].
             words: the label words of each prompt, [K].
-            folder: of the first prompt.
-            batch_size: texts that are answered at once.
+            folder: the first prompt's.
+            batch_size: texts in a batch.
         """
         self.config, self.encoder, self.engine, self.prompts = config, encoder, engine, prompts
         self.words, self.folder, self.batch_size = tuple(words), folder, batch_size
@@ -92,14 +93,14 @@ class Classifier:
         """Classify texts.
 
         Args:
-            texts: one text or a list of them; for a task about pairs one tuple (first, second) or a list of such. As in
-                `transformers`, {"text": first, "text_pair": second} will do for a text or a pair.
+            texts: one text or a list of texts; for a task about pairs, one tuple (first, second) or a list of tuples.
+                As in `transformers`, a text or a pair may also be {"text": first, "text_pair": second}.
 
         Returns:
             One prediction per text, in order.
 
         Raises:
-            UsageError: if these are not the texts that the task is about.
+            UsageError: if these are not texts of the task's form.
         """
         task = self.config.task
         rows = [cleaned(task, row) for row in rows_of(task.texts, texts)]
@@ -114,7 +115,7 @@ class Classifier:
         return found
 
     def logits(self, encoded: Encoded) -> Tensor:
-        """Return the label words' logits [N, C] of encoded texts; of several prompts, the mean log-probabilities."""
+        """Return the label words' logits [N, C] of encoded texts; for several prompts, the mean log-probabilities."""
         answers = []
         for words in dict.fromkeys(self.words):
             its = [k for k, other in enumerate(self.words) if other == words]
@@ -132,9 +133,9 @@ class Classifier:
         """Score the classifier on the test data of its task, as the end of a run does.
 
         Args:
-            data_dir: folder with a test file; None for the data that the run was tested on, else the task's own.
-            column_mapping: columns of your file that go by other names, such as text=sentence,label=class.
-            max_test_examples: use this many examples at most.
+            data_dir: folder with a test file; None for the run's own test data or, failing that, the task's.
+            column_mapping: the names of your file's columns, such as text=sentence,label=class.
+            max_test_examples: use at most this many examples.
 
         Raises:
             UsageError: if there are no data.
@@ -170,24 +171,24 @@ def load(
     allow_pickle: bool = False,
     batch_size: int = 512,
 ) -> Classifier:
-    """Load the tuned prompt of a run, and the model that it belongs to.
+    """Load the tuned prompt of a run and its model.
 
-    Several prompts make an ensemble: every text is answered with each of them in one batch, and the classes'
-    log-probabilities are averaged.
+    Several prompts form an ensemble: one batch answers every text with each prompt, and the log-probabilities of the
+    classes are averaged.
 
     Args:
         source: a run's folder, or the hub id of a shared prompt; or several. The folder of a finished command with
-            ``seeds`` stands for all its seeds.
-        engine: who answers: torch, ort, ..., or auto.
+            ``seeds`` means all its seeds.
+        engine: the engine: torch, ort, ..., or auto.
         precision: fp32, bf16, fp16, or auto.
         device: cpu, cuda, cuda:1, or auto.
-        model_name: where the base model is, if not where the run found it.
-        allow_pickle: also take its weights from pickle files, where there are no safetensors.
-        batch_size: texts that are answered at once; they are sorted by length first.
+        model_name: the location of the base model, if it has moved since the run.
+        allow_pickle: also load its weights from pickle files if there are no safetensors.
+        batch_size: texts in a batch; texts are sorted by length first.
 
     Raises:
-        UsageError: if there is no tuned prompt, an argument is unknown, or the prompts do not fit together.
-        ArtifactError: if a file is damaged, or the base model is not the one that the prompt was tuned on.
+        UsageError: if there is no tuned prompt, an argument is unknown, or the prompts do not form an ensemble.
+        ArtifactError: if a file is damaged, or the base model differs from the run's.
         BbtFastError: if the engine or the model cannot be loaded.
     """
     sources = [source] if isinstance(source, (str, Path)) else source
@@ -215,7 +216,7 @@ def load(
     if loaded.embeddings.digest != config.embeddings:
         revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
         raise ArtifactError(
-            f"the prompt in {folders[0]} was tuned on {config.base_model}{revision}, and {options.model_name} is "
+            f"the prompt in {folders[0]} was tuned on {config.base_model}{revision}, but {options.model_name} is "
             "another model: its word embeddings differ. Give the right one with --model_name."
         )
     shape = (loaded.n_layers if config.algorithm == "bbtv2" else 1, loaded.n_prompt_tokens, loaded.hidden_size)
@@ -234,10 +235,10 @@ def load(
 
 
 def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
-    """Return what the prompts of an ensemble belong to.
+    """Return the description of an ensemble's prompts.
 
     Raises:
-        UsageError: if it is not the same for all.
+        UsageError: if they differ in a field of ``SAME``.
     """
     first, config = members[0]
     for folder, other in members[1:]:
@@ -245,8 +246,8 @@ def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
             if _compared(other, name) != _compared(config, name):
                 here, there = _shown(config, name), _shown(other, name)
                 raise UsageError(
-                    f"{first} and {folder} do not make an ensemble: {here} in the one, {there} in the other. Its "
-                    "prompts must be of one task, model and shape."
+                    f"{first} and {folder} do not form an ensemble: {here} in the first, {there} in the second. Give "
+                    "prompts of one task, model and shape."
                 )
     return config
 
@@ -257,7 +258,7 @@ def _compared(config: PromptConfig, name: str) -> Any:
 
 
 def _shown(config: PromptConfig, name: str) -> str:
-    """Return one of ``SAME`` as it stands in a message."""
+    """Return a field of ``SAME`` for a message."""
     if name == "embeddings":
         return f"base model {config.base_model} (embeddings {config.embeddings[:8]})"
     if name == "task":
@@ -267,10 +268,10 @@ def _shown(config: PromptConfig, name: str) -> str:
 
 
 def local_folder(source: str | Path) -> Path:
-    """Return a folder, or where a shared prompt was downloaded to.
+    """Return a folder, or the download of a shared prompt.
 
     Raises:
-        UsageError: if there is no such folder, or the hub gives none of that name.
+        UsageError: if there is neither such a folder nor such a prompt on the hub.
     """
     path = Path(source)
     if path.is_dir():
@@ -281,12 +282,10 @@ def local_folder(source: str | Path) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(SHARED)))
-    except Exception as error:
-        # The hub's client raises dozens of types, from a missing network to a repository that is private.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # the hub's client raises dozens of types
         raise UsageError(
-            f"{source} is neither a folder nor a prompt on the hub that can be reached ({type(error).__name__}: "
-            f"{reason[0]}). Check the name, the network, and `hf auth login` for a private one."
+            f"{source} is neither a folder nor a reachable prompt on the hub ({reason(error)}). Check the name and the "
+            "network, and log in with `hf auth login` for a private one."
         ) from error
 
 
@@ -294,11 +293,11 @@ def rows_of(names: Sequence[str], texts: Any) -> list[Row]:
     """Return texts, or pairs of them, as rows.
 
     Args:
-        names: of the task's texts, one or two.
-        texts: as ``Classifier.__call__`` takes them.
+        names: the names of the task's texts, one or two.
+        texts: see ``Classifier.__call__``.
 
     Raises:
-        UsageError: if these are not the texts that the task is about.
+        UsageError: if these are not texts of the task's form.
     """
     if isinstance(texts, (str, Mapping, tuple)):
         texts = [texts]

@@ -13,7 +13,7 @@ from ...export.classifier import INPUTS, OUTPUT
 VERSION = "1"
 MAX_BATCH_SIZE = 64
 QUEUE_DELAY_MICROSECONDS = 2000
-"""How long a request may wait for others to make a batch with."""
+"""Longest wait of a request for others in its batch."""
 LABELS = "labels.txt"
 
 
@@ -21,9 +21,9 @@ def write_repository(graph: Path, folder: Path, name: str, labels: Sequence[str]
     """Write ``<name>/config.pbtxt``, ``<name>/labels.txt`` and ``<name>/1/model.onnx``.
 
     Args:
-        graph: a baked ONNX file; linked if it can be, else copied.
-        folder: where the repository goes.
-        name: what the server calls the model.
+        graph: a baked ONNX file, which is linked or, failing that, copied.
+        folder: the repository.
+        name: the model's name on the server.
         labels: the classes, in the order of the logits.
     """
     version = folder / name / VERSION
@@ -38,7 +38,7 @@ def write_repository(graph: Path, folder: Path, name: str, labels: Sequence[str]
 
 
 def config_of(name: str, n_classes: int) -> str:
-    """Return the server's description of a baked file; the batch is its first axis, which Triton does not list."""
+    """Return the server's configuration of a baked file; Triton does not list the first axis, the batch."""
     inputs = ",\n".join(f"  {{ name: {json.dumps(tensor)}, data_type: TYPE_INT64, dims: [ -1 ] }}" for tensor in INPUTS)
     output = f"name: {json.dumps(OUTPUT)}, data_type: TYPE_FP32, dims: [ {n_classes} ]"
     return f"""name: {json.dumps(name, ensure_ascii=False)}

@@ -36,7 +36,7 @@ def test_a_line_of_an_earlier_generation_replaces_what_follows(tmp_path, text, c
         log.append(LINES[2])
         assert log.known(3) is None
     assert (tmp_path / "m").read_text() == "".join(text.splitlines(keepends=True)[:3])
-    assert "tells of generations that the journal has lost: from 2 on" in caplog.text
+    assert "holds generations that the journal has lost: the run repeats them from 2 on" in caplog.text
 
 
 def test_a_changed_figure_is_not_taken_for_a_measured_one(tmp_path, text):

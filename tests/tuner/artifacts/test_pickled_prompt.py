@@ -35,7 +35,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [b"", b"\x80\x02.", b"PK\x03\x04 no archive"])
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.pt").write_bytes(content)
-    with pytest.raises(DataError, match=r"p\.pt is not read"):
+    with pytest.raises(DataError, match=r"p\.pt is refused"):
         read_prompt(tmp_path / "p.pt")
 
 

@@ -171,12 +171,12 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "text", "text=", "=a", "text=a,,"])
 def test_a_malformed_column_mapping_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="must be like text=sentence,label=class"):
+    with pytest.raises(UsageError, match="must have the form text=sentence,label=class"):
         parse_column_mapping(text)
 
 
 def test_a_column_mapping_of_unknown_names_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="names 'txt'; ours are text, text_a, text_b, label"):
+    with pytest.raises(UsageError, match="names 'txt', but must name one of text, text_a, text_b, label"):
         load_splits(ONE, data_dir=folder, column_mapping={"txt": "a"})
 
 
@@ -185,13 +185,13 @@ BAD_FILES = [
     (".jsonl", b"\n \n", r"train\.jsonl has no rows"),
     (".jsonl", b'{"text": "a", "label": 0}\n{"text": ', r"train\.jsonl, line 2: this is not JSON \(.*, column 10\)"),
     (".jsonl", b'["a", 0]', r"line 1: this is not an object"),
-    (".jsonl", b"[" * 100_000, r"line 1: this JSON cannot be read \(RecursionError\)"),
-    (".jsonl", b'{"label": ' + b"9" * 5000 + b"}", r"line 1: this JSON cannot be read \(ValueError\)"),
+    (".jsonl", b"[" * 100_000, r"line 1: this JSON is unreadable \(RecursionError\)"),
+    (".jsonl", b'{"label": ' + b"9" * 5000 + b"}", r"line 1: this JSON is unreadable \(ValueError\)"),
     (".jsonl", b'{"text": "a", "label": 0}\n\n{"text": "b"}', r"line 3: there is no 'label', which the first row has"),
     (".jsonl", b'{"text": "a"}', r"line 1: there is no column 'label' for 'label'; the columns are 'text'"),
-    (".jsonl", b'{"text": 5, "label": 0}', r"line 1: 'text' is 5, not a text"),
-    (".jsonl", b'{"text": null, "label": 0}', r"line 1: 'text' is None, not a text"),
-    (".jsonl", b'{"text": "\\ud800", "label": 0}', r"line 1: 'text' holds half a character"),
+    (".jsonl", b'{"text": 5, "label": 0}', r"line 1: 'text' is 5, but must be a text"),
+    (".jsonl", b'{"text": null, "label": 0}', r"line 1: 'text' is None, but must be a text"),
+    (".jsonl", b'{"text": "\\ud800", "label": 0}', r"line 1: 'text' holds an unpaired surrogate"),
     (".jsonl", b'{"text": "a", "label": 2}', r"line 1: label 2 is none of task 'one': bad, good, or 0 to 1"),
     (".jsonl", b'{"text": "a", "label": -1}', r"line 1: label -1 is none"),
     (".jsonl", b'{"text": "a", "label": true}', r"line 1: label True is none"),
@@ -202,14 +202,14 @@ BAD_FILES = [
     (".csv", b"text,label\na,bad\nb,\xe9", r"line 3: this is not UTF-8 text"),
     (".csv", b"text,label\na\n", r"line 2: there are 1 columns, but 2 at the top"),
     (".csv", b'text,label\n"a\nb",bad\nc,d,bad\n', r"line 4: there are 3 columns"),
-    (".csv", b'text,label\n"a', r"line 2: this cannot be read as a table"),
+    (".csv", b'text,label\n"a', r"line 2: this is not a valid table"),
     (".csv", b"text,label\na,great\n", r"line 2: label 'great' is none of task 'one'"),
     (".csv", b"text,label\n", r"train\.csv has no rows"),
     (".csv", b"a,bad\nb,good\n", r"line 2: there is no column 'text'"),
     (".tsv", b"txt\tlabel\na\tbad\n", r"line 2: there is no column 'text' for 'text'; the columns are 'txt', 'label'"),
     (".tsv", b"a\tbad\nb\tgreat\n", r"line 2: label 'great' is none"),
-    (".parquet", b"", r"train\.parquet is not a parquet file"),
-    (".parquet", b"PAR1 and nothing of the kind PAR1", r"train\.parquet is not a parquet file"),
+    (".parquet", b"", r"train\.parquet is not a readable parquet file"),
+    (".parquet", b"PAR1 and nothing of the kind PAR1", r"train\.parquet is not a readable parquet file"),
 ]
 
 
@@ -224,7 +224,7 @@ def test_a_bad_file_is_reported_with_its_line(tmp_path: Path, suffix: str, conte
 def test_a_parquet_row_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [{"text": "a", "label": 0}, {"text": None, "label": 1}])
     write(tmp_path / "test.jsonl", some_records(4))
-    with pytest.raises(DataError, match=r"train\.parquet, row 2: 'text' is None, not a text"):
+    with pytest.raises(DataError, match=r"train\.parquet, row 2: 'text' is None, but must be a text"):
         load_splits(ONE, data_dir=tmp_path, k_shot=1)
 
 

@@ -195,13 +195,13 @@ def test_two_classes_of_one_token_are_refused(make_encoder: Callable[..., TextEn
 
 @pytest.mark.parametrize("kind", ["masked", "seq2seq"])
 def test_a_tokenizer_without_a_mask_token_is_refused(make_tokenizer: MakeTokenizer, kind: Any) -> None:
-    with pytest.raises(UsageError, match=rf"has no mask token, which {kind} models answer at"):
+    with pytest.raises(UsageError, match=rf"has no mask token, at which {kind} models answer"):
         TextEncoder(make_tokenizer("gpt"), SST2, kind, "add", 5, 0, LONG)
 
 
 def test_a_slow_tokenizer_is_refused(make_tokenizer: MakeTokenizer) -> None:
     slow: Any = SimpleNamespace(is_fast=False)
-    with pytest.raises(UsageError, match="Take a model that has a fast tokenizer"):
+    with pytest.raises(UsageError, match="Take a model with a fast tokenizer"):
         TextEncoder(slow, SST2, "masked", "add", 5, 1, LONG)
 
 

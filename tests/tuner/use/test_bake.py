@@ -218,7 +218,7 @@ def test_what_cannot_be_baked_is_refused_and_leaves_nothing(tuned, tmp_path, mon
     (full / "file").touch()
     for words, message in (
         (["--out", str(full)], "is not empty: choose another --out"),
-        (["--out", str(tmp_path / "new"), "--precision", "int8"], "a baked file is in one of fp32, fp16"),
+        (["--out", str(tmp_path / "new"), "--precision", "int8"], "must be one of fp32, fp16 for a baked file"),
     ):
         assert main(["bake", "--run", run, *words]) == 2
         assert message in capsys.readouterr().err

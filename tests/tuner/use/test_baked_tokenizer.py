@@ -128,5 +128,5 @@ def demo_encoder() -> TextEncoder:
 
 def test_a_template_that_runs_into_its_text_is_refused(make_tokenizer):
     encoder = TextEncoder(make_tokenizer("unigram"), load_task("bq"), "seq2seq", "add", 5, 0, LONGEST)
-    with pytest.raises(UsageError, match=r"'bq' cannot be put into a tokenizer: .* as in .* Put spaces between"):
+    with pytest.raises(UsageError, match=r"'bq' cannot be baked into a tokenizer: .* as in .* Put spaces between"):
         bake_tokenizer(encoder)

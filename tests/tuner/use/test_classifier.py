@@ -96,7 +96,7 @@ def test_a_prompt_is_used_with_its_own_model_only(tuned, model_folder, make_mode
     tokenizer.save_pretrained(other)
     assert loaded(tuned(), model_name=model_folder())
     with pytest.raises(
-        ArtifactError, match=r"was tuned on .*, and .*other is another model: its word embeddings differ"
+        ArtifactError, match=r"was tuned on .*, but .*other is another model: its word embeddings differ"
     ):
         loaded(tuned(), model_name=str(other))
 
@@ -199,14 +199,14 @@ def test_a_bias_for_other_words_than_the_task_s_is_refused(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"algorithm": "bbtv2"}, "algorithm 'bbt' in the one, algorithm 'bbtv2' in the other"),
-        ({"cat_or_add": "cat"}, "cat_or_add 'add' in the one, cat_or_add 'cat' in the other"),
-        ({"n_prompt_tokens": 4}, "n_prompt_tokens 5 in the one, n_prompt_tokens 4 in the other"),
+        ({"algorithm": "bbtv2"}, "algorithm 'bbt' in the first, algorithm 'bbtv2' in the second"),
+        ({"cat_or_add": "cat"}, "cat_or_add 'add' in the first, cat_or_add 'cat' in the second"),
+        ({"n_prompt_tokens": 4}, "n_prompt_tokens 5 in the first, n_prompt_tokens 4 in the second"),
         ({"kind": "bert"}, r"base model .*model-roberta \(embeddings .*model-bert \(embeddings"),
     ],
 )
 def test_prompts_that_do_not_fit_together_are_refused(other, message, tuned):
-    with pytest.raises(UsageError, match=f"do not make an ensemble: {message}"):
+    with pytest.raises(UsageError, match=f"do not form an ensemble: {message}"):
         loaded([tuned(), tuned(**other)])
 
 
@@ -220,7 +220,9 @@ def test_prompts_of_another_task_are_refused_with_both_templates(tuned, small, t
     for split in ("train", "test"):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split)[:60]))
     tune(**small(task_name=str(own), data_dir=str(data), budget=4), output_dir="own")
-    with pytest.raises(UsageError, match=r"task 'demo' with template .* in the one, task 'own' with template '.* So "):
+    with pytest.raises(
+        UsageError, match=r"task 'demo' with template .* in the first, task 'own' with template '.* So "
+    ):
         loaded([tuned(), Path("own")])
     with pytest.raises(UsageError, match="there is no prompt to load"):
         loaded([])
@@ -289,14 +291,14 @@ def test_a_pushed_prompt_is_loaded_by_its_hub_id(hub, tuned, model_folder):
     classifier = loaded("somebody/prompt", model_name=model_folder())  # type: ignore[arg-type]
     for found, expected in zip(classifier(TEXTS), loaded(tuned())(TEXTS), strict=True):
         assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
-    with pytest.raises(UsageError, match="somebody/else is neither a folder nor a prompt on the hub"):
+    with pytest.raises(UsageError, match="somebody/else is neither a folder nor a reachable prompt on the hub"):
         loaded("somebody/else")  # type: ignore[arg-type]
 
 
 def test_a_prompt_for_a_model_that_nobody_else_has_is_not_pushed(hub, tuned, small):
-    with pytest.raises(UsageError, match="is a folder of this machine, which nobody else has"):
+    with pytest.raises(UsageError, match="is a folder of this machine, but a shared prompt needs"):
         push(tuned(), "somebody/prompt")
-    with pytest.raises(UsageError, match="is a folder of this machine, which nobody else has"):
+    with pytest.raises(UsageError, match="is a folder of this machine, but a shared prompt needs"):
         tune(**small(push_to_hub="somebody/prompt"))
 
 
