@@ -165,11 +165,7 @@ class Run:
         return Score(float(metric[0]), float(loss[0]))
 
     def _check_header(self, journal: Journal) -> None:
-        """Write the inputs that determine the run's numbers into a new journal, or compare them with an old one's.
-
-        Raises:
-            ArtifactError: if they differ.
-        """
+        """Write the inputs that determine the run's numbers into a new journal; refuse an old one with others."""
         engine = self.engine
         header = {
             "kind": "start",
