@@ -243,9 +243,7 @@ class Run:
             examples=parts.counts,
             classes=list(self.task.labels),
             confusion=confusion(logits[1], parts.test.labels).tolist(),
-            queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders).counted(
-                session
-            ),
+            queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders, session),
             memory=memory,
             parity=dict(engine.parity),
             versions=versions(),
