@@ -1,4 +1,4 @@
-"""The limits on what one client may use of a server."""
+"""The limits on one client's use of a server."""
 
 from __future__ import annotations
 

@@ -182,6 +182,6 @@ def run_side_by_side(
             except RunInterruptedError as error:
                 if board.stopped is None:
                     raise
-                raise RunInterruptedError(f"stopped by {board.stopped}; all seeds keep what they have.") from error
+                raise RunInterruptedError(f"stopped by {board.stopped}; every seed keeps its journal.") from error
             finally:
                 progress.finish()

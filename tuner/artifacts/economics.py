@@ -10,7 +10,7 @@ import gc
 import sys
 import types
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,10 @@ class Queries:
     """Whether texts, prompts and logits were measured on the wire, including HTTP headers and retries."""
 
     @classmethod
-    def of(cls, train: int, dev: int, part: Encoded, dim: int, prompt: Tensor, placeholders: int) -> Queries:
-        """Compute the traffic.
+    def of(
+        cls, train: int, dev: int, part: Encoded, dim: int, prompt: Tensor, placeholders: int, session: Any
+    ) -> Queries:
+        """Compute the traffic, or return what a session with a server has measured.
 
         Args:
             train: candidates answered on the training examples.
@@ -59,23 +61,15 @@ class Queries:
             dim: d, the length of z.
             prompt: a layer's, [n, H].
             placeholders: placeholder tokens in every example.
-        """
-        examples = part.examples
-        tokens = int(examples.attention_mask.sum()) - placeholders * len(part.labels)
-        answers = len(part.labels) * len(examples.words_of_classes)
-        return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
-
-    def counted(self, session: Any) -> Queries:
-        """Return the traffic as measured by a session with a server; for a local session, the computed one.
-
-        Args:
             session: the session of the training examples.
         """
         registration = getattr(session, "registration", None)
-        if registration is None or not session.candidates:
-            return self
-        up, down = (round(total / session.candidates) for total in (session.answers.up, session.answers.down))
-        return replace(self, text_up_bytes=registration.up, prompt_up_bytes=up, logits_down_bytes=down, measured=True)
+        if registration is not None and session.candidates:
+            up, down = (round(total / session.candidates) for total in (session.answers.up, session.answers.down))
+            return cls(train, dev, registration.up, VALUE * dim, up, down, measured=True)
+        tokens = int(part.examples.attention_mask.sum()) - placeholders * len(part.labels)
+        answers = len(part.labels) * len(part.examples.words_of_classes)
+        return cls(train, dev, VALUE * tokens, VALUE * dim, VALUE * prompt.numel(), VALUE * answers)
 
 
 @dataclass(frozen=True)

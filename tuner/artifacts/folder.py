@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -251,13 +250,13 @@ def new_folder(options: Options) -> RunFolder:
     """
     name = f"{Path(options.task_name).stem}-{options.algorithm}"
     name += f"-{len(options.seeds)}seeds" if options.seeds else f"-seed{options.seed}"
-    for attempt in itertools.count(1):
-        path = RUNS / (name if attempt == 1 else f"{name}-{attempt}")
+    path, attempt = RUNS / name, 1
+    while True:
         try:
             path.mkdir(parents=True)
+            return RunFolder(path, fresh=True)
         except FileExistsError:
-            continue
+            attempt += 1
+            path = RUNS / f"{name}-{attempt}"
         except OSError as error:
             raise unwritable(path, error) from error
-        return RunFolder(path, fresh=True)
-    raise AssertionError("unreachable")

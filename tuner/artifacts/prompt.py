@@ -65,22 +65,14 @@ def read_prompt(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _checked(path: Path, prompts: Tensor) -> Tensor:
-    """Return prompts [n, H] or [L, n, H] as [1 or L, n, H].
-
-    Raises:
-        DataError: if a value is NaN or infinite.
-    """
+    """Return prompts [n, H] or [L, n, H] as [1 or L, n, H]; refuse NaN and infinity."""
     if not bool(torch.isfinite(prompts).all()):
         raise DataError(f"{path} holds NaN or infinite values.")
     return prompts.reshape(-1, *prompts.shape[-2:])
 
 
 def _only_prompt(path: Path, file: Any) -> str:
-    """Return the name of a file's prompt, after a check of the header, before any tensor is loaded.
-
-    Raises:
-        DataError: if no tensor can be a prompt.
-    """
+    """Return the name of a file's prompt, after a check of the header, before any tensor is loaded."""
     names = list(file.keys())
     name = KEY if KEY in names else names[0] if len(names) == 1 else None
     if name is None:

@@ -195,22 +195,14 @@ def label_index(value: Any, labels: Sequence[str]) -> int | None:
 
 
 def _value(record: Record, column: str) -> Any:
-    """Return a column's value.
-
-    Raises:
-        DataError: if this record lacks it.
-    """
+    """Return a column's value; refuse a record that lacks it."""
     if column not in record.values:
         raise DataError(f"{record.place}: there is no {column!r}, which the first row has. Add it to this row.")
     return record.values[column]
 
 
 def _checked(value: Any, record: Record, column: str) -> str:
-    """Return a value that is a valid Unicode string.
-
-    Raises:
-        DataError: if it is not.
-    """
+    """Return a value if it is a valid Unicode string; refuse any other."""
     if not isinstance(value, str):
         raise DataError(f"{record.place}: {column!r} is {value!r:.60}, but must be a text.")
     try:

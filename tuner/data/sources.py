@@ -101,11 +101,7 @@ def folder_source(task: Task, folder: Path, k_shot: int, seed: int, mapping: Map
 
 
 def _file(folder: Path, split: str) -> Path | None:
-    """Return a split's file, or None.
-
-    Raises:
-        DataError: if there is more than one.
-    """
+    """Return a split's file, or None; refuse several files for one split."""
     found = [folder / f"{name}{suffix}" for name in SPLIT_FILES[split] for suffix in READERS]
     found = [path for path in found if path.exists()]
     if len(found) > 1:
@@ -115,11 +111,7 @@ def _file(folder: Path, split: str) -> Path | None:
 
 
 def _existing(folder: Path, split: str) -> Path:
-    """Return a split's file.
-
-    Raises:
-        DataError: if there is none.
-    """
+    """Return a split's file; refuse a folder without one."""
     path = _file(folder, split)
     if path is None:
         names = " or ".join(f"{SPLIT_FILES[split][0]}{suffix}" for suffix in READERS)

@@ -201,12 +201,7 @@ class Setup:
         return load_workers(name, self._source, workers=options.workers, device=device, **wanted)
 
     def _remote(self, wanted: dict[str, Any]) -> Any:
-        """Request a graph from the server, and check that its model fits the tokenizer here.
-
-        Raises:
-            MissingExtraError: if there is no HTTP client.
-            UsageError: if the server has another model, or computes in another precision.
-        """
+        """Request a graph from the server; refuse a model that does not fit the tokenizer here."""
         if find_spec("httpx2") is None:
             raise MissingExtraError("the engine 'remote' needs httpx2: `pip install 'bbt-fast[remote]'`.")
         from ...engine.remote import load_remote

@@ -165,11 +165,7 @@ class Run:
         return Score(float(metric[0]), float(loss[0]))
 
     def _check_header(self, journal: Journal) -> None:
-        """Write the inputs that determine the run's numbers into a new journal, or compare them with an old one's.
-
-        Raises:
-            ArtifactError: if they differ.
-        """
+        """Write the inputs that determine the run's numbers into a new journal; refuse an old one with others."""
         engine = self.engine
         header = {
             "kind": "start",
@@ -247,9 +243,7 @@ class Run:
             examples=parts.counts,
             classes=list(self.task.labels),
             confusion=confusion(logits[1], parts.test.labels).tolist(),
-            queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders).counted(
-                session
-            ),
+            queries=Queries.of(found.evaluations, found.scored, parts.train, dim, prompts[0], placeholders, session),
             memory=memory,
             parity=dict(engine.parity),
             versions=versions(),

@@ -78,7 +78,7 @@ class Evolution:
 
     @one_thread()
     def tell(self, fitness: Array) -> None:
-        """Report the fitness, [P], of the candidates asked for last; less is better."""
+        """Report the fitness, [P], of the last candidates; less is better."""
         self._strategy.tell(fitness)
 
     def mean(self) -> Array:

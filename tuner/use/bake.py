@@ -91,11 +91,7 @@ def bake(classifier: Classifier, out: Path, *, precision: str = "fp32", triton: 
 
 
 def _checked(classifier: Classifier, tokenizer: BakedTokenizer, path: Path, precision: str) -> tuple[float, int]:
-    """Compare the file's answers with PyTorch's, for all texts at once and for one text.
-
-    Raises:
-        ParityError: if they differ, or the file does not run.
-    """
+    """Compare the file's answers with PyTorch's, for all texts at once and for one; refuse a file that differs."""
     rows = probe_rows(classifier.encoder)
     expected = classifier.logits(classifier.encoder.encode(rows, quiet=True))
     try:

@@ -235,11 +235,7 @@ def load(
 
 
 def _common(members: Sequence[tuple[Path, PromptConfig]]) -> PromptConfig:
-    """Return the description of an ensemble's prompts.
-
-    Raises:
-        UsageError: if they differ in a field of ``SAME``.
-    """
+    """Return the description of an ensemble's prompts; refuse prompts that differ in a field of ``SAME``."""
     first, config = members[0]
     for folder, other in members[1:]:
         for name in SAME:
