@@ -36,7 +36,7 @@ def hub_pool(task: Task, hub: Hub, split: str, mapping: Mapping[str, str]) -> Po
         data: Any = datasets.load_dataset(hub.id, hub.config, split=split)
     except Exception as error:  # the hub's clients raise dozens of types
         raise DataError(
-            f"cannot load {place}: {reason(error)}. Check the network, or give the data as files with --data_dir."
+            f"cannot load {place} ({reason(error)}). Check the network, or give the data as files with --data_dir."
         ) from error
     columns = Columns(task, data.column_names, mapping, place)
     named = _class_names(data, task)

@@ -66,7 +66,7 @@ def push(folder: Path, repository: str, *, base_model: str | None = None, privat
             )
         except Exception as error:  # the hub's client raises dozens of types
             raise DeviceError(
-                f"cannot upload the prompt to the hub as {repository}: {reason(error)}. Check the name and the "
+                f"cannot upload the prompt to the hub as {repository} ({reason(error)}). Check the name and the "
                 f"network, log in with `hf auth login`, then: bbt-fast push --run {folder} {repository}"
             ) from error
     return str(commit.commit_url)
