@@ -94,7 +94,7 @@ def plots(record: dict[str, Any], stem: Path) -> list[Path]:
     )
     colours = ["tab:blue" if name.startswith("bbt-fast") else "tab:gray" for name in figures]
     with drawing(speed_path, 9, height + 1.4) as (axes,):
-        errors = [median - low, high - median]
+        errors = [(median - low).tolist(), (high - median).tolist()]  # Matplotlib 3.9 takes no arrays of one number
         bars = axes.barh(list(figures), median, xerr=errors, color=colours, ecolor="black", capsize=2)
         axes.bar_label(bars, [f" {speed:.2f}x" for speed in median], padding=6)
         axes.margins(x=0.12)
