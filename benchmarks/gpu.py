@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--repeats", type=int, default=7)
     add("--contenders", nargs="+", type=known, help="names (default: all that suit the device)")
     add("--cache", help="keep built graphs and plans in this folder")
+    add("--refused", action="store_true", help="also time contenders with wrong answers; the table marks them")
     add("--dry_run", action="store_true")
     add("--output", type=Path)
     given = parser.parse_args(arguments)
@@ -110,6 +111,7 @@ def _measure(
             layers=tuple(layers) if algorithm == "bbtv2" else (),
             sample=2,
             device=device,
+            refused=given.refused,
         )
         say(f"{algorithm} on {device_name(device)}")
         left = share * given.minutes * 60 - (time.monotonic() - began)

@@ -43,7 +43,7 @@ def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown: the workload, the machine, and a row per contender."""
     base = record["contenders"].get(BASELINE, {}).get("evals_per_s")
     rows = [
-        _row(name, figures, base) if figures["status"] == "ok" else [name, fault(figures)]
+        _row(name, figures, base) if "evals_per_s" in figures else [name, fault(figures)]
         for name, figures in record["contenders"].items()
     ]
     return "\n".join([describe(record), "", *markdown(COLUMNS, "lr", rows)])
@@ -71,7 +71,7 @@ def describe(record: dict[str, Any]) -> str:
 def _row(name: str, figures: dict[str, Any], base: float | None) -> list[str]:
     scale = figures["generation_ms"] / figures["round_seconds"]["median"]
     more = {
-        "name": name,
+        "name": f"{name} ({figures['status']})" if figures["status"] != "ok" else name,
         "low": figures["round_seconds"]["min"] * scale,
         "high": figures["round_seconds"]["max"] * scale,
         "speed_up": f"{figures['evals_per_s'] / base:.2f}x" if base else "",

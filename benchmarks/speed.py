@@ -51,6 +51,8 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, float]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    wrong: str | None = None
+    """How its answers are wrong, if it is timed nevertheless."""
 
     @property
     def runs(self) -> bool:
@@ -135,12 +137,12 @@ def compare_speed(
         for name in names:
             entries.append(_loading(name, workload, cache, start))
             entries[-1].facts |= entries[-1].receive(limit) or {}
-            _check(entries[-1], expected, limit)
+            _check(entries[-1], expected, limit, workload.refused)
     else:
         for entry in entries:
             entry.facts |= entry.receive(loading) or {}
         for entry in entries:
-            _check(entry, expected, checking)
+            _check(entry, expected, checking, workload.refused)
     spent = 0.0
     for repeat in range(repeats):
         if limit.left is not None and limit.left < spent:
@@ -177,14 +179,16 @@ def _loading(name: str, workload: Workload, cache: str | None, start: Callable[.
     return entry
 
 
-def _check(entry: Entry, expected: list[Any], limit: Limit) -> None:
-    """Check a contender's answers, and warm it up."""
+def _check(entry: Entry, expected: list[Any], limit: Limit, refused: bool) -> None:
+    """Check a contender's answers, and warm it up; keep one with wrong answers only if ``refused``."""
     answers = entry("check", limit) if entry.runs else None
     if answers is not None:
         found = agreement(expected, answers)
         entry.facts["agreement"] = found.as_dict()
         fault = disagreement(found, entry.facts["precision"])
-        if fault:
+        if fault and refused:
+            entry.wrong = fault
+        elif fault:
             entry.end("wrong", fault)
     if entry.runs:
         entry("round", limit)
@@ -221,7 +225,9 @@ def disagreement(found: Parity, precision: str) -> str | None:
 def _figures(entry: Entry, workload: Workload) -> dict[str, Any]:
     """Return a contender's part of the record."""
     facts: dict[str, Any] = {"status": "ok"} | entry.facts
-    if facts["status"] != "ok":
+    if entry.wrong:
+        facts |= {"status": "wrong", "reason": entry.wrong}
+    if not entry.runs:
         return facts
     if not entry.rounds:
         return facts | {"status": "skipped", "reason": "the time was up"}
@@ -269,6 +275,7 @@ def run(options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
         sample=options.sample,
         threads=options.threads,
         device=options.device,
+        refused=options.refused,
     )
     names = options.contenders or usual(torch.device(options.device).type, options.ablate, options.ablated)
     record = compare_speed(workload, names, options.repeats, options.cache)
@@ -312,6 +319,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=0)
     add("--device", default=usual_device())
     add("--cache", help="folder that keeps built graphs; export times then depend on it")
+    add("--refused", action="store_true", help="also time contenders with wrong answers; the table marks them")
     add("--output", type=Path, help="the record's file")
 
 

@@ -172,9 +172,7 @@ class Engine(ABC):
     def _chain(
         self, run: Runner, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        for stage, prompt in enumerate(prompts, first):
-            hidden = run(stage, hidden, prompt, tensors)
-        return hidden
+        return run.chain(first, hidden, prompts, tensors)
 
     def _fixed(self) -> tuple[int, ...]:
         """Return the addresses of memory that runners use besides their arguments."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ..export.errors import first_line
+from ..export.prompts import Join
 from ..export.stages import Stage
 from .gelu import GeluLinear
+from .reference import ModuleRunner
 
 COMPILE_FROM = 4096
 """The least number of tokens for which a call runs compiled layers; with fewer, compiling does not pay."""
@@ -38,16 +41,14 @@ class Products(nn.Module):
             filled = [zero if bias is None else bias for zero, bias in zip(zeros, biases, strict=True)]
             self.linear.bias = nn.Parameter(torch.cat(filled), requires_grad=False)
         self._read: Tensor | None = None
-        self._parts: list[Tensor | None] = []
+        self._parts: dict[int, Tensor] = {}
 
     def part(self, states: Tensor, number: int) -> Tensor:
         """Return one layer's output; the first call for an input computes all outputs."""
         if states is not self._read:
-            self._read, self._parts = states, list(self.linear(states).split(self.sizes, dim=-1))
-        part = self._parts[number]
-        assert part is not None
-        self._parts[number] = None
-        if not any(one is not None for one in self._parts):
+            self._read, self._parts = states, dict(enumerate(self.linear(states).split(self.sizes, dim=-1)))
+        part = self._parts.pop(number)
+        if not self._parts:
             self._read = None
         return part
 
@@ -59,7 +60,6 @@ class Part(nn.Module):
         super().__init__()
         self.products, self.number = products, number
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is stateful; a product is a separate kernel anyway
     def forward(self, states: Tensor) -> Tensor:
         """Return this layer's output, [..., out]."""
         return self.products.part(states, self.number)
@@ -172,20 +172,63 @@ class _Compiled:
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._plain = forward
+        self._after: tuple[Join, Tensor, Tensor] | None = None
+
+    @contextmanager
+    def followed_by(self, join: Join, prompt: Tensor, index: Tensor) -> Iterator[None]:
+        """Let the prompt [1, n, H] of the next stage join the layer's output in this block."""
+        self._after = join, prompt, index
+        try:
+            yield
+        finally:
+            self._after = None
 
     def __call__(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = (self._plain, self._after, states, *args)
         if _Compiled.broken or states.shape[0] * states.shape[1] < COMPILE_FROM:
-            return self._plain(states, *args, **kwargs)
+            return _run(*given, **kwargs)
         try:
-            return self._compiled(states, *args, **kwargs)
+            return self._compiled(*given, **kwargs)
         except Exception as error:
             if "out of memory" in str(error):
                 raise
             _Compiled.broken = True
             logger.warning("layers cannot be compiled here: continuing without (%s)", first_line(error))
-            return self._plain(states, *args, **kwargs)
+            return _run(*given, **kwargs)
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = torch.compile(self._plain, dynamic=False)
+        # A layer is left at its attention. Without this option, each module that is left so ends its kernels there.
+        whole = torch._dynamo.config.patch(nested_graph_breaks=True)
+        compiled: Callable[..., Any] = whole(torch.compile(_run, dynamic=False))
         return compiled
+
+
+def _run(
+    forward: Callable[..., Any], after: tuple[Join, Tensor, Tensor] | None, states: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a layer, and the join of the next stage after it."""
+    output = forward(states, *args, **kwargs)
+    if after is None:
+        return output
+    join, prompt, index = after
+    states = output if isinstance(output, Tensor) else output[0]
+    return join(states[:, None], prompt, index)[0][:, 0]
+
+
+class FusedRunner(ModuleRunner):
+    """Runs stages as PyTorch modules; a committed prompt joins in the kernel that ends the compiled layer below."""
+
+    def chain(self, first: int, hidden: Tensor, prompts: Sequence[Tensor], tensors: dict[str, Tensor]) -> Tensor:
+        """Run consecutive stages; see ``Runner``."""
+        if not prompts:
+            return hidden
+        joined = self._joined(first, hidden, prompts[0], tensors)
+        for stage, above in enumerate(prompts[1:], first):
+            join, layer = self._stages[stage + 1].join, self._stages[stage].layers.stack[-1].forward
+            if isinstance(layer, _Compiled) and join.kind == "add_row" and len(above) == 1:
+                with layer.followed_by(join, above, *(tensors[name] for name in join.names)):
+                    joined = (self._run(stage, joined, tensors),)
+            else:
+                joined = self._joined(stage + 1, self._run(stage, joined, tensors), above, tensors)
+        return self._run(first + len(prompts) - 1, joined, tensors)

@@ -63,15 +63,14 @@ def placed(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> Encode
 
 def probe(at: Encoded, run: Runner, run_before: Runner | None, layer: int, prompts: Tensor) -> Tensor:
     """Return a chain's answers to prompts [P, L or 1, n, H] at one layer; other layers have the first candidate's."""
-    hidden, moved = at.hidden, prompts.to(at.hidden.device, at.hidden.dtype)
+    moved = prompts.to(at.hidden.device, at.hidden.dtype)
     stages = range(moved.shape[1])
     entering = [moved[: None if stage == layer else 1, stage].contiguous() for stage in stages]
     with torch.inference_mode():
         if at.prefix is not None and run_before is not None:
             entering = run_prefix(run_before, at.prefix, at.prefix.hidden, entering, 0)
-        for stage, prompt in enumerate(entering):
-            hidden = run(stage, hidden, prompt, at.tensors_for(max(len(hidden), len(prompt))))
-    return hidden
+        hidden = run.chain(0, at.hidden, entering[:layer], at.tensors_for(1))
+        return run.chain(layer, hidden, entering[layer:], at.tensors_for(len(moved)))
 
 
 def _compared(

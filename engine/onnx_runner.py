@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..export.model import Encoded, StagedModel
 from .onnx_files import OnnxFiles
+from .runner import Runner
 
 
-class OnnxRunner(ABC):
+class OnnxRunner(Runner):
     """Runs a stage chain from its files; inputs and outputs are torch tensors, passed by address.
 
     A subclass loads the files and implements ``_infer``.

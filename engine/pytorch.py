@@ -16,7 +16,7 @@ from ..export.model import Encoded, StagedModel
 from ..export.prefix import PrefixStage
 from .base import Engine
 from .cuda import Queue
-from .fused import compile_layers, merge_gelus, merge_products
+from .fused import FusedRunner, compile_layers, merge_gelus, merge_products
 from .reference import ModuleRunner
 from .replay import Replay
 from .runner import Runner
@@ -84,7 +84,7 @@ class TorchEngine(Engine):
         own = self.dtype is torch.float32 and self.device == encoded.hidden.device
         if not own or self.savings.fusion:
             stages = tuple(stage.to(self.device, self.dtype) for stage in copy.deepcopy(stages))
-        runner = FastRunner(stages) if self.precision == "fp16-fast" else ModuleRunner(stages)
+        runner = FastRunner(stages) if self.precision == "fp16-fast" else FusedRunner(stages)
         if self.savings.fusion and not isinstance(stages[0], PrefixStage):
             merge_products(stages, lambda: self._example(runner, encoded))
             if self.precision != "fp8":

@@ -265,12 +265,11 @@ class TensorRtEngine(Engine):
         return super()._measure(_OneByOne(runner), encoded)
 
 
-class _OneByOne:
+class _OneByOne(Runner):
     """Passes the candidates of a population to another runner one by one."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self.artifacts = runner.artifacts
 
     def __call__(self, stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         return torch.cat(

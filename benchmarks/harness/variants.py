@@ -54,7 +54,7 @@ def group_of(name: str) -> str:
 def table(contenders: dict[str, Any]) -> str:
     """Return the figures of a record's variants as a Markdown table."""
     base = next((row for name, row in contenders.items() if name.startswith(BASELINE) and row["status"] == "ok"), None)
-    rows = [[name, *(_cells(row, base) if row["status"] == "ok" else [fault(row)])] for name, row in contenders.items()]
+    rows = [[name, *(_cells(row, base) if "evals_per_s" in row else [fault(row)])] for name, row in contenders.items()]
     return "\n".join(markdown(HEADINGS, f"l{'r' * (len(HEADINGS) - 2)}l", rows))
 
 

@@ -51,6 +51,8 @@ class Workload:
     """CPU threads; 0 for PyTorch's number."""
     device: str = "cpu"
     seed: int = 0
+    refused: bool = False
+    """Whether to time contenders with wrong answers too."""
 
     @property
     def examples_count(self) -> int:

@@ -83,6 +83,13 @@ def test_a_contender_that_disagrees_is_reported_as_wrong_and_not_timed(
     assert "of the population's spread (at most 0.01 in fp32)" in wrong["reason"]
     assert "evals_per_s" not in wrong
     assert "| backwards | **wrong**: mean loss error" in report.table(record)
+    refused = speed.compare_speed(replace(toy, refused=True), ["original", "backwards"], repeats=1, start=local)
+    timed = refused["contenders"]["backwards"]
+    assert (timed["status"], timed["reason"]) == ("wrong", wrong["reason"])
+    assert timed["evals_per_s"] > 0
+    assert "| backwards (wrong) | " in report.table(refused)
+    assert "backwards" not in report.brief(refused)
+    assert speed.failed(refused)
 
 
 def test_what_fails_or_cannot_run_ends_only_itself(
