@@ -200,7 +200,7 @@ class _Compiled:
     def _compiled(self) -> Callable[..., Any]:
         # A layer is left at its attention. Without this option, each module that is left so ends its kernels there.
         whole = torch._dynamo.config.patch(nested_graph_breaks=True)
-        compiled: Callable[..., Any] = whole(torch.compile(_run, dynamic=False))
+        compiled: Callable[..., Any] = whole(torch.compile(_run, dynamic=True))
         return compiled
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,7 +170,7 @@ class Session:
                 logits = self._answers(prompts, layer)
                 logits = logits if self._columns is None else logits[..., self._columns]
                 logits = class_logits(logits, self._classes, self._bias).cpu()
-            if not bool(torch.isfinite(logits).all()):
+            if not np.isfinite(logits.numpy()).all():
                 raise NumericsError(
                     f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
                     f"{'bf16 or fp32' if self.engine.precision == 'fp16' else 'fp32'}, or a smaller --sigma."

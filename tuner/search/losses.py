@@ -1,5 +1,8 @@
 """The losses that a search can minimise, as a table; each takes the label words' logits on the CPU.
 
+numpy computes the cross entropies: PyTorch would wake all its CPU threads for a few exponentials, which takes 5 to 10
+ms if they sleep, as they do while a GPU works.
+
 Source: Sun et al. 2022, Sec. 4.1 and the authors' implementation; the two regularised ones name theirs. Only ``perf``
 uses the metric.
 """
@@ -10,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .metrics import Metric
@@ -26,8 +30,10 @@ ENTROPY_WEIGHT = 0.3
 def cross_entropy_loss(logits: Tensor, labels: Tensor, metric: Metric, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross entropy over the examples, [P]."""
     logs = _log_probabilities(logits)
-    right = logs.gather(2, labels[None, :, None].expand(len(logits), -1, 1))[:, :, 0]
-    return -((1 - smoothing) * right + smoothing * logs.mean(dim=2)).mean(dim=1)
+    right = logs[:, np.arange(len(labels)), labels.numpy()]
+    if smoothing:
+        right = (1 - smoothing) * right + smoothing * logs.mean(axis=2)
+    return torch.from_numpy(-right.mean(axis=1))
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor, metric: Metric) -> Tensor:
@@ -38,19 +44,16 @@ def smoothed_loss(logits: Tensor, labels: Tensor, metric: Metric) -> Tensor:
 def entropy_loss(logits: Tensor, labels: Tensor, metric: Metric) -> Tensor:
     """Return the mean cross entropy less a part of the answers' entropy, [P] (Pereyra et al. 2017, Sec. 3.1)."""
     logs = _log_probabilities(logits)
-    entropy = -(torch.from_numpy(np.exp(logs.numpy())) * logs).sum(dim=2).mean(dim=1)
-    return cross_entropy_loss(logits, labels, metric) - ENTROPY_WEIGHT * entropy
+    entropy = -(np.exp(logs) * logs).sum(axis=2).mean(axis=1)
+    return cross_entropy_loss(logits, labels, metric) - ENTROPY_WEIGHT * torch.from_numpy(entropy)
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Return the logarithms of softmax over the last axis.
-
-    numpy computes them: PyTorch would wake all its CPU threads for a few exponentials, which takes 5 to 10 ms if they
-    sleep, as they do while a GPU works.
-    """
-    numbers = logits.numpy()
+def _log_probabilities(logits: Tensor) -> NDArray[np.float32]:
+    """Return the logarithms of softmax over the last axis."""
+    numbers: NDArray[np.float32] = logits.numpy()
     below = numbers - numbers.max(axis=-1, keepdims=True)
-    return torch.from_numpy(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
+    logs: NDArray[np.float32] = below - np.log(np.exp(below).sum(axis=-1, keepdims=True))
+    return logs
 
 
 def hinge_loss(logits: Tensor, labels: Tensor, metric: Metric) -> Tensor:
