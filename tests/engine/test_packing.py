@@ -254,6 +254,7 @@ def test_a_product_and_its_gelu_become_one_operator() -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_layers_answer_as_they_do_uncompiled(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr("bbt_fast.engine.fused.COMPILE_FROM", 60)
+    monkeypatch.setattr("bbt_fast.engine.fused.LARGE", 0)
     options: dict[str, Any] = {"n_prompt_tokens": 5, "precision": "fp32", "device": "cpu", "cuts": "layers"}
     engine = load_engine("torch", tiny("roberta"), include=["packing", "fusion"], **options)
     plain = load("roberta", "torch", "add", "layers")
@@ -278,6 +279,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, 
         return compiled
 
     monkeypatch.setattr("bbt_fast.engine.fused.COMPILE_FROM", 1)
+    monkeypatch.setattr("bbt_fast.engine.fused.LARGE", 0)
     monkeypatch.setattr("bbt_fast.engine.fused._Compiled.broken", False)
     monkeypatch.setattr(torch, "compile", refuse)
     options: dict[str, Any] = {"n_prompt_tokens": 5, "precision": "fp32", "device": "cpu"}
