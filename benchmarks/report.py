@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
-from bbt_fast.benchmarks.harness import breakdown, network, variants
+from bbt_fast.benchmarks.harness import breakdown, comparison, network, variants
 from bbt_fast.benchmarks.harness.output import cells, drawing, fault, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
@@ -174,6 +174,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "optimiser": optimiser.table,
     "plans": plans.table,
     "search": search.table,
+    "compare": comparison.table,
     "cluster": cluster.table,
 }
 """By kind of record, the function that returns its tables for a page."""

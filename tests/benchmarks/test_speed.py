@@ -329,7 +329,9 @@ def test_an_unknown_contender_is_refused_with_those_there_are(
     assert f"there is no contender '{flags[-1]}'; these are: original, original-parallel," in said
 
 
-@pytest.mark.parametrize(("name", "least"), [("README.md", 2), ("docs/benchmarks.md", 2), ("docs/search.md", 1)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("README.md", 2), ("docs/benchmarks.md", 2), ("docs/search.md", 1), ("docs/comparison.md", 2)]
+)
 def test_a_page_shows_what_the_records_say(name: str, least: int, repo_root: Path) -> None:
     page = (repo_root / name).read_text(encoding="utf-8")
     records = [json.loads(path.read_text()) for path in (repo_root / "benchmarks" / "results").glob("*.json")]

@@ -28,9 +28,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "streams": "original",
         "select": "due",
         "precision": "fp32",
-    }
+    },
+    "recommended": {"label_words": "auto", "calibrate": True, "patience": 500},
 }
-"""The options that each preset sets; docs/original.md explains what each of them changes."""
+"""The options that each preset sets. docs/original.md explains the first preset, docs/search.md measures the second."""
 SMALLEST_POPSIZE = 4
 
 
@@ -42,9 +43,9 @@ class Options:
         UsageError: if a value is unknown, of the wrong type or outside its range.
     """
 
-    preset: Literal["original"] | None = None
-    """original: set the options that make a run behave like the original implementation (docs/original.md); options
-    that you give override it."""
+    preset: Literal["original", "recommended"] | None = None
+    """original: behave like the original implementation (docs/original.md). recommended: choose and calibrate the label
+    words, and stop when the development set no longer improves (docs/search.md). Options that you give override it."""
 
     task_name: str = "demo"
     """A task's name (`bbt-fast tasks` lists them) or the path of your own task.yaml."""

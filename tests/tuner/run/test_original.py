@@ -149,6 +149,7 @@ def test_a_model_whose_birth_is_not_known_is_refused(repo_root: Path) -> None:
 
 def test_a_preset_sets_what_is_not_given() -> None:
     assert Options.of(preset="original").select == "due"
+    assert (Options.of(preset="recommended").label_words, Options.of(preset="recommended").calibrate) == ("auto", True)
     own = Options.of(preset="original", precision="bf16", select="best")
     assert [name for name, value in PRESETS["original"].items() if getattr(own, name) != value] == [
         "select", "precision"
