@@ -22,8 +22,8 @@ from .reference import ModuleRunner
 COMPILE_FROM = 4096
 """The least number of tokens for which a call runs compiled layers; with fewer, compiling does not pay."""
 LARGE = 4_000_000
-"""The least number of a layer's weights for which compiling pays: a whole search with a layer of BERT-base (7 million)
-takes longer than its compilation, and one with a layer of 384 features (2 million) on an H100 does not."""
+"""The least number of weights of a layer that is compiled. With smaller layers a search is over before compiling pays:
+for a MiniLM (2 million) on an H100, 2000 evaluations took 1 to 3 s, and compiling 12 s; BERT-base has 7 million."""
 
 logger = logging.getLogger(__name__)
 
