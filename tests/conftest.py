@@ -43,6 +43,8 @@ import pytest
 # Read when huggingface_hub is imported, hence before it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Tiny models gain nothing from threads, and lose much when processes share the cores; read when numpy and torch load.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import HealthCheck, settings
 
@@ -102,7 +104,6 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    # Tiny models gain nothing from threads, and lose much when workers share the cores.
     torch.set_num_threads(1)
 
 
