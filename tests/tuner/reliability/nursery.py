@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-import networkx  # noqa: F401 - what an export imports is imported here, once
+import cma  # noqa: F401 - what a search and an export import is imported here, once
+import networkx  # noqa: F401
 import onnxruntime  # noqa: F401
 import onnxscript  # noqa: F401
 import torch
