@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import bbt_fast
 from bbt_fast.engine.loading import ENGINES, engine_class
 from bbt_fast.export import families
 from bbt_fast.export.precision import PRECISIONS
@@ -118,6 +119,8 @@ def test_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in PYTHON if "tune(" in b.body], ids=str)
 def test_python_block_that_tunes_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune, few = bbt_fast.tune, {"max_test_examples": 40, "plots": False}
+    monkeypatch.setattr("bbt_fast.tune", lambda *given, **options: tune(*given, **few | options))
     run_python(block, tmp_path, monkeypatch)
 
 

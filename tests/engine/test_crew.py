@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bbt_fast.benchmarks.harness.tiny import tiny_model
 from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
 from bbt_fast.engine.crew import Crew
+from bbt_fast.export.families import FAMILIES
 
 N_PROMPT_TOKENS = 5
+MODES = {"roberta": ("cat", N_PROMPT_TOKENS), "gpt2": ("add", 7)}
+"""Mode and number of prompt tokens by the kind of model, those of other tests, to share their traces."""
 SIDE_BY_SIDE = [name for name in ("ort", "openvino") if ENGINES[name].installed]
 
 
@@ -68,6 +72,11 @@ def test_no_thread_keeps_track_of_gradients() -> None:
     assert all(Crew(2).each(lambda _: torch.is_inference_mode_enabled(), range(4)))
 
 
+def tiny(kind: str, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """A tiny model; GPT-2's is that of tests/export/test_families.py."""
+    return make_model(kind) if kind == "roberta" else tiny_model(next(f for f in FAMILIES if f.name == "GPT-2"), kind)
+
+
 @pytest.fixture
 def load(three_threads: None, make_model: Callable[..., PreTrainedModel]) -> Callable[..., Engine]:
     """A function that loads an engine for a tiny model, on three threads if its calls take one each."""
@@ -75,9 +84,9 @@ def load(three_threads: None, make_model: Callable[..., PreTrainedModel]) -> Cal
     def load(name: str, kind: str = "roberta", ablate: tuple[str, ...] = ()) -> Engine:
         return load_engine(
             name,
-            make_model(kind),
-            mode="cat",
-            n_prompt_tokens=N_PROMPT_TOKENS,
+            tiny(kind, make_model),
+            mode=MODES[kind][0],
+            n_prompt_tokens=MODES[kind][1],
             cuts="layers",
             precision="fp32",
             device="cpu",
@@ -103,14 +112,14 @@ def test_every_layer_answers_as_pytorch_does(
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
 ) -> None:
-    model = make_model(kind)
-    examples = make_examples(model, "cat", N_PROMPT_TOKENS, n_examples=6)
+    model = tiny(kind, make_model)
+    examples = make_examples(model, *MODES[kind], n_examples=6)
     engine = load(name, kind, ablate)
     assert engine.crew.size == 3
     session, reference = engine.open(examples), load("torch", kind, ablate).open(examples)
     assert (session._prefix is not None) == (kind == "gpt2")
     for layer in range(engine.n_layers):
-        prompts = make_prompts(model, population, N_PROMPT_TOKENS, seed=layer)
+        prompts = make_prompts(model, population, MODES[kind][1], seed=layer)
         answers = session.evaluate(prompts, layer)
         torch.testing.assert_close(answers, reference.evaluate(prompts, layer), atol=2e-5, rtol=0)
         assert torch.equal(session.evaluate(prompts, layer), answers)

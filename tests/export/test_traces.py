@@ -30,7 +30,6 @@ CASES = [
     pytest.param(*case, id="-".join(map(str, case)), marks=() if case == FAST else pytest.mark.slow)
     for case in [
         FAST,
-        ("gpt2", "cat", torch.float16),
         *(
             (family.model_types[0], mode, torch.float32)
             for family, mode in zip(FAMILIES, cycle(("add", "cat")))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bbt_fast.benchmarks.harness.tiny import tiny_model
 from bbt_fast.engine import Examples, load_engine
+from bbt_fast.export.families import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -23,18 +25,21 @@ from bbt_fast.engine import Examples, load_engine
 def test_what_it_writes_answers_as_pytorch_does(
     kind: str,
     deep: bool,
-    make_model: Callable[..., PreTrainedModel],
+    roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
     export_script: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert export_script(make_model(kind), *["--deep"] * deep) == 0
+    model, n = roberta, 5
+    if kind == "gpt2":  # as in tests/export/test_families.py, to share its traces
+        model, n = tiny_model(next(family for family in FAMILIES if family.name == "GPT-2"), kind), 7
+    assert export_script(model, f"--n_prompt_tokens={n}", *["--deep"] * deep) == 0
     (advice,) = [line for line in capsys.readouterr().out.splitlines() if "--onnx_model_path" in line]
 
-    options = {"n_prompt_tokens": 5, "cuts": "layers" if deep else "input", "precision": "fp32", "device": "cpu"}
+    options = {"n_prompt_tokens": n, "cuts": "layers" if deep else "input", "precision": "fp32", "device": "cpu"}
     reference = load_engine("torch", "model", **options)
     given = load_engine("ort", "model", onnx_model_path=Path(advice.split()[-1]), **options)
-    examples, prompts = make_examples(reference.staged.model), make_prompts(reference.staged.model, 3)
+    examples, prompts = make_examples(model, "add", n), make_prompts(model, 3, n)
     expected, found = (engine.open(examples).evaluate(prompts) for engine in (reference, given))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)

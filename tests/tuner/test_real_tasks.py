@@ -31,6 +31,7 @@ def test_a_short_run_on_real_data_is_whole(name: str, tmp_path: Path, shared_fil
         popsize=POPSIZE,
         budget=EVALUATIONS,
         max_test_examples=N_TEST,
+        plots=False,
         output_dir=str(tmp_path / name),
     )
     n_train = K_SHOT * len(task.labels)

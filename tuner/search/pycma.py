@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 
 from .covariance import diverged
 from .generation import Array, Start
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
-    import cma
+
+def import_cma() -> Any:
+    """Return the package ``cma``; it takes a second to import, so only a search does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
+        import cma
+    return cma
 
 
 class Pycma:
@@ -22,7 +27,7 @@ class Pycma:
         """Start a strategy."""
         options = {"popsize": start.popsize, "randn": start.randn, "seed": math.nan, "verbose": -9}
         bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
-        self._strategy = cma.CMAEvolutionStrategy(start.dim * [0.0], start.sigma, options | bounds)
+        self._strategy = import_cma().CMAEvolutionStrategy(start.dim * [0.0], start.sigma, options | bounds)
         self._asked: list[Array] = []
         self.ended = False
 

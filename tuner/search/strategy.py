@@ -10,7 +10,6 @@ pycma's change of coordinates when C's condition exceeds 1e8, so they are left o
 from __future__ import annotations
 
 import math
-import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,11 +18,7 @@ import numpy as np
 
 from .covariance import Axes, Covariance, Lesson
 from .generation import Array, Start
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
-    import cma
-    from cma.sigma_adaptation import CMAAdaptSigmaTPA
+from .pycma import import_cma
 
 GAPS = 2
 """Gap between decompositions, in units of pycma's lazy gap."""
@@ -59,6 +54,7 @@ class Strategy:
         dim = start.dim
         options = {"popsize": start.popsize, **self.OPTIONS}
         bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
+        cma = import_cma()
         published = cma.CMAEvolutionStrategy(dim * [0.0], start.sigma, options | bounds)
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
         self.sigma, self.mean, self.isotropic_mean_shift = start.sigma, np.zeros(dim), np.zeros(dim)
@@ -66,7 +62,7 @@ class Strategy:
         self._randn, self._aside, self._ahead = start.randn, start.aside, Future[Drawn]()
         self._box = published.boundary_handler if start.bound else None
         self._sigma_rule = published.adapt_sigma
-        self._mirrors = isinstance(self._sigma_rule, CMAAdaptSigmaTPA)
+        self._mirrors = isinstance(self._sigma_rule, cma.sigma_adaptation.CMAAdaptSigmaTPA)
         self._learning = self._rates(published)
         self._recombination = np.array(self.sp.weights.positive_weights)
         self._path, self._shift = np.zeros(dim), np.zeros(dim)

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine that the tests of a file share.
+"""A Ray cluster of this machine that all tests share.
 
 - cluster: while it lasts, ``load_workers`` and ``tune(workers=...)`` join it instead of starting one of their own
 - settled: function(engine) that waits until all workers of an engine are there
@@ -16,7 +16,7 @@ import pytest
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs on this machine."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")

@@ -12,6 +12,7 @@ so from outside after so many seconds; ``file_bytes`` is the size at which files
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -24,20 +25,27 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-import networkx  # noqa: F401 - what an export imports is imported here, once
+import cma  # noqa: F401 - what a search and an export import is imported here, once
+import networkx  # noqa: F401
 import onnxruntime  # noqa: F401
 import onnxscript  # noqa: F401
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import bbt_fast.engine.ort  # noqa: F401
 from bbt_fast.engine import onnx_files
 from bbt_fast.engine.session import Session
 from bbt_fast.export.errors import BbtFastError
+from bbt_fast.export.graphs import OPSET
 from bbt_fast.tuner import tune
 from bbt_fast.tuner.artifacts import files, journal
 from bbt_fast.tuner.run import single
 
 torch.set_num_threads(1)
+# What each export would parse anew is parsed here, once.
+from_torchlib = functools.cache(ONNXRegistry.from_torchlib)
+ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+from_torchlib(opset_version=OPSET)
 
 
 def die() -> None:

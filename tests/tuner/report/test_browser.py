@@ -53,7 +53,7 @@ def page(browser, tmp_path_factory):
     """The page about three runs of the demo, every run opened."""
     folder = tmp_path_factory.mktemp("report")
     for name, options in {"a": {"seed": 8}, "b": {"seed": 13}, "c": {"algorithm": "bbtv2"}}.items():
-        small = {"engine": "torch", "device": "cpu", "budget": 240, "max_test_examples": 40, "plots": False}
+        small = {"engine": "torch", "device": "cpu", "budget": 120, "max_test_examples": 20, "plots": False}
         tune(task_name="demo", output_dir=str(folder / name), **small, **options)
     assert main(["report", str(folder), "--out", str(folder / "report.html")]) == 0
     text = (folder / "report.html").read_text(encoding="utf-8").replace("<details>", "<details open>")

@@ -132,8 +132,8 @@ def test_prompts_with_calibrated_words_of_their_own_are_baked(tuned, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "kind", "mode"), [CASES[0], CASES[2]])
-def test_several_prompts_are_baked_into_one_file(algorithm, kind, mode, tuned, tmp_path):
+def test_several_prompts_of_all_layers_are_baked_into_one_file(tuned, tmp_path):
+    algorithm, kind, mode = CASES[2]
     runs = [tuned(algorithm, kind, cat_or_add=mode, **seed) for seed in ({}, {"seed": 7}, {"seed": 8})]
     classifier = bbt_fast.load(runs, engine="torch", precision="fp32", device="cpu")
     made = bake(classifier, tmp_path / "baked")
@@ -229,7 +229,6 @@ def test_what_cannot_be_baked_is_refused_and_leaves_nothing(tuned, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
-@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_refused(baked, tmp_path, monkeypatch):
     classifier, made = baked(*CASES[0])
     other = onnx.load(made.folder / "model.onnx")
@@ -283,9 +282,10 @@ print(json.dumps([logits, [names[str(int(np.argmax(row)))] for row in logits]]))
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with onnxruntime, tokenizers and numpy; skips if pip cannot get them."""
     folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    pip = [str(python), "-m", "pip", "install", "-q", "onnxruntime", "tokenizers", "numpy"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile"]
+    pip += ["onnxruntime", "tokenizers", "numpy"]
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(pip, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
@@ -294,9 +294,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "kind", "mode", "precision"), [(*CASES[0], "fp32"), (*CASES[1], "fp32"), (*CASES[0], "fp16")]
-)
+@pytest.mark.parametrize(("algorithm", "kind", "mode", "precision"), [(*CASES[1], "fp32"), (*CASES[0], "fp16")])
 def test_a_fresh_environment_answers_200_texts_as_predict_does(
     algorithm, kind, mode, precision, baked, bare_python, tmp_path
 ):
