@@ -384,6 +384,7 @@ def test_a_population_that_does_not_fit_into_memory_is_run_in_smaller_chunks(
     roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
+    run_by: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = load_tiny(engine, "add", "input", roberta)
@@ -398,7 +399,7 @@ def test_a_population_that_does_not_fit_into_memory_is_run_in_smaller_chunks(
             raise RuntimeError("Failed to allocate memory for requested buffer")
         return run(stage, hidden, prompt, tensors)
 
-    monkeypatch.setattr(session._buckets[0], "run", scarce)
+    run_by(session._buckets[0], scarce)
     monkeypatch.setattr(loaded, "tokens_per_call", loaded.tokens_per_call)
     torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]

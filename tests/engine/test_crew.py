@@ -152,7 +152,7 @@ def test_memory_for_one_call_at_a_time_is_enough(
     roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
-    monkeypatch: pytest.MonkeyPatch,
+    run_by: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = load(name)
@@ -171,7 +171,7 @@ def test_memory_for_one_call_at_a_time_is_enough(
             finally:
                 busy.release()
 
-        monkeypatch.setattr(bucket, "run", scarce)
+        run_by(bucket, scarce)
     torch.testing.assert_close(session.evaluate(prompts, 1), expected, atol=1e-5, rtol=0)
     assert "out of memory: continuing with one thread" in caplog.text
 
@@ -183,7 +183,7 @@ def test_a_failed_call_is_tried_again_in_smaller_parts(
     roberta: PreTrainedModel,
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
-    monkeypatch: pytest.MonkeyPatch,
+    run_by: Callable[..., None],
 ) -> None:
     session = load(name).open(make_examples(roberta, "cat", N_PROMPT_TOKENS, n_examples=1))
     prompts = make_prompts(roberta, 40, N_PROMPT_TOKENS)
@@ -199,6 +199,6 @@ def test_a_failed_call_is_tried_again_in_smaller_parts(
         return run(stage, hidden, prompt, tensors)
 
     largest = len(session._parts(len(prompts))[0])
-    monkeypatch.setattr(bucket, "run", faulty)
+    run_by(bucket, faulty)
     torch.testing.assert_close(session.evaluate(prompts), expected, atol=1e-5, rtol=0)
     assert max(sizes[-10:]) <= largest // 2

@@ -42,7 +42,7 @@ def prompts(roberta: PreTrainedModel, make_prompts: Callable[..., Tensor]) -> Te
 Answer = Callable[[Tensor], Tensor]
 
 
-def spoil(session: Session, monkeypatch: pytest.MonkeyPatch, faults: Iterator[Answer]) -> list[int]:
+def spoil(session: Session, run_by: Callable[..., None], faults: Iterator[Answer]) -> list[int]:
     """Let one fault after the other happen in calls of a session's runner; return the sizes it is called with."""
     sizes: list[int] = []
     for bucket in session._buckets:
@@ -56,7 +56,7 @@ def spoil(session: Session, monkeypatch: pytest.MonkeyPatch, faults: Iterator[An
             fault = next(faults, None)
             return answer if fault is None else fault(answer)
 
-        monkeypatch.setattr(bucket, "run", faulty)
+        run_by(bucket, faulty)
     return sizes
 
 
@@ -80,13 +80,13 @@ def test_a_single_fault_costs_one_more_try_in_smaller_chunks(
     layer: int,
     session: Session,
     prompts: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
+    run_by: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected = session.evaluate(prompts, layer)
     session.commit(prompts[0], layer=0)
     session.commit(torch.zeros_like(prompts[0]), layer=0)  # so that what lies below must be computed again
-    sizes = spoil(session, monkeypatch, iter([fault]))
+    sizes = spoil(session, run_by, iter([fault]))
     torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=1e-5, rtol=0)
     assert "torch failed: trying once more with fewer candidates at a time (" in caplog.text
     assert sizes[-2:] == [3, 3]
@@ -94,10 +94,10 @@ def test_a_single_fault_costs_one_more_try_in_smaller_chunks(
 
 
 def test_nan_again_is_an_error_that_names_a_precision(
-    session: Session, engine: Engine, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+    session: Session, engine: Engine, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
     usual = engine.tokens_per_call
-    spoil(session, monkeypatch, iter([nan] * 1000))
+    spoil(session, run_by, iter([nan] * 1000))
     with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinite logits\. Try --precision fp32"):
         session.evaluate(prompts)
     assert engine.tokens_per_call == usual
@@ -105,9 +105,9 @@ def test_nan_again_is_an_error_that_names_a_precision(
 
 @pytest.mark.parametrize("ask", [lambda s, p: s.evaluate(p), lambda s, p: s.hidden_states(2)])
 def test_a_device_that_fails_again_is_an_error_that_says_what_to_do(
-    ask: Callable[[Session, Tensor], Tensor], session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[[Session, Tensor], Tensor], session: Session, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
-    spoil(session, monkeypatch, iter([failing(CUDA)] * 1000))
+    spoil(session, run_by, iter([failing(CUDA)] * 1000))
     message = (
         r"torch in fp32 failed on cpu, and again with fewer candidates at a time: CUDA error: an illegal memory access "
         r"was encountered\. Every finished generation is saved: run the same command again to resume"
@@ -119,18 +119,18 @@ def test_a_device_that_fails_again_is_an_error_that_says_what_to_do(
 
 @pytest.mark.parametrize("error", [ArtifactError("gone"), ParityError("wrong")])
 def test_what_smaller_chunks_cannot_mend_is_said_at_once(
-    error: Exception, session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+    error: Exception, session: Session, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
-    sizes = spoil(session, monkeypatch, iter([failing(error)] * 1000))
+    sizes = spoil(session, run_by, iter([failing(error)] * 1000))
     with pytest.raises(type(error), match=r"^(gone|wrong)$"):
         session.evaluate(prompts)
     assert len(sizes) == 1
 
 
 def test_a_candidate_that_does_not_fit_is_said_without_another_round(
-    session: Session, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+    session: Session, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
-    sizes = spoil(session, monkeypatch, iter([failing(MemoryError())] * 1000))
+    sizes = spoil(session, run_by, iter([failing(MemoryError())] * 1000))
     with pytest.raises(DeviceError, match="cpu has not enough memory for one candidate on 3 texts"):
         session.evaluate(prompts)
     assert sizes == [6, 3, 1]
