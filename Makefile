@@ -5,11 +5,11 @@ PYTHON ?= python
 PACKAGES = bbt_fast.export bbt_fast.engine bbt_fast.tuner bbt_fast.service bbt_fast.benchmarks
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: check check-all check-oldest lint format types test test-narrow test-slow test-cluster demo clean
+.PHONY: check check-all check-oldest lint format types test test-narrow test-slow test-ray test-kernels test-cluster demo clean
 
 check: lint types test
 
-check-all: check test-slow test-cluster
+check-all: check test-slow test-ray test-kernels test-cluster
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -40,11 +40,19 @@ test-narrow:
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
 		$(PYTHON) -m pytest $(PYTEST_ARGS) -m "not slow" $(NARROW)
 
-# Ray by itself: it forks the process that starts it, and that of the other tests has grown too large to be copied.
 RAY = tests/tuner/cluster
 test-slow:
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -m "slow and not cluster" --ignore=$(RAY)
+
+# Ray by itself: it forks the process that starts it, and that of the other tests has grown too large to be copied.
+test-ray:
 	$(PYTHON) -m pytest -m "slow and not cluster" $(RAY)
+
+# The Triton kernels by Triton's interpreter. Triton is not among the tests' packages: it takes a gigabyte. Where it
+# cannot be installed, the tests are skipped.
+test-kernels:
+	-$(PYTHON) -m pip install -q 'triton>=3.7'
+	$(PYTHON) -m pytest tests/engine/test_kernels.py
 
 # Whole runs on a Ray cluster whose processes are killed: minutes, and a machine with nothing else to do.
 test-cluster:

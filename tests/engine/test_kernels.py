@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from bbt_fast.engine.gelu_polynomial import COEFFICIENTS, LIMIT
@@ -51,7 +52,18 @@ for lengths, heads, width in ([7, 64, 65, 100, 1], 2, 64), ([30, 33, 5], 3, 32),
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with PyTorch's CUDA builds only")
+def triton_fault() -> str | None:
+    """Return why Triton cannot interpret kernels here, or None if it can."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "Triton comes with PyTorch's CUDA builds only; `make test-kernels` installs it"
+    if Version(found) < Version("3.7"):
+        return f"Triton {found} cannot interpret kernels with NumPy 2.4; `make test-kernels` installs a later one"
+    return None
+
+
+@pytest.mark.skipif(triton_fault() is not None, reason=str(triton_fault()))
 @pytest.mark.parametrize("code", [GELU, ATTENTION], ids=["gelu", "attention"])
 def test_a_kernel_computes_what_pytorch_does(code: str) -> None:
     interpreted = os.environ | {"TRITON_INTERPRET": "1"}
