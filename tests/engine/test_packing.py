@@ -235,6 +235,7 @@ def test_maps_that_read_the_same_states_become_one_product() -> None:
     (products,) = {part.products for part in parts}
     assert products.linear.weight.shape == (192, 64)
     assert not [one for one in tiny("roberta").modules() if isinstance(one, Part)]
+    assert not ["compiled" for layer in stages[0].layers.stack if "forward" in vars(layer)]  # it is small
 
 
 def test_a_product_and_its_gelu_become_one_operator() -> None:
