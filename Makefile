@@ -48,10 +48,10 @@ test-slow:
 test-ray:
 	$(PYTHON) -m pytest -m "slow and not cluster" $(RAY)
 
-# The Triton kernels by Triton's interpreter. Triton is not among the tests' packages: it takes a gigabyte. Where it
-# cannot be installed, the tests are skipped.
+# The Triton kernels by Triton's interpreter. Triton is not among the tests' packages: it takes a gigabyte. PyTorch's own
+# version stays where there is one. Where Triton cannot be installed, the tests are skipped.
 test-kernels:
-	-$(PYTHON) -m pip install -q 'triton>=3.7'
+	-$(PYTHON) -m pip show -q triton || $(PYTHON) -m pip install -q 'triton>=3.7'
 	$(PYTHON) -m pytest tests/engine/test_kernels.py
 
 # Whole runs on a Ray cluster whose processes are killed: minutes, and a machine with nothing else to do.

@@ -59,7 +59,7 @@ def triton_fault() -> str | None:
     except PackageNotFoundError:
         return "Triton comes with PyTorch's CUDA builds only; `make test-kernels` installs it"
     if Version(found) < Version("3.7"):
-        return f"Triton {found} cannot interpret kernels with NumPy 2.4; `make test-kernels` installs a later one"
+        return f"Triton {found} cannot interpret kernels with NumPy 2.4: that needs 3.7, of a later PyTorch"
     return None
 
 

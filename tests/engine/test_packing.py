@@ -21,6 +21,7 @@ from bbt_fast.engine.buckets import pack_rows
 from bbt_fast.engine.fused import Part
 from bbt_fast.engine.gelu import GeluLinear
 from bbt_fast.engine.pytorch import TorchEngine
+from bbt_fast.engine.reference import ModuleRunner
 from bbt_fast.export.families import family_of
 from bbt_fast.export.loading import AUTO_CLASSES
 
@@ -257,19 +258,23 @@ def test_compiled_layers_answer_as_they_do_uncompiled(monkeypatch: pytest.Monkey
     monkeypatch.setattr("bbt_fast.engine.fused.COMPILE_FROM", 60)
     monkeypatch.setattr("bbt_fast.engine.fused.LARGE", 0)
     options: dict[str, Any] = {"n_prompt_tokens": 5, "precision": "fp32", "device": "cpu", "cuts": "layers"}
+    before, joined = torch._dynamo.utils.counters["stats"]["unique_graphs"], ModuleRunner._joined
     engine = load_engine("torch", tiny("roberta"), include=["packing", "fusion"], **options)
     plain = load("roberta", "torch", "add", "layers")
     examples, prompts = draw_examples(plain, [4, 9, 2]), draw_prompts(plain, 4)
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     sessions = [one.open(examples) for one in (engine, plain)]
     for session in sessions:
         for layer in range(1, plain.staged.n_stages):
             session.commit(prompts[layer] / 2, layer)
     for layer in range(plain.staged.n_stages):
         torch.testing.assert_close(*(session.evaluate(prompts, layer) for session in sessions), **CLOSE)
+    apart: list[int] = []
+    monkeypatch.setattr(ModuleRunner, "_joined", lambda *args: apart.append(args[1]) or joined(*args))
+    sessions[0].evaluate(prompts)
+    assert apart == [0]  # committed prompts join inside the compiled layers below
     assert "cannot be compiled" not in caplog.text
     assert "recompile_limit" not in caplog.text
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 8  # two for each kind of call
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
