@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any, Final
 
-from bbt_fast.benchmarks.methods import black_box, features, in_context, prompt_tuning, prompting, weights
+from bbt_fast.benchmarks.methods import black_box, features, in_context, prompt_tuning, prompting, sentence, weights
 from bbt_fast.benchmarks.methods.method import Method, Setting, fitted_by
 
 WHOLE: Final = {"batch_size": 16, "epochs": 40, "patience": 8, "weight_decay": 0.01}
@@ -41,6 +41,10 @@ METHODS: Final[dict[str, Method]] = {
         "Houlsby et al. 2019; Bapna & Firat 2019",
     ),
     "model-tuning": Method(fitted_by(weights.model_tuning), grid(WHOLE, lr=(1e-5, 3e-5, 1e-4)), "every weight"),
+    "setfit": Method(
+        fitted_by(sentence.setfit), grid({"batch_size": 16, "epochs": 1}, pairs=(20,), lr=(2e-5,)),
+        "Tunstall et al. 2022; the package's learning rate",
+    ),
     "bbt": Method(black_box.bbt, ({},), "Sun et al. 2022"),
     "bbtv2": Method(black_box.bbtv2, ({},), "Sun et al. 2022b"),
 }  # fmt: skip

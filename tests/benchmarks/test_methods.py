@@ -18,6 +18,7 @@ from bbt_fast.benchmarks.methods.method import Case
 from bbt_fast.benchmarks.methods.prompt_tuning import SoftPrompt
 from bbt_fast.benchmarks.methods.prompting import in_batches, label_logits
 from bbt_fast.benchmarks.methods.run import figures, figures_apart
+from bbt_fast.benchmarks.methods.sentence import texts
 from bbt_fast.benchmarks.methods.table import METHODS, grid
 from bbt_fast.benchmarks.methods.training import train
 from bbt_fast.engine import load_engine
@@ -155,6 +156,10 @@ def test_demonstrations_alternate_and_stand_before_the_text(
     assert longer.lengths.tolist() == [int(examples.lengths[0]) + 2, int(examples.lengths[1])]
     mask = examples.input_ids[torch.arange(2), examples.answer_position]
     assert torch.equal(longer.input_ids[torch.arange(2), longer.answer_position], mask)
+
+
+def test_a_sentence_encoder_reads_the_texts_of_a_pair_as_one() -> None:
+    assert texts([Row("a", None, 0), Row("b", "c", 1)], "[SEP]") == ["a", "b [SEP] c"]
 
 
 def test_a_grid_is_every_combination_beside_what_is_fixed() -> None:
