@@ -9,8 +9,8 @@
 All methods use the same splits, template and label words. If a method has several settings, the development set of the
 first seed selects one, and all seeds use it. Each run reads the test set once, at its end. The script writes the record
 after every step and skips the steps that the record holds. So an interrupted comparison resumes, and new seeds or
-methods extend the record. Interrupted runs of BBT and BBTv2 resume too. If a step fails, the script names it, continues
-with the others, and exits with status 1; the next start repeats the failed step.
+methods extend the record, on another machine too. Interrupted runs of BBT and BBTv2 resume. If a step fails, the script
+names it, continues with the others, and exits with status 1; the next start repeats the failed step.
 """
 
 from __future__ import annotations
@@ -41,18 +41,10 @@ DESCRIPTION = (
     "gradient-based tuning, on the same examples: accuracy, time, memory, queries and bytes."
 )
 SEEDS = (8, 13, 42)
-GIVEN = (
-    "model_name",
-    "task_name",
-    "k_shot",
-    "cat_or_add",
-    "n_prompt_tokens",
-    "budget",
-    "engine",
-    "precision",
-    "device",
-)
+COMPARED = ("model_name", "task_name", "k_shot", "cat_or_add", "n_prompt_tokens", "budget")
 """Options that the command passes on; a record has one value of each."""
+WHERE = ("engine", "precision", "device")
+"""More of them. They make steps faster or slower, so a record that was begun on one machine can go on on another."""
 ALL, SWEPT = "all", "bbt,bbtv2"
 """The default methods, without and with a sweep."""
 
@@ -147,7 +139,8 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
         BbtFastError: if an option, the data or the model cannot be used.
     """
     default = Options()  # a preset can set the options that are not given
-    given = {name: its for name in GIVEN if (its := getattr(args, name)) not in (None, getattr(default, name))}
+    values = {name: getattr(args, name) for name in COMPARED + WHERE}
+    given = {name: its for name, its in values.items() if its not in (None, getattr(default, name))}
     given |= {"task_name": task}
     swept = {} if option is None else {option: value}
     options = Options.of(**{
@@ -158,7 +151,7 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
         **swept,
     })  # fmt: skip
     names = {"model_name": Path(options.model_name or "demo").name, "task_name": Path(task).stem}
-    about = {name: getattr(options, name) for name in GIVEN} | swept | names
+    about = {name: getattr(options, name) for name in COMPARED} | swept | names
     about |= {"n_test": args.n_test, "max_epochs": args.max_epochs}
     ends = [f"n{args.n_test}"] if args.n_test else []
     ends += [f"{option}-{sweeps.label(value)}"] if option not in (None, "model_name") else []

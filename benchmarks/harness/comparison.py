@@ -11,8 +11,9 @@ from .output import drawing, markdown, mean_and_deviation, measured_by
 
 HEADINGS = (
     "method", "{metric}, %", "dev, %", "seconds", "all steps, s", "user MiB", "server MiB", "queries",
-    "bytes up per query", "bytes down per query", "setting",
+    "bytes up per query", "bytes down per query", "setting", "measured on",
 )  # fmt: skip
+"""The last column appears if a record has several devices."""
 FIXED = ("batch_size", "epochs", "patience", "weight_decay")
 """Hyper-parameters that only the record shows."""
 NONE = "-"
@@ -26,15 +27,19 @@ def table(record: Mapping[str, Any]) -> str:
     runs = [run for row in rows.values() for run in row["seeds"].values()]
     about, first = record["about"], runs[0]
     counts = first["examples"]
-    headings = [heading.format(metric=first["metric"]) for heading in HEADINGS]
+    mixed = len({run["device"] for run in runs}) > 1
+    columns = len(HEADINGS) if mixed else len(HEADINGS) - 1
+    headings = [heading.format(metric=first["metric"]) for heading in HEADINGS[:columns]]
+    cells = [_cells(*row)[:columns] for row in record["methods"].items()]
     seeds = sorted({int(seed) for row in rows.values() for seed in row["seeds"]})
+    apart = " Compare seconds and memory only between methods that were measured on the same device." if mixed else ""
     lines = [
         f"**compare**: `{about['model_name']}` on {about['task_name']}, {counts['train']} training and {counts['dev']} "
         f"development examples, tested on {counts['test']}; seeds {', '.join(map(str, seeds))}; mean (standard "
         f"deviation). Seconds are the tuning time with the chosen setting; all steps include loading, test and choice "
-        f"of the setting, over all seeds; memory is the largest peak of a seed. {measured_by(runs)}",
+        f"of the setting, over all seeds; memory is the largest peak of a seed.{apart} {measured_by(runs)}",
         "",
-        *markdown(headings, f"l{'r' * (len(headings) - 2)}l", [_cells(*row) for row in record["methods"].items()]),
+        *markdown(headings, f"l{'r' * (len(HEADINGS) - 3)}l", cells),
     ]
     return "\n\n".join(["\n".join(lines), *failures(record)])
 
@@ -52,9 +57,10 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     """Return a method's row."""
     runs = list(row["seeds"].values())
     if not runs:
-        return [name, *(len(HEADINGS) - 2) * [NONE], "failed" if row["failed"] else NONE]
+        return [name, *(len(HEADINGS) - 3) * [NONE], "failed" if row["failed"] else NONE, NONE]
     traffic = runs[0]["traffic"]
     setting = [f"{key} {value:g}" for key, value in runs[0]["setting"].items() if key not in FIXED]
+    engines = [f"{run['notes']['engine']} {run['notes']['precision']}" for run in runs if "engine" in run["notes"]]
     return [
         name,
         mean_and_deviation([100 * run["test"] for run in runs]),
@@ -64,7 +70,8 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
         *(_largest([run[side] for run in runs]) for side in ("user_mib", "server_mib")),
         f"{traffic['queries']}" if traffic["queries"] else NONE,
         *(NONE if traffic[way] is None else f"{traffic[way]}" for way in ("up_bytes", "down_bytes")),
-        ", ".join(setting) or NONE,
+        ", ".join([*setting, *dict.fromkeys(engines)]) or NONE,
+        ", ".join(dict.fromkeys(run["device"] for run in runs)),
     ]
 
 
@@ -74,20 +81,26 @@ def _largest(values: Sequence[float | None]) -> str:
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Draw the test metric against the time that tuning took, a point per method, with the standard deviations."""
+    """Draw the test metric against the time that tuning took, a point per method, with the standard deviations.
+
+    Points are hollow if their first seed was measured on another device than that of the first method.
+    """
     rows = {name: list(row["seeds"].values()) for name, row in record["methods"].items() if row["seeds"]}
     about = record["about"]
+    devices = list(dict.fromkeys(runs[0]["device"] for runs in rows.values()))
     with drawing(path, 8, 5) as (axes,):
         for number, (name, runs) in enumerate(rows.items()):
             metric = [100 * run["test"] for run in runs]
             error = statistics.stdev(metric) if len(metric) > 1 else 0.0
             seconds = max(statistics.fmean(run["seconds"] for run in runs), 1e-3)
             marker = "*" if name.startswith("bbt") else "o"
-            axes.errorbar(seconds, statistics.fmean(metric), error, fmt=marker, capsize=3, color=f"C{number % 10}")
+            style = "full" if runs[0]["device"] == devices[0] else "none"
+            look = {"fmt": marker, "capsize": 3, "color": f"C{number % 10}", "fillstyle": style}
+            axes.errorbar(seconds, statistics.fmean(metric), error, **look)
             axes.annotate(name, (seconds, statistics.fmean(metric)), (5, 4), textcoords="offset points", fontsize=8)
         axes.set(
             xscale="log",
-            xlabel="tuning, seconds",
+            xlabel="tuning, seconds" + (f" (hollow: on {', '.join(devices[1:])})" if len(devices) > 1 else ""),
             ylabel=f"{next(iter(rows.values()))[0]['metric'] if rows else 'metric'} on test, %",
             title=f"{about['model_name']} on {about['task_name']}",
         )

@@ -12,6 +12,7 @@ import pytest
 from bbt_fast.benchmarks import compare
 from bbt_fast.benchmarks.harness import sweeps
 from bbt_fast.benchmarks.harness.comparison import table
+from bbt_fast.benchmarks.harness.record import device_name
 from bbt_fast.benchmarks.methods import schedule
 from bbt_fast.benchmarks.methods.run import figures
 from bbt_fast.benchmarks.methods.schedule import Job, jobs
@@ -78,6 +79,26 @@ def test_a_comparison_goes_on_where_it_was_and_measures_nothing_twice(
     assert json.loads(path.read_text(encoding="utf-8"))["methods"]["manual-prompt"]["seeds"]["8"] == before
     with pytest.raises(SystemExit, match="2"):
         compare.main([*given, "--methods", "manual-prompt", "--k_shot", "8"])
+
+
+def test_a_record_goes_on_on_another_machine_and_its_table_says_where_each_method_was_measured(
+    tmp_path: Path, asked: list[tuple[str, int, bool, Mapping[str, Any]]]
+) -> None:
+    given = [*GIVEN, "--seeds", "8", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    compare.main([*given, "--methods", "manual-prompt"])
+    path = tmp_path / "compare-demo-demo-n12.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert "measured on" not in table(record)
+    record["methods"]["manual-prompt"]["seeds"]["8"]["device"] = "a card"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    compare.main([*given, "--methods", "manual-prompt,in-context", "--engine", "ort", "--precision", "fp32"])
+    assert [method for method, *_ in asked] == ["manual-prompt", "in-context"]
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "Compare seconds and memory only between methods that were measured on the same device." in text
+    last = {line.split(" | ")[0]: line.split(" | ")[-1] for line in text.splitlines() if line.startswith("|")}
+    assert last["| method"] == "measured on |"
+    assert last["| manual-prompt"] == "a card |"
+    assert last["| in-context"] == f"{device_name('cpu')} |"
 
 
 def test_what_is_left_is_the_rest_of_a_grid_and_the_seeds_that_are_missing() -> None:
