@@ -83,21 +83,32 @@ def _largest(values: Sequence[float | None]) -> str:
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Draw the test metric against the time that tuning took, a point per method, with the standard deviations.
 
-    Points are hollow if their first seed was measured on another device than that of the first method.
+    Stars are BBT and BBTv2; circles need the weights, squares only a server's answers. Points are hollow if their first
+    seed was measured on another device than that of the first method.
     """
+    from matplotlib import colormaps
+
     rows = {name: list(row["seeds"].values()) for name, row in record["methods"].items() if row["seeds"]}
     about = record["about"]
     devices = list(dict.fromkeys(runs[0]["device"] for runs in rows.values()))
-    with drawing(path, 8, 5) as (axes,):
+    with drawing(path, 9, 5) as (axes,):
+        colours = colormaps["tab20"]
         for number, (name, runs) in enumerate(rows.items()):
             metric = [100 * run["test"] for run in runs]
             error = statistics.stdev(metric) if len(metric) > 1 else 0.0
             seconds = max(statistics.fmean(run["seconds"] for run in runs), 1e-3)
-            marker = "*" if name.startswith("bbt") else "o"
-            style = "full" if runs[0]["device"] == devices[0] else "none"
-            look = {"fmt": marker, "capsize": 3, "color": f"C{number % 10}", "fillstyle": style}
-            axes.errorbar(seconds, statistics.fmean(metric), error, **look)
-            axes.annotate(name, (seconds, statistics.fmean(metric)), (5, 4), textcoords="offset points", fontsize=8)
+            marker = "*" if name.startswith("bbt") else "o" if runs[0]["server_mib"] is None else "s"
+            axes.errorbar(
+                seconds,
+                statistics.fmean(metric),
+                error,
+                fmt=marker,
+                markersize=12 if marker == "*" else 7,
+                capsize=3,
+                color=colours(number % colours.N),
+                fillstyle="full" if runs[0]["device"] == devices[0] else "none",
+                label=name,
+            )
         axes.set(
             xscale="log",
             xlabel="tuning, seconds" + (f" (hollow: on {', '.join(devices[1:])})" if len(devices) > 1 else ""),
@@ -105,3 +116,5 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             title=f"{about['model_name']} on {about['task_name']}",
         )
         axes.grid(alpha=0.3)
+        if rows:
+            axes.figure.legend(loc="outside right center", fontsize=8)
