@@ -120,13 +120,16 @@ def run(args: argparse.Namespace) -> str:
     tasks = args.task_name.split(",")
     prepared = [[_prepared(args, task, seeds[0], option, value) for value in values] for task in tasks]
     text: list[str] = []
-    failed = False
+    failed, over_tasks = False, []
     for comparisons in prepared:
         records = [_compared(args, comparison, methods, seeds) for comparison in comparisons]
         failed = failed or any(map(failures, records))
         text += map(table, records)
         if option is not None:
             text.append(sweeps.write(option, values, records, Path(args.output)))
+        over_tasks.append(records[0])
+    if option is None and len(tasks) > 1:
+        text.append(sweeps.table("task_name", tasks, over_tasks))
     if failed:
         raise PartlyFailedError("some steps failed; the same command tries them again.", "\n\n".join(text))
     return "\n\n".join(text)

@@ -3,7 +3,8 @@
 python benchmarks/report.py benchmarks/results/speed-*.json                       <record>.md, <record>-speedup.png, ...
 python benchmarks/report.py benchmarks/results/speed-*.json --into README.md      and short tables into a page
 
-The other benchmarks write their tables and plots themselves. --into inserts the tables of all records into a page.
+The other benchmarks write their tables and plots themselves. --into inserts the tables of all records into a page;
+comparisons that differ in one option, such as the task, have one table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bbt_fast.benchmarks import cluster, fidelity, optimiser, plans, scaling, search
-from bbt_fast.benchmarks.harness import breakdown, comparison, network, variants
+from bbt_fast.benchmarks.harness import breakdown, network, sweeps, variants
 from bbt_fast.benchmarks.harness.output import cells, drawing, fault, markdown, measured_on
 from bbt_fast.benchmarks.harness.shapes import SHAPES
 
@@ -174,10 +175,16 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "optimiser": optimiser.table,
     "plans": plans.table,
     "search": search.table,
-    "compare": comparison.table,
     "cluster": cluster.table,
 }
 """By kind of record, the function that returns its tables for a page."""
+
+
+def tables(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the tables of records for a page."""
+    compared = [record for record in records if record["benchmark"] == "compare"]
+    single = [PAGES[record["benchmark"]](record) for record in records if record not in compared]
+    return [*single, *sweeps.joint(compared)]
 
 
 def insert(page: str, tables: Sequence[str]) -> str:
@@ -204,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for written in write(path) if record["benchmark"] in ("speed", "gpu", "lab") else ():
             print(written)
     if given.into:
-        tables = [PAGES[record["benchmark"]](record) for record in records.values()]
-        given.into.write_text(insert(given.into.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        page = insert(given.into.read_text(encoding="utf-8"), tables(list(records.values())))
+        given.into.write_text(page, encoding="utf-8")
         print(given.into)
 
 

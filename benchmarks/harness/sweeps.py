@@ -1,4 +1,7 @@
-"""Comparisons over the values of one option, like the papers' ablations: the flag, the table and the plot."""
+"""Comparisons over the values of one option, like the papers' ablations: the flag, the table and the plot.
+
+The tasks of a comparison are such values, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bbt_fast.benchmarks.harness import comparison
 from bbt_fast.benchmarks.harness.comparison import NONE
 from bbt_fast.benchmarks.harness.output import drawing, markdown, mean_and_deviation
 from bbt_fast.export.errors import UsageError
@@ -49,17 +53,45 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
     return text
 
 
+def joint(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table for each set of comparisons that differ in one option; a comparison alone has its own table.
+
+    Raises:
+        UsageError: if the comparisons of a set differ in several options.
+    """
+    sets: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        sets.setdefault(tuple(record["about"]), []).append(record)
+    return [comparison.table(*its) if len(its) == 1 else _joint(its) for its in sets.values()]
+
+
+def _joint(records: Sequence[Mapping[str, Any]]) -> str:
+    abouts = [record["about"] for record in records]
+    options = [name for name in abouts[0] if any(about[name] != abouts[0][name] for about in abouts)]
+    if len(options) != 1:
+        raise UsageError(f"the comparisons differ in {', '.join(options) or 'nothing'}, but must differ in one option.")
+    option, numbers = options[0], all(isinstance(about[options[0]], int | float) for about in abouts)
+    ordered = sorted(records, key=lambda record: record["about"][option] if numbers else label(record["about"][option]))
+    return table(option, [record["about"][option] for record in ordered], ordered)
+
+
 def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sweep as Markdown: the test metric's mean and standard deviation, a row per method."""
-    rows = [
-        [method, *(mean_and_deviation(its) if its else NONE for its in found)]
-        for method, found in _by_method(records).items()
-    ]
+    """Return a sweep as Markdown: the test metric's mean and standard deviation, a row per method.
+
+    Tasks have a last column: the mean over all of them.
+    """
+    over_tasks = option == "task_name"
+    rows = []
+    for method, found in _by_method(records).items():
+        means = [statistics.fmean(its) for its in found if its]
+        overall = f"{statistics.fmean(means):.1f}" if len(means) == len(found) else NONE
+        cells = [mean_and_deviation(its) if its else NONE for its in found]
+        rows.append([method, *cells, *([overall] if over_tasks else [])])
     lines = [
-        f"**sweep** of {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
+        f"**compare** by {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
         "over the seeds.",
         "",
-        *markdown((option, *map(label, values)), "lr", rows),
+        *markdown((option, *map(label, values), *(["mean"] if over_tasks else [])), "lr", rows),
     ]
     return "\n".join(lines)
 

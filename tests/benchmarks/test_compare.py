@@ -200,8 +200,36 @@ def test_a_sweep_takes_what_an_option_takes() -> None:
 def test_a_sweep_of_models_is_named_by_its_task() -> None:
     records = [{"about": {"model_name": name, "task_name": "demo"}, "methods": {}} for name in ("small", "large")]
     text = sweeps.table("model_name", ["models/small", "models/large"], records)
-    assert "**sweep** of model_name: demo;" in text
+    assert "**compare** by model_name: demo;" in text
     assert "| model_name | small | large |" in text
+
+
+def measured(test: float, **about: Any) -> dict[str, Any]:
+    """A record with one seed of one method."""
+    return {"about": {"model_name": "demo", **about}, "methods": {"bbt": {"seeds": {"8": {"test": test}}}}}
+
+
+def test_comparisons_that_differ_in_one_option_have_one_table() -> None:
+    tasks = [measured(0.5, task_name="b"), measured(0.7, task_name="a")]
+    dims = [measured(dim / 1000, task_name="a", intrinsic_dim=dim) for dim in (100, 1000, 50)]
+    over_tasks, over_dims = sweeps.joint([*tasks, *dims])
+    assert "| task_name | a | b | mean |" in over_tasks
+    assert "| bbt | 70.0 | 50.0 | 60.0 |" in over_tasks
+    assert "| intrinsic_dim | 50 | 100 | 1000 |" in over_dims
+    assert "| bbt | 5.0 | 10.0 | 100.0 |" in over_dims
+    tasks[1]["methods"] = {}
+    assert "| bbt | - | 50.0 | - |" in sweeps.joint(tasks)[0]
+    with pytest.raises(UsageError, match="differ in task_name, budget, but must differ in one option"):
+        sweeps.joint([measured(0.5, task_name="a", budget=1), measured(0.5, task_name="b", budget=2)])
+
+
+def test_a_comparison_on_several_tasks_ends_with_a_table_over_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int, bool, Mapping[str, Any]]]
+) -> None:
+    given = [*GIVEN, "--methods", "manual-prompt", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    compare.main([*given, "--task_name", "demo,demo"])
+    assert len(asked) == 2
+    assert "| task_name | demo | demo | mean |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("sweep", "said"), [("sigma", "must be an option and its values"), ("sigmo=1", "sigma")])

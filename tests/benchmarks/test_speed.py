@@ -335,7 +335,7 @@ def test_an_unknown_contender_is_refused_with_those_there_are(
 def test_a_page_shows_what_the_records_say(name: str, least: int, repo_root: Path) -> None:
     page = (repo_root / name).read_text(encoding="utf-8")
     records = [json.loads(path.read_text()) for path in (repo_root / "benchmarks" / "results").glob("*.json")]
-    shown = [table for table in (report.PAGES[record["benchmark"]](record) for record in records) if table in page]
+    shown = [table for table in report.tables(records) if table in page]
     shown.sort(key=page.index)
     assert report.insert(page, shown) == page
     assert len(shown) >= least
