@@ -23,8 +23,8 @@ MEASURED = ("engine", "export", "tuner", "service", "benchmarks/*.py", "benchmar
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-"""The default folder of records."""
+RESULTS = (ROOT if (ROOT / "setup.cfg").exists() else Path()) / "benchmarks" / "results"
+"""The default folder of records: the checkout's, or if an installed copy runs, that name in the current folder."""
 
 
 def record_of(benchmark: str, device: str, threads: int = 0, **results: Any) -> dict[str, Any]:
