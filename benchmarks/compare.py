@@ -24,13 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from bbt_fast.benchmarks.harness import sweeps
 from bbt_fast.benchmarks.harness.comparison import failures, plot, table
 from bbt_fast.benchmarks.harness.output import publish
 from bbt_fast.benchmarks.harness.record import RESULTS
+from bbt_fast.benchmarks.methods.black_box import WHERE
 from bbt_fast.benchmarks.methods.schedule import compare
 from bbt_fast.benchmarks.methods.table import METHODS
 from bbt_fast.export.errors import BbtFastError, PartlyFailedError, UsageError
+from bbt_fast.tuner.artifacts.files import digest
+from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.setup import Setup
 from bbt_fast.tuner.tasks.presets import resolve
@@ -42,23 +47,22 @@ DESCRIPTION = (
 )
 SEEDS = (8, 13, 42)
 COMPARED = ("model_name", "task_name", "k_shot", "cat_or_add", "n_prompt_tokens", "budget")
-"""Options that the command passes on; a record has one value of each."""
-WHERE = ("engine", "precision", "device")
-"""More of them. They make steps faster or slower, so a record that was begun on one machine can go on on another."""
+"""Options that the command passes on, besides WHERE; a record has one value of each."""
 ALL, SWEPT = "all", "bbt,bbtv2"
 """The default methods, without and with a sweep."""
 
 
-def opened(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def opened(path: Path, about: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     """Return the record in a file, or a new record.
 
     Raises:
-        UsageError: if the record in the file has other options.
+        UsageError: if the record in the file has other options, another model or other data.
     """
     if not path.exists():
-        return {"benchmark": "compare", "made": "", "about": dict(about), "methods": {}}
+        return {"benchmark": "compare", "made": "", "about": dict(about), "sources": dict(sources), "methods": {}}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     other = [f"{k} is {record['about'].get(k)!r} there" for k, v in about.items() if record["about"].get(k) != v]
+    other += [f"the {what} are others there" for what, its in sources.items() if record["sources"][what] != its]
     if other:
         raise UsageError(
             f"{path} is of another comparison: {', '.join(other)}. Give the same options, or another --output."
@@ -95,7 +99,9 @@ class Comparison:
 
     options: Options
     about: Mapping[str, Any]
-    """The values that identify the record."""
+    """The values that identify the record, by name."""
+    sources: Mapping[str, str]
+    """The digests of what these names stand for on this machine."""
     name: str
     """The name of its files, without a suffix."""
 
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace) -> str:
         raise UsageError(f"jobs is {args.jobs}, but must be at least 1.")
     if args.jobs > 1:  # for the libraries in the processes of the steps
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    hide_progress_bars()
     option, values = sweeps.parse(args.sweep) if args.sweep else (None, (None,))
     tasks = args.task_name.split(",")
     prepared = [[_prepared(args, task, seeds[0], option, value) for value in values] for task in tasks]
@@ -160,20 +167,35 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
     ends += [f"{option}-{sweeps.label(value)}"] if option not in (None, "model_name") else []
     its_task = load_task(task)
     setup = Setup(resolve(options, its_task.preset), its_task)
-    setup.encoder.encode(setup.splits(seed).train, quiet=True)
-    return Comparison(options, about, "-".join(["compare", *names.values(), *ends]))
+    splits = setup.splits(seed)
+    setup.encoder.encode(splits.train, quiet=True)
+    model: Any = setup.model
+    sources = {
+        "model's embeddings": digest(model.get_input_embeddings().weight.float().numpy().tobytes()),
+        "test texts": digest(*(json.dumps([*row.texts, row.label]).encode() for row in splits.test)),
+    }
+    return Comparison(options, about, sources, "-".join(["compare", *names.values(), *ends]))
 
 
 def _compared(
     args: argparse.Namespace, comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure the steps that the record lacks, write it after every step, and return it."""
+    """Measure the steps that the record lacks, write it after every step, and return it.
+
+    Raises:
+        UsageError: if the record in the file is of another comparison, or another process is extending it.
+    """
     path = Path(args.output) / f"{comparison.name}.json"
-    record = opened(path, comparison.about)
-    runs = Path(args.runs).absolute() / comparison.name
-    for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
-        publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
-    plot(record, path.with_suffix(".png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            record = opened(path, comparison.about, comparison.sources)
+            runs = Path(args.runs).absolute() / comparison.name
+            for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
+                publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
+            plot(record, path.with_suffix(".png"))
+    except filelock.Timeout:
+        raise UsageError(f"another process is extending {path}. Wait for it, or give another --output.") from None
     return record
 
 

@@ -128,7 +128,7 @@ def write(path: Path) -> list[Path]:
     record = json.loads(path.read_text(encoding="utf-8"))
     stem = path.with_suffix("")
     parts = record.get("speed", {"": record})
-    text = stem.with_suffix(".md")
+    text = path.with_suffix(".md")
     if record["benchmark"] == "lab":
         text.write_text(lab(record) + "\n", encoding="utf-8")
         return [text]

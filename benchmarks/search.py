@@ -32,16 +32,19 @@ from tqdm import tqdm
 import bbt_fast
 from bbt_fast.benchmarks.harness.output import markdown, mean_and_deviation, publish
 from bbt_fast.benchmarks.harness.record import RESULTS, provenance, usual_device
+from bbt_fast.benchmarks.harness.runs import finished_run
 from bbt_fast.benchmarks.harness.workload import ALGORITHMS
 from bbt_fast.engine.loading import ENGINES
 from bbt_fast.export.errors import UsageError
 from bbt_fast.export.precision import PRECISIONS
-from bbt_fast.tuner.artifacts.result import RESULT, Result, read_result
+from bbt_fast.tuner.artifacts.result import RESULT, Result
 from bbt_fast.tuner.cli.quiet import hide_progress_bars
 from bbt_fast.tuner.input.coerce import one_of
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.seeds import child_name, ensemble_of
 from bbt_fast.tuner.search.projection import NONE
+from bbt_fast.tuner.tasks.presets import resolve
+from bbt_fast.tuner.tasks.task import load_task
 
 PARTS: dict[str, dict[str, Any]] = {
     "mean": {"keep": "mean"},
@@ -99,6 +102,15 @@ def folder_of(options: Options) -> Path:
     return Path(str(options.output_dir))
 
 
+def result_of(options: Options) -> Result | None:
+    """Return the result of a finished run; the device may be another one.
+
+    Raises:
+        UsageError: if the folder holds another run.
+    """
+    return finished_run(resolve(options, load_task(options.task_name).preset), ("device",))
+
+
 def finished(options: Options) -> bool:
     """Say whether a run's folder holds its result."""
     return (folder_of(options) / RESULT).exists()
@@ -138,7 +150,7 @@ def cells_of(runs: Mapping[tuple[str, str], Sequence[Options]]) -> list[dict[str
     """Return a record's cells of the finished runs, by variant and task."""
     cells = []
     for (variant, task), asked in runs.items():
-        results = [read_result(folder_of(run)) for run in asked if finished(run)]
+        results = [result for run in asked if (result := result_of(run))]
         if results:
             about: dict[str, Any] = {
                 "variant": variant,
@@ -198,21 +210,21 @@ def paired_p(differences: Sequence[float]) -> float:
 def table(record: dict[str, Any]) -> str:
     """Return a record as Markdown, in percent."""
     cells = {(cell["variant"], cell["task"]): cell for cell in record["cells"]}
-    variants = list(dict.fromkeys(variant for variant, _ in cells))
-    tasks = list(dict.fromkeys(task for _, task in cells))
-    sizes = ", ".join(f"{task} {cells[variants[0], task]['test_examples']}" for task in tasks)
+    first, variants = record["variants"][0], [one for one in record["variants"] if any(one == its for its, _ in cells)]
+    of_tasks = {task: cell["test_examples"] for (_, task), cell in cells.items()}
+    tasks, sizes = list(of_tasks), ", ".join(f"{task} {size}" for task, size in of_tasks.items())
     rows = []
     for variant in variants:
         own = [cells.get((variant, task)) for task in tasks]
         means = [statistics.fmean(_tests(cell)) for cell in own if cell]
         whole = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else ""
-        rows.append([variant, *map(_shown, own), whole, *_compared(cells, variants[0], variant)])
+        rows.append([variant, *map(_shown, own), whole, *_compared(cells, first, variant)])
     lines = [
         f"**search**: `{record['model']}`, {record['budget']} evaluations; test examples: {sizes}. In percent: before "
         "-> after tuning, mean over the seeds (standard deviation), and after / the seeds' ensemble. "
         f"{_together(record, 'device')}; commit {_together(record, 'commit')}.",
         "",
-        *markdown(("variant", *tasks, "all", f"more than {variants[0]}", "pairs", "p"), "lr", rows),
+        *markdown(("variant", *tasks, "all", f"more than {first}", "pairs", "p"), "lr", rows),
     ]
     return "\n".join(lines)
 
@@ -291,6 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         earlier = tuple(str(folder_of(run)) for run in others)
         runs[variant, name] = [run.changed(projection_from=earlier) for run in runs[variant, name]]
     hide_progress_bars()
+    for run in (run for asked in runs.values() for run in asked):
+        result_of(run)  # refuses other runs before the first run
     if not given.report:
         for part in (False, True):
             make([run for (variant, _), asked in runs.items() if transfers(variant) is part for run in asked])
@@ -301,7 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells.sort(key=lambda cell: list(runs).index((cell["variant"], cell["task"])))
     if not cells:
         raise UsageError(f"no run below {given.runs} is finished: leave --report out.")
-    record = about | {"made": time.strftime("%Y-%m-%d")} | provenance(given.device) | {"cells": cells}
+    record = about | {"variants": list(changes), "made": time.strftime("%Y-%m-%d")} | provenance(given.device)
+    record["cells"] = cells
     print(publish(record, path, table))
 
 

@@ -46,10 +46,11 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
         records: the comparison with each value.
         folder: the folder of the files.
     """
-    path = folder / "-".join(["sweep", *_same(option, records), option])
+    n_test = records[0]["about"]["n_test"]
+    name = "-".join(["sweep", *_same(option, records), *([f"n{n_test}"] if n_test else []), option])
     text = table(option, values, records)
-    write_whole(path.with_suffix(".md"), text.encode() + b"\n")
-    plot(option, values, records, path.with_suffix(".png"))
+    write_whole(folder / f"{name}.md", text.encode() + b"\n")
+    plot(option, values, records, folder / f"{name}.png")
     return text
 
 

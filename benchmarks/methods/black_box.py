@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import bbt_fast
+from bbt_fast.benchmarks.harness.runs import finished_run
 from bbt_fast.benchmarks.methods.method import Case, Outcome, Traffic, own_peak
-from bbt_fast.tuner.artifacts.result import RESULT, read_result
+
+WHERE = ("engine", "precision", "device")
+"""Options that make steps faster or slower, so runs and records may continue with others; each step names its own."""
 
 
 def run(case: Case, test: bool, algorithm: str) -> Outcome:
     """Tune, resume an interrupted run, or read a finished one; ``tune`` tests once at the end."""
     del test
-    folder = Path(case.options.output_dir or ".")
     options = case.options.changed(algorithm=algorithm, **dict(case.setting))
-    result = read_result(folder) if (folder / RESULT).exists() else bbt_fast.tune(options)
+    result = finished_run(options, WHERE) or bbt_fast.tune(options)
     queries, memory = result.queries, result.memory
     notes = {"engine": result.engine, "precision": result.precision, "zero_shot": result.zero_shot.test}
     notes |= {"queries_on_dev": queries.dev, "prompt_up_bytes": queries.prompt_up_bytes, "budget": result.budget}

@@ -39,13 +39,17 @@ class Job:
 
 
 def jobs(methods: Sequence[str], seeds: Sequence[int], record: Mapping[str, Any]) -> list[Job]:
-    """Return the steps that a record lacks, by method: first its grid, then its seeds."""
+    """Return the steps that a record lacks, by method: first its grid, then its seeds.
+
+    One seed tries all settings of a grid: the one that began it, or the first one.
+    """
     found = []
     for method in methods:
         row = record["methods"].get(method, empty())
         grid = METHODS[method].grid
-        if len(grid) > 1 and row["chosen"] is None:
-            found += [Job(method, seeds[0], number) for number in range(len(grid)) if str(number) not in row["grid"]]
+        if len(grid) > 1:
+            seed = next((tried["seed"] for tried in row["grid"].values()), seeds[0])
+            found += [Job(method, seed, number) for number in range(len(grid)) if str(number) not in row["grid"]]
         found += [Job(method, seed, None) for seed in seeds if str(seed) not in row["seeds"]]
     return found
 
@@ -98,7 +102,13 @@ def compare(
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
-                outcome = _taken(record["methods"][job.method], job, future, options.device)
+                row = record["methods"][job.method]
+                outcome = _taken(row, job, future, options.device)
+                if _outdated(row):
+                    row["chosen"], row["seeds"] = None, {}
+                    again = [Job(job.method, seed, None) for seed in seeds]
+                    total += len(again := [one for one in again if one not in waiting])
+                    waiting += again
                 took.append(outcome.get("step_seconds", 0.0))
                 rest = statistics.fmean(took) * (total - len(took)) / at_once
                 say(f"{job}: {outcome['said']}; {len(took)} of {total} done, about {rest / 60:.0f} min left")
@@ -121,9 +131,18 @@ def _choose(row: dict[str, Any], job: Job) -> int | None:
     if row["chosen"] is None and len(METHODS[job.method].grid) == 1:
         row["chosen"] = 0
     elif row["chosen"] is None and row["grid"]:
-        row["chosen"] = int(max(row["grid"], key=lambda n: (row["grid"][n]["dev"], -row["grid"][n]["dev_loss"])))
+        row["chosen"] = _best(row)
     chosen: int | None = row["chosen"]
     return chosen
+
+
+def _best(row: Mapping[str, Any]) -> int:
+    return int(max(row["grid"], key=lambda n: (row["grid"][n]["dev"], -row["grid"][n]["dev_loss"])))
+
+
+def _outdated(row: Mapping[str, Any]) -> bool:
+    """Say whether seeds have a setting that is no longer the best, because one that had failed now is."""
+    return row["chosen"] is not None and bool(row["grid"]) and row["chosen"] != _best(row)
 
 
 def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device: str) -> dict[str, Any]:
@@ -135,7 +154,7 @@ def _taken(row: dict[str, Any], job: Job, future: Future[dict[str, Any]], device
     found = future.result()
     if job.setting is not None:
         kept = ("setting", "dev", "dev_loss", "seconds", "step_seconds")
-        row["grid"][str(job.setting)] = {name: found[name] for name in kept}
+        row["grid"][str(job.setting)] = {"seed": job.seed} | {name: found[name] for name in kept}
         row["grid"] = dict(sorted(row["grid"].items(), key=lambda item: int(item[0])))
         return found | {"said": f"{100 * found['dev']:.1f} % on dev in {found['step_seconds']:.0f} s"}
     row["seeds"][str(job.seed)] = found | provenance(usual_device() if device == "auto" else device)

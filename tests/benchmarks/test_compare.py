@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
+import torch
 
 from bbt_fast.benchmarks import compare
 from bbt_fast.benchmarks.harness import sweeps
@@ -17,7 +20,9 @@ from bbt_fast.benchmarks.methods import schedule
 from bbt_fast.benchmarks.methods.run import figures
 from bbt_fast.benchmarks.methods.schedule import Job, jobs
 from bbt_fast.export.errors import NumericsError, UsageError
+from bbt_fast.export.model import load_model
 from bbt_fast.tuner.cli.main import main
+from bbt_fast.tuner.demo import MODEL_DIR
 from bbt_fast.tuner.input.options import Options
 
 GIVEN = [
@@ -102,7 +107,7 @@ def test_a_record_goes_on_on_another_machine_and_its_table_says_where_each_metho
 
 
 def test_what_is_left_is_the_rest_of_a_grid_and_the_seeds_that_are_missing() -> None:
-    tried = {"setting": {}, "dev": 0.5, "dev_loss": 1.0}
+    tried = {"seed": 8, "setting": {}, "dev": 0.5, "dev_loss": 1.0}
     record = {"methods": {"feature-linear": schedule.empty() | {"grid": dict.fromkeys("012", tried)}}}
     left = jobs(["manual-prompt", "feature-linear"], [8, 13], record)
     assert left == [
@@ -136,8 +141,32 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
     assert "| feature-mlp | - |" in text
     broken.clear()
     again = list(schedule.compare(record, Options(device="cpu"), methods, [8, 13], tmp_path, None, 1, measure))
-    assert len(again) == 1 + 1 + 3 + 2
-    assert record["methods"]["feature-mlp"]["failed"] == record["methods"]["manual-prompt"]["failed"] == {}
+    assert len(again) == 1 + (1 + 1) + 3 + 2
+    assert not any(row["failed"] for row in record["methods"].values())
+
+
+def test_a_setting_that_failed_and_is_the_best_after_all_has_its_seeds_measured_again(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"about": {"model_name": "demo", "task_name": "demo"}, "methods": {}}
+    broken, seen = {10.0}, []
+
+    def measure(method: str, options: Options, setting: Mapping[str, Any], **how: Any) -> dict[str, Any]:
+        if setting["C"] in broken:
+            raise MemoryError
+        seen.append((options.seed, how["test"], setting["C"]))
+        return found(Job(method, options.seed, None if how["test"] else 0), setting, dev=setting["C"] / 10)
+
+    def run(*seeds: int) -> None:
+        seen.clear()
+        list(schedule.compare(record, Options(device="cpu"), ["feature-linear"], seeds, tmp_path, None, 1, measure))
+
+    run(8, 13)
+    assert [step for step in seen if step[1]] == [(8, True, 1.0), (13, True, 1.0)]
+    broken.clear()
+    run(13, 8)
+    assert seen == [(8, False, 10.0), (13, True, 10.0), (8, True, 10.0)]  # the seed of the grid tries the rest of it
+    assert record["methods"]["feature-linear"]["failed"] == {}
+    run(13, 8)
+    assert not seen
 
 
 def test_a_comparison_of_which_a_part_failed_prints_its_table_and_ends_with_status_1(
@@ -163,9 +192,50 @@ def test_what_no_method_can_do_without_is_missed_before_the_first(capsys: pytest
 
 def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    path.write_text(json.dumps({"about": {"k_shot": 4}}), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"is of another comparison: k_shot is 4 there"):
-        compare.opened(path, {"k_shot": 16})
+    path.write_text(json.dumps({"about": {"k_shot": 4}, "sources": {"test texts": "a"}}), encoding="utf-8")
+    with pytest.raises(UsageError, match="is of another comparison: k_shot is 4 there"):
+        compare.opened(path, {"k_shot": 16}, {"test texts": "a"})
+    with pytest.raises(UsageError, match="is of another comparison: the test texts are others there"):
+        compare.opened(path, {"k_shot": 4}, {"test texts": "b"})
+
+
+def test_another_model_of_the_same_name_is_another_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int, bool, Mapping[str, Any]]]
+) -> None:
+    given = [*GIVEN, "--methods", "manual-prompt", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    for number, folder in enumerate(("one", "other")):
+        shutil.copytree(MODEL_DIR, path := tmp_path / folder / "model")
+        model = load_model(str(path))
+        with torch.no_grad():
+            model.get_input_embeddings().weight.add_(number)
+        model.save_pretrained(path)
+    compare.main([*given, "--model_name", str(tmp_path / "one" / "model")])
+    asked.clear()
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([*given, "--model_name", str(tmp_path / "other" / "model")])
+    assert not asked
+    assert "the model's embeddings are others there" in capsys.readouterr().err
+
+
+def test_a_record_that_another_process_extends_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int, bool, Mapping[str, Any]]]
+) -> None:
+    given = [*GIVEN, "--methods", "manual-prompt", "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    with filelock.FileLock(tmp_path / ".compare-demo-demo-n12.json.lock"), pytest.raises(SystemExit, match="2"):
+        compare.main(given)
+    assert not asked
+    assert "another process is extending" in capsys.readouterr().err
+
+
+def test_a_finished_run_with_other_options_is_not_taken_for_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    small = Options.of(
+        engine="torch", precision="fp32", device="cpu", k_shot=4, max_test_examples=12, n_prompt_tokens=5,
+        intrinsic_dim=10, popsize=4, budget=8, plots=False, output_dir=str(tmp_path / "runs" / "seed-42"),
+    )  # fmt: skip
+    ran = figures("bbt", small, {}, test=True)
+    assert figures("bbt", small.changed(engine="ort", precision="auto"), {}, test=True)["notes"] == ran["notes"]
+    with pytest.raises(UsageError, match=r"holds another run: budget was 8 and is now 16. Give another --runs"):
+        figures("bbt", small.changed(budget=16), {}, test=True)
 
 
 def test_a_sweep_compares_with_each_value_and_draws_the_line(
@@ -181,10 +251,10 @@ def test_a_sweep_compares_with_each_value_and_draws_the_line(
     given = [*GIVEN[2:], "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
     compare.main([*given, "--sweep", "intrinsic_dim=50,500"])
     assert asked == [(method, seed, dim) for dim in (50, 500) for method in ("bbt", "bbtv2") for seed in (8, 13)]
-    text = (tmp_path / "sweep-demo-demo-intrinsic_dim.md").read_text(encoding="utf-8")
+    text = (tmp_path / "sweep-demo-demo-n12-intrinsic_dim.md").read_text(encoding="utf-8")
     assert "| intrinsic_dim | 50 | 500 |" in text
     assert "| bbtv2 | 5.0 (0.0) | 50.0 (0.0) |" in text
-    assert (tmp_path / "sweep-demo-demo-intrinsic_dim.png").stat().st_size > 1000
+    assert (tmp_path / "sweep-demo-demo-n12-intrinsic_dim.png").stat().st_size > 1000
     assert text.strip() in capsys.readouterr().out
     asked.clear()
     compare.main([*given, "--sweep", "intrinsic_dim=50,500,20", "--methods", "bbt"])
@@ -206,7 +276,10 @@ def test_a_sweep_of_models_is_named_by_its_task() -> None:
 
 def measured(test: float, **about: Any) -> dict[str, Any]:
     """A record with one seed of one method."""
-    return {"about": {"model_name": "demo", **about}, "methods": {"bbt": {"seeds": {"8": {"test": test}}}}}
+    return {
+        "about": {"model_name": "demo", "n_test": None, **about},
+        "methods": {"bbt": {"seeds": {"8": {"test": test}}}},
+    }
 
 
 def test_comparisons_that_differ_in_one_option_have_one_table() -> None:

@@ -83,6 +83,37 @@ def test_a_run_that_another_process_makes_is_waited_for_and_taken_over(
     assert tuned == [13]
 
 
+def test_a_run_with_other_options_is_refused_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"engine": "torch", "precision": "fp32", "device": "cpu", "k_shot": 4, "n_prompt_tokens": 5}
+    folder = tmp_path / "runs" / "demo-demo" / "bbt-20" / child_name(8)
+    bbt_fast.tune(**small, popsize=4, budget=20, seed=8, max_test_examples=12, plots=False, output_dir=folder)
+    monkeypatch.setattr(bbt_fast, "tune", None)
+    given = ["--variants", "bbtv2", "bbt", "--seeds", "8", "--budget", "20", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(UsageError, match=r"holds another run: .*max_test_examples was 12 and is now None"):
+        search.main(given)
+
+
+def test_a_baseline_without_runs_leaves_its_column_empty() -> None:
+    def cell(variant: str, task: str) -> dict[str, Any]:
+        run = {"test": 0.5, "zero_shot": 0.5}
+        return {"variant": variant, "task": task, "test_examples": 9, "ensemble": None, "seeds": {"8": run}}
+
+    cells = [cell("bbtv2", "trec"), cell("bbtv2+mean", "trec"), cell("bbt", "sst2")]
+    about = {
+        "model": "demo",
+        "budget": 20,
+        "device": "old",
+        "commit": "abc",
+        "variants": ["bbt", "bbtv2", "bbtv2+mean"],
+    }
+    text = search.table(about | {"cells": cells})
+    assert "trec 9, sst2 9" in text
+    assert "| more than bbt | pairs | p |" in text
+    assert "| bbtv2+mean | 50.0 -> 50.0 |  |  |  |  |  |" in text
+
+
 def test_earlier_records_fill_the_cells_that_have_no_run_here(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,7 @@ class RunFolder:
                     f"{self.path} holds {others[0]!r}, but no run of bbt-fast: choose an empty or a new --output_dir."
                 )
             return
-        old, new = identity(read_config(self.path)), identity(options)
-        if different := [
-            f"{name} was {old[name]!r} and is now {new[name]!r}" for name in new if old[name] != new[name]
-        ]:
+        if different := differences(self.path, options):
             raise ArtifactError(
                 f"{self.path} already holds another run: {'; '.join(different)}. Choose another --output_dir, or "
                 f"resume that run: bbt-fast tune --resume {self.path}"
@@ -178,6 +175,26 @@ class RunFolder:
 def identity(options: Options) -> dict[str, Any]:
     """Return the options that a run's result depends on."""
     return {name: value for name, value in options.as_dict().items() if name not in FREE}
+
+
+def differences(folder: Path, options: Options, but: Collection[str] = ()) -> list[str]:
+    """Return the options in which the run in a folder differs from a run with these, as texts.
+
+    Args:
+        folder: holds a run's configuration.
+        options: resolved.
+        but: the names of more options that may differ.
+
+    Raises:
+        UsageError: if there is no run.
+        ArtifactError: if its configuration is damaged.
+    """
+    old, new = identity(read_config(folder)), identity(options)
+    return [
+        f"{name} was {old[name]!r} and is now {new[name]!r}"
+        for name in new
+        if old[name] != new[name] and name not in but
+    ]
 
 
 def read_config(folder: Path) -> Options:
