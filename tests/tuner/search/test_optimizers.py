@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -148,20 +146,11 @@ def test_cma_local_is_cma_es_for_three_quarters_and_then_stays_near_its_best_can
     assert best < sphere(asked[:30].reshape(-1, DIM)).min()
 
 
-class AtOnce(Executor):
-    """A thread aside that is always done before it is asked."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
 @pytest.mark.parametrize("generations", [5, 6, 7])
-def test_the_candidates_of_cma_local_do_not_depend_on_how_fast_the_thread_aside_is(generations):
+def test_the_candidates_of_cma_local_do_not_depend_on_how_fast_the_thread_aside_is(generations, at_once):
     dim, count = 60, generations + 2  # a decomposition begins every three generations
     expected = trajectory(make("cma-local", dim, generations=generations), count)
-    found = trajectory(make("cma-local", dim, generations=generations, aside=AtOnce()), count)
+    found = trajectory(make("cma-local", dim, generations=generations, aside=at_once), count)
     np.testing.assert_array_equal(found, expected)
 
 
