@@ -232,7 +232,9 @@ class Search:
             scored = [generation.best]
         score = None
         for prompts in scored:
-            score = self._develop(prompts, evaluations)
+            found = self._develop(prompts, evaluations)
+            if score is None or self._selection.better(found, score):
+                score = found
         ended = self._limit(generation, score, evaluations)
         if ended and score is None and self._scores_at_end:
             score = self._develop(generation.best, evaluations)
