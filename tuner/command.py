@@ -33,8 +33,8 @@ class Command:
         encoder, parts = self._setup.adapted(self._engine, parts, origins)
         model = self._setup.model if options.streams == "original" else None
         run = Run(options, encoder.task, self._engine, parts, origins, model)
-        self._setup.prompt_config(options, encoder, self._engine.embeddings.digest).write(folder.path)
-        result = run.execute(folder, self._control, self._progress)
+        config = self._setup.prompt_config(options, encoder, self._engine.embeddings.digest)
+        result = run.execute(folder, self._control, self._progress, config)
         write_card(folder.path)
         if options.plots:
             from .report.drawing import try_plot_run

@@ -1,5 +1,6 @@
 """A toy engine: the calls of the seam over a tiny function, with no model behind it. Small real tokenizers. Whole runs.
 
+- at_once: an executor that does everything at once, on the caller's thread
 - make_tokenizer: function(kind) -> PreTrainedTokenizerFast, kind one of wordpiece, bpe, gpt, unigram
 - toy_engine: function(cuts="input", n_layers=3) -> engine
 - toy_parts: function(seed=0) -> Parts for it
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +102,21 @@ class ToyEngine:
 
     def open(self, examples: Examples) -> ToySession:
         return ToySession(self, examples)
+
+
+class AtOnce(Executor):
+    """Does everything at once, on the caller's thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.fixture
+def at_once() -> Executor:
+    """An executor that does everything at once: a thread aside that is always done before it is asked."""
+    return AtOnce()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import statistics
 import subprocess
 import sys
@@ -318,6 +319,18 @@ def test_an_unfinished_run_is_not_taken_for_another(small):
     with pytest.raises(UsageError, match="is 40, but the run in r was started with 8; --resume cannot change it"):
         tune(resume="r", budget=40)
     assert tune(resume="r", max_time=500, batch_size=3).evaluations == 8
+
+
+def test_a_run_whose_model_has_changed_keeps_its_description(small, model_folder, make_model):
+    shutil.copytree(model_folder(), "model")
+    tune(**small(budget=8, model_name="model"), output_dir="r")
+    Path("r/result.json").unlink()
+    before = Path("r/bbt_config.json").read_bytes()
+    vocabulary = json.loads(Path("model/config.json").read_text())["vocab_size"]
+    make_model("roberta", seed=1, vocab_size=vocabulary).save_pretrained("model")
+    with pytest.raises(ArtifactError, match=r"journal\.jsonl cannot be resumed: embeddings was .* and is now"):
+        tune(resume="r")
+    assert Path("r/bbt_config.json").read_bytes() == before
 
 
 def test_a_folder_with_other_files_is_not_written_into(small):

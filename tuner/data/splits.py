@@ -92,6 +92,7 @@ def load_test_rows(
     seed: int,
     column_mapping: Mapping[str, str] | None = None,
     max_test_examples: int | None = None,
+    fits: Callable[[Sequence[Row]], list[bool]] | None = None,
 ) -> list[Row]:
     """Load only a task's test examples, the same that ``load_splits`` returns for these arguments.
 
@@ -102,7 +103,8 @@ def load_test_rows(
     if max_test_examples is not None and max_test_examples < 1:
         raise UsageError(f"max_test_examples is {max_test_examples}, but must be at least 1.")
     folder = None if data_dir is None else Path(data_dir)
-    return _test_rows(test_pool(task, folder, k_shot, seed, column_mapping or {}), max_test_examples)
+    pool = test_pool(task, folder, k_shot, seed, column_mapping or {})
+    return _test_rows(pool if fits is None else _fitting(pool, fits), max_test_examples)
 
 
 def few_shot_indices(labels: list[int], k_shot: int, seed: int, parts: int) -> list[list[int]]:

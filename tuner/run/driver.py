@@ -93,6 +93,8 @@ def start_evolutions(
     """Start a strategy per layer, for this many rounds over the layers in one embedding."""
     assert options.sigma is not None
     shared = random_stream(options.seed, 0) if options.streams == "original" else None
+    if shared and layers > 1:
+        aside = None  # layers that draw ahead from one stream would draw in the order of the threads
     start = partial(
         Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
         optimizer=options.optimizer, generations=rounds,
@@ -230,7 +232,9 @@ class Search:
             scored = [generation.best]
         score = None
         for prompts in scored:
-            score = self._develop(prompts, evaluations)
+            found = self._develop(prompts, evaluations)
+            if score is None or self._selection.better(found, score):
+                score = found
         ended = self._limit(generation, score, evaluations)
         if ended and score is None and self._scores_at_end:
             score = self._develop(generation.best, evaluations)

@@ -20,6 +20,7 @@ from ..artifacts.files import digest, write_json
 from ..artifacts.folder import RunFolder
 from ..artifacts.journal import Journal
 from ..artifacts.prompt import save_prompt
+from ..artifacts.prompt_config import PromptConfig
 from ..artifacts.result import Result, Seconds, Tuned, ZeroShot, versions
 from ..data.encoding import Encoded
 from ..input.options import Options
@@ -81,8 +82,16 @@ class Run:
         self.earlier = torch.stack(earlier) if earlier else None
         self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[task.metric], engine.precision)
 
-    def execute(self, folder: RunFolder, control: Control, progress: Progress) -> Result:
+    def execute(
+        self, folder: RunFolder, control: Control, progress: Progress, config: PromptConfig | None = None
+    ) -> Result:
         """Start or resume the search, then test the prompt and write the result.
+
+        Args:
+            folder: claimed and begun.
+            control: can end the search early.
+            progress: receives the state of the search.
+            config: the prompt's description, written once the folder's journal is known to fit; None for none.
 
         Raises:
             RunInterruptedError: if a signal or a stop file requested a stop.
@@ -90,9 +99,11 @@ class Run:
             UsageError: if a report cannot be opened.
         """
         with open_reports(self.options, folder.path) as reports:
-            return self._execute(folder, control, progress, reports)
+            return self._execute(folder, control, progress, config, reports)
 
-    def _execute(self, folder: RunFolder, control: Control, progress: Progress, reports: Reports) -> Result:
+    def _execute(
+        self, folder: RunFolder, control: Control, progress: Progress, config: PromptConfig | None, reports: Reports
+    ) -> Result:
         forget_peak()
         options = self.options
         session = self.engine.open(self.parts.train.examples)
@@ -109,6 +120,8 @@ class Run:
 
         with closing(Journal(folder.journal)) as journal:
             self._check_header(journal)
+            if config is not None:
+                config.write(folder.path)
             replay = Replay(objective, develop, journal)
             found = Search(options, folder, objective, replay, draw, save, control, progress, reports.line).run()
         matrices = sum(projection.nbytes for projection in objective.projections)

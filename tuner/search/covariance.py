@@ -93,10 +93,9 @@ class Covariance:
         """
         return self._axes.result()
 
-    @property
-    def upcoming(self) -> Future[Axes]:
-        """The axes after one more lesson; only for a shifted schedule."""
-        return self._begun if self._due(len(self._lessons) + 1) else self._axes
+    def upcoming(self, lesson: bool) -> Future[Axes]:
+        """Return the axes after one more lesson, or without it; only for a shifted schedule."""
+        return self._begun if lesson and self._due(len(self._lessons) + 1) else self._axes
 
     def learn(self, lesson: Lesson) -> None:
         """Store a generation; if the schedule says so, start a decomposition and use the previous one."""

@@ -57,7 +57,7 @@ class Local:
         Raises:
             NumericsError: if the search has diverged.
         """
-        self._asked = self._wide.ask()
+        self._asked = self._wide.ask(told=self._left > 0)
         if not self._left:
             steps = self._scale * (self._asked - self._wide.centre)
             self._asked = np.clip(self._best + steps, -self._bound, self._bound)

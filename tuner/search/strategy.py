@@ -71,8 +71,11 @@ class Strategy:
         self._variances = self.covariance.diagonal()
         self._numbers, self._steps = np.empty((0, dim)), np.empty((0, dim))
 
-    def ask(self) -> Array:
+    def ask(self, *, told: bool = True) -> Array:
         """Draw the next generation, [P, d] (eqs. 38 to 40).
+
+        Args:
+            told: whether ``tell`` will follow. It may change the axes of the generation that is drawn ahead.
 
         Raises:
             NumericsError: if the search has diverged.
@@ -84,7 +87,7 @@ class Strategy:
             drawn = self._ahead.result()
         self._numbers, self._steps = self._mirrored(*drawn) if mirrored else drawn
         if self._aside is not None and self.covariance.shifted:
-            self._ahead = self._aside.submit(self._draw_ahead, self.covariance.upcoming)
+            self._ahead = self._aside.submit(self._draw_ahead, self.covariance.upcoming(told))
         candidates: Array = self.mean + self.sigma * self._scale * self._steps
         return candidates if self._box is None else np.stack([self._box.repair(x) for x in candidates])
 

@@ -142,10 +142,12 @@ class Classifier:
             DataError: if they are malformed.
         """
         task, given = self.config.task, {"data_dir": data_dir, "column_mapping": column_mapping}
+        fits = None
         if data_dir is None and (self.folder / CONFIG).exists():
             own = read_config(self.folder)
             given = {name: value or getattr(own, name) for name, value in given.items()}
             max_test_examples = max_test_examples or own.max_test_examples
+            fits = self.encoder.fits if own.long_texts == "drop" else None
         mapping, where = given["column_mapping"], given["data_dir"]
         rows = load_test_rows(
             task,
@@ -154,6 +156,7 @@ class Classifier:
             seed=self.config.seed,
             column_mapping=parse_column_mapping(str(mapping)) if mapping else None,
             max_test_examples=max_test_examples,
+            fits=fits,
         )
         encoded = self.encoder.encode(rows)
         yardstick = Yardstick(LOSSES["ce"], METRICS[task.metric], self.engine.precision)

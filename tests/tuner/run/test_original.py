@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from bbt_fast.tuner.artifacts.result import Result
 from bbt_fast.tuner.demo import rows
 from bbt_fast.tuner.input.options import PRESETS, Options
 from bbt_fast.tuner.run import original
-from bbt_fast.tuner.run.driver import Search
+from bbt_fast.tuner.run.driver import Search, start_evolutions
 from bbt_fast.tuner.run.single import Parts, Run
 from bbt_fast.tuner.search.generation import Generation
 from bbt_fast.tuner.search.projection import Projection
@@ -132,6 +134,18 @@ def test_it_keeps_the_same_prompt(ran: dict[str, Any], recorded: dict[str, Any])
     else:
         prompts, kept = prompts[:, :, ::COORDINATE_STEP], torch.from_numpy(recorded["kept"])
     torch.testing.assert_close(prompts, kept, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["cma", "cma-local"])
+def test_the_layers_draw_in_turn_from_the_stream_that_they_share(
+    optimizer: str, make_options: Callable[..., Options], at_once: Executor
+) -> None:
+    options = make_options("bbtv2", streams="original", optimizer=optimizer)
+    drawn = []
+    for aside in (None, at_once):
+        evolutions = start_evolutions(options, 60, 3, 2, aside)
+        drawn.append([evolution.ask().candidates for evolution in evolutions])
+    np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("family", BORN)

@@ -170,6 +170,20 @@ def test_a_target_ends_the_search_at_the_first_score_that_reaches_it(tmp_path, m
     assert result.tuned.dev == target
 
 
+def test_the_best_of_the_due_candidates_of_a_generation_can_end_the_search(tmp_path, make_options, start):
+    options = make_options(select="due", eval_every=2)
+    start(tmp_path / "a", options)
+    scores = [record["score"][0] for record in records_of_kind(tmp_path / "a", "development")]
+    of_generations = [scores[i : i + 4] for i in range(0, len(scores), 4)]
+    target = max(scores)
+    ends = next(index for index, its in enumerate(of_generations) if target in its)
+    assert of_generations[ends][-1] < target, "the last due candidate would end the search, too"
+    result = start(tmp_path / "b", options, control=Control(target_metric=target))
+    assert (result.stopped_by, result.evaluations, result.tuned.dev) == ("target_metric", 8 * (1 + ends), target)
+    curve = [line["dev"] for line in lines(tmp_path / "b" / "metrics.jsonl")]
+    assert curve == [max(its) for its in of_generations[: ends + 1]]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_patience_ends_a_search_that_gets_no_better_on_the_development_set(algorithm, tmp_path, make_options, start):
     options, patience = make_options(algorithm, budget=960), 64

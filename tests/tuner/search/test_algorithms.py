@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -32,15 +30,6 @@ class Bowl:
     def commit(self, candidate: Array, layer: int) -> None:
         self.log.append(("commit", layer, candidate.copy()))
         self.committed[layer] = candidate
-
-
-class Inline(Executor):
-    """Does everything at once, on the caller's thread."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 def evolutions(layers: int) -> list[Evolution]:
@@ -120,10 +109,10 @@ def test_bbtv2_gives_each_layer_the_candidates_of_its_own_strategy():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_working_aside_changes_nothing(layers):
+def test_working_aside_changes_nothing(layers, at_once):
     aside, inline, plain = Bowl(layers), Bowl(layers), Bowl(layers)
     list(bbtv2(aside, evolutions(layers), 6 * layers))
-    list(bbtv2(inline, evolutions(layers), 6 * layers, Inline()))
+    list(bbtv2(inline, evolutions(layers), 6 * layers, at_once))
     strategies = evolutions(layers)
     best = [np.inf] * layers
     for index in range(6 * layers):

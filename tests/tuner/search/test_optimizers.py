@@ -146,6 +146,14 @@ def test_cma_local_is_cma_es_for_three_quarters_and_then_stays_near_its_best_can
     assert best < sphere(asked[:30].reshape(-1, DIM)).min()
 
 
+@pytest.mark.parametrize("generations", [5, 6, 7])
+def test_the_candidates_of_cma_local_do_not_depend_on_how_fast_the_thread_aside_is(generations, at_once):
+    dim, count = 60, generations + 2  # a decomposition begins every three generations
+    expected = trajectory(make("cma-local", dim, generations=generations), count)
+    found = trajectory(make("cma-local", dim, generations=generations, aside=at_once), count)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_snes_draws_pairs_that_mirror_each_other():
     drawn = make("snes", popsize=7).ask().candidates
     np.testing.assert_array_equal(drawn[0:6:2], -drawn[1:6:2])

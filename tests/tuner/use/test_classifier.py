@@ -52,6 +52,22 @@ def test_evaluate_gives_the_run_s_own_test_metric(algorithm, kind, changes, tune
     assert (found.examples, found.truncated) == (30, result.examples["truncated"])
 
 
+def test_evaluate_leaves_out_the_texts_that_the_run_left_out(small):
+    Path("data").mkdir()
+    texts = [str(row["text"]) for row in rows("train")[:40]]
+    texts[5] = texts[9] = "dull " * 300
+    own = "".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts))
+    for name in ("train", "test"):
+        Path(f"data/{name}.jsonl").write_text(own)
+    options = small(task_name="sst2", data_dir="data", long_texts="drop", max_test_examples=None, budget=4)
+    result, classifier = tune(**options, output_dir="r"), loaded(Path("r"))
+    found = classifier.evaluate()
+    assert (found.examples, found.truncated, found.value) == (38, 0, result.tuned.test)
+    assert classifier.evaluate(max_test_examples=39).examples == 38
+    given = classifier.evaluate("data")  # a file of one's own is scored in full
+    assert (given.examples, given.truncated) == (40, 2)
+
+
 def test_predictions_have_the_pipeline_s_shape_and_keep_the_order(tuned):
     classifier = loaded(tuned())
     classifier.batch_size = 5
