@@ -141,6 +141,9 @@ def serve(server: uvicorn.Server) -> None:
     except ssl.SSLError as error:
         files = f"{server.config.ssl_certfile} and {server.config.ssl_keyfile}"
         raise UsageError(f"{files} are no certificate and its private key, in PEM ({error}).") from None
+    except KeyboardInterrupt:  # uvicorn raises it again after it has stopped in order
+        if server.force_exit:  # a second Ctrl-C
+            raise
     except SystemExit:  # uvicorn exits if it cannot bind
         config = server.config
         raise DeviceError(f"cannot listen on {config.host}:{config.port}: is it taken? Give another --port.") from None

@@ -14,7 +14,9 @@ import pytest
 from bbt_fast.tuner.cli.main import main
 
 
-def test_serve_says_where_it_listens(caplog: pytest.LogCaptureFixture) -> None:
+def test_serve_says_where_it_listens_and_stops_in_order_at_ctrl_c(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended, statuses = threading.Event(), []
 
     def call() -> None:
@@ -32,8 +34,10 @@ def test_serve_says_where_it_listens(caplog: pytest.LogCaptureFixture) -> None:
     caller = threading.Thread(target=call)
     caller.start()
     try:
-        main(["serve", "--model_name", "demo", "--engine", "torch", "--precision", "fp32", "--port", "0"])
+        status = main(["serve", "--model_name", "demo", "--engine", "torch", "--precision", "fp32", "--port", "0"])
     finally:
         ended.set()
         caller.join()
     assert statuses == [200]
+    assert status == 0
+    assert capsys.readouterr().out == "the server stopped after it finished the running requests.\n"
