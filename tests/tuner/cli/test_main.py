@@ -117,6 +117,8 @@ def test_resume_without_a_folder_offers_the_last_unfinished_run(small, capsys):
         Path("runs", name, "result.json").unlink()
         for path in Path("runs", name).rglob("*"):
             os.utime(path, (1e9 - age, 1e9 - age))
+    Path("runs/baked").mkdir()
+    Path("runs/baked/config.json").write_text('{"model_type": "roberta"}')
     capsys.readouterr()
     assert main(["--resume"]) == 2
     offer = f"bbt-fast tune --resume {Path('runs', 'newer')}"
