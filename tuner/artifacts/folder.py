@@ -28,6 +28,7 @@ import filelock
 
 from ...export.errors import ArtifactError, BbtFastError, UsageError
 from ..input.options import Options
+from ..tasks.presets import absolute
 from .files import CHECKSUM, read_json, sweep, unwritable, write_json
 from .journal import first_record
 from .prompt import read_prompt
@@ -220,7 +221,7 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
         UsageError: if the folder holds no run, or an option cannot change.
         ArtifactError: if the run's configuration is damaged.
     """
-    old = read_config(folder)
+    old, given = read_config(folder), absolute(given)
     changes = {name: getattr(given, name) for name in written - {"resume", "output_dir"}}
     for name, value in changes.items():
         if name not in FREE and getattr(old, name) != value:
