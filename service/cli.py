@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +74,5 @@ def run(args: argparse.Namespace) -> str:
     hide_progress_bars()
     models = Models(run=args.run, **({"model_name": None} | given(args, OPTIONS)))
     service = build(models, Path(args.api_keys) if args.api_keys else None, limits)
-    scheme = "https" if args.tls_certificate else "http"
-    logging.getLogger("bbt_fast").info("serving at %s://%s:%d; Ctrl-C ends it", scheme, args.host, args.port)
     serve(configure(service, args.host, args.port, args.tls_certificate, args.tls_key))
     return "the server stopped after it finished the running requests."

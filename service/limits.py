@@ -31,7 +31,7 @@ class Limits:
     max_graphs: int = _limit(4, "loaded graphs (mode, prompt tokens, cuts), for all keys together")
     max_texts: int = _limit(1024, "texts in one request")
     read_timeout: float = _limit(30.0, "seconds within which a request's body must arrive")
-    turn_timeout: float = _limit(300.0, "seconds that a request waits at most; then it gets status 503")
+    turn_timeout: float = _limit(300.0, "seconds that a request waits for its turn at most; then it gets status 503")
 
     def __post_init__(self) -> None:
         """Check that all limits are positive."""

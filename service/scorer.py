@@ -27,7 +27,7 @@ from bbt_fast.tuner.search.metrics import METRICS
 from bbt_fast.tuner.search.objective import Yardstick
 from bbt_fast.tuner.search.projection import PROJECTIONS, Projection, draw_projection
 
-from .errors import RefusedError, unknown
+from .errors import RefusedError
 from .limits import Limits
 from .reading import class_labels, integers, numbers, parameter
 from .shelf import Shelf
@@ -254,9 +254,7 @@ class Scorer:
         else:
             z = numbers(message, "z", 2)
             name = parameter(message, "projection", str, "")
-            projection: Projection | None = self.shelf.get(owner, ("projection", graph, name))
-            if projection is None:
-                raise unknown("projection")
+            projection: Projection = self.shelf.get(owner, ("projection", graph, name))
             if z.shape[1] != projection.matrix.shape[1]:
                 raise ShapeError(f"z must be [P, {projection.matrix.shape[1]}], not {list(z.shape)}.")
             prompts = projection(z)
@@ -270,9 +268,7 @@ class Scorer:
 
     def _registered(self, owner: str, graph: str, message: Message) -> Registered:
         name = parameter(message, "examples", str, "")
-        registered: Registered | None = self.shelf.get(owner, ("examples", graph, name))
-        if registered is None:  # their registration failed
-            raise unknown("examples")
+        registered: Registered = self.shelf.get(owner, ("examples", graph, name))
         return registered
 
     def _state(self, owner: str, graph: str, message: Message, which: str) -> dict[int, Array]:

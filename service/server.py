@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -73,9 +74,25 @@ def build(models: Models, keys: Path | None, limits: Limits) -> Service:
     return Service(scorer, texts, classifier, known, limits)
 
 
+class Server(uvicorn.Server):
+    """A server that says where it listens."""
+
+    @property
+    def url(self) -> str:
+        """The address of the started server, with the port that port 0 found."""
+        scheme, host = "https" if self.config.is_ssl else "http", self.config.host
+        port = self.servers[0].sockets[0].getsockname()[1]
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then log the address."""
+        await super().startup(sockets)
+        logger.info("serving at %s; Ctrl-C ends it", self.url)
+
+
 def configure(
     service: Service, host: str, port: int, certificate: str | None = None, private_key: str | None = None
-) -> uvicorn.Server:
+) -> Server:
     """Return a server that is ready to run.
 
     Args:
@@ -91,7 +108,7 @@ def configure(
     for file in filter(None, (certificate, private_key)):
         if not Path(file).is_file():
             raise UsageError(f"there is no file {file}: give the path of a PEM file.")
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             service.app(),
             host=host,
@@ -124,6 +141,9 @@ def serve(server: uvicorn.Server) -> None:
     except ssl.SSLError as error:
         files = f"{server.config.ssl_certfile} and {server.config.ssl_keyfile}"
         raise UsageError(f"{files} are no certificate and its private key, in PEM ({error}).") from None
+    except KeyboardInterrupt:  # uvicorn raises it again after it has stopped in order
+        if server.force_exit:  # a second Ctrl-C
+            raise
     except SystemExit:  # uvicorn exits if it cannot bind
         config = server.config
         raise DeviceError(f"cannot listen on {config.host}:{config.port}: is it taken? Give another --port.") from None
@@ -164,7 +184,7 @@ def in_background(
             if not thread.is_alive():
                 raise failures[0]
             time.sleep(0.005)
-        yield f"http{'s' if certificate else ''}://{LOOPBACK}:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server.url
     finally:
         server.should_exit = True
         thread.join()

@@ -20,7 +20,7 @@ class Shelf:
         self._owners: OrderedDict[str, OrderedDict[tuple[str, ...], tuple[Any, int]]] = OrderedDict()
 
     def put(self, owner: str, key: tuple[str, ...], item: Any, size: int) -> None:
-        """Store an item of a size in bytes.
+        """Store an item of a size in bytes; None takes the size of an item that is still being made.
 
         Raises:
             RefusedError: if it alone exceeds the owner's memory.
@@ -44,10 +44,10 @@ class Shelf:
         """Return an item and mark it as the most recently used.
 
         Raises:
-            RefusedError: if the name is unknown.
+            RefusedError: if the name is unknown, or its item was not made.
         """
         items = self._owners.get(owner, OrderedDict())
-        if key not in items:
+        if key not in items or items[key][0] is None:
             raise unknown(f"{key[0]} {key[-1][:64]!r}")
         items.move_to_end(key)
         return items[key][0]

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from starlette.requests import ClientDisconnect
+
 from .errors import RefusedError
 from .limits import Limits
 
@@ -23,7 +25,8 @@ class Job(Generic[T]):
     work: Callable[[], T]
     gone: Callable[[], Awaitable[bool]]
     """Returns whether the client has disconnected."""
-    answer: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    turn: asyncio.Future[asyncio.Future[T]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Holds the running work, once it has begun."""
 
 
 class Turns:
@@ -46,7 +49,8 @@ class Turns:
         """Wait for a turn and return the result of the work.
 
         Raises:
-            RefusedError: if the owner has too many open requests, or waits too long.
+            RefusedError: if the owner has too many open requests, or waits too long for the turn.
+            ClientDisconnect: if the client has left before the turn.
         """
         if self._open.get(owner, 0) >= self._limits.max_waiting:
             raise RefusedError(
@@ -57,15 +61,12 @@ class Turns:
         self._queues.setdefault(owner, deque()).append(job)
         self._work.set()
         try:
-            async with asyncio.timeout(self._limits.turn_timeout):
-                answer: T = await job.answer
-        except TimeoutError:
-            raise RefusedError(503, "busy", "the model is busy: no turn came in time.", retry_after=5) from None
+            running = await self._turn(job)
+            return await asyncio.shield(running)  # a cancelled request must not cancel it: `run` waits for it
         finally:
             self._open[owner] -= 1
             if not self._open[owner]:
                 del self._open[owner]
-        return answer
 
     async def run(self) -> None:
         """Run jobs until cancelled, then finish the current one."""
@@ -76,22 +77,29 @@ class Turns:
                 if job is None:
                     self._work.clear()
                     await self._work.wait()
-                elif not job.answer.done() and not await job.gone():
+                else:
                     await self._do(loop, job)
         finally:
             await asyncio.to_thread(self._thread.shutdown)
 
+    async def _turn(self, job: Job[T]) -> asyncio.Future[T]:
+        try:
+            async with asyncio.timeout(self._limits.turn_timeout):
+                return await job.turn
+        except TimeoutError:
+            raise RefusedError(503, "busy", "the model is busy: no turn came in time.", retry_after=5) from None
+
     async def _do(self, loop: asyncio.AbstractEventLoop, job: Job[Any]) -> None:
-        running = loop.run_in_executor(self._thread, job.work)
-        with suppress(Exception):  # the answer raises it
-            await asyncio.shield(running)
-        if job.answer.done():  # the client has left
+        gone = await job.gone()
+        if job.turn.done():  # it has waited too long
             return
-        error = running.exception()
-        if error is None:
-            job.answer.set_result(running.result())
-        else:
-            job.answer.set_exception(error)
+        if gone:
+            job.turn.set_exception(ClientDisconnect())
+            return
+        running = loop.run_in_executor(self._thread, job.work)
+        job.turn.set_result(running)
+        with suppress(Exception):  # `take` raises it
+            await asyncio.shield(running)
 
     def _next(self) -> Job[Any] | None:
         """Return the first job of the next client, and move that client to the end."""

@@ -16,8 +16,10 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from bbt_fast import tune
+from bbt_fast.service.errors import RefusedError
 from bbt_fast.service.limits import Limits
 from bbt_fast.service.turns import Turns
 from bbt_fast.tuner.artifacts.prompt import read_prompt
@@ -49,7 +51,7 @@ def test_turns_go_round_between_clients() -> None:
 
 def test_who_has_left_is_passed_over_and_errors_reach_who_asked() -> None:
     async def scene() -> tuple[list[int], int]:
-        turns, done = Turns(Limits(turn_timeout=0.5)), []
+        turns, done = Turns(Limits()), []
         running = asyncio.create_task(turns.run())
 
         async def gone() -> bool:
@@ -65,12 +67,40 @@ def test_who_has_left_is_passed_over_and_errors_reach_who_asked() -> None:
         with pytest.raises(KeyError, match="wrong"):
             await turns.take("b", fail, here)
         await turns.take("b", lambda: done.append(2), here)
-        with pytest.raises(Exception, match="no turn came in time"):
-            await left
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(left, 10)
         running.cancel()
         return done, turns.waiting
 
     assert asyncio.run(scene()) == ([2], 0)
+
+
+def test_the_time_limit_of_a_turn_is_for_the_wait_and_not_for_the_work() -> None:
+    async def scene() -> tuple[str, list[str]]:
+        turns, done, go_on = Turns(Limits(turn_timeout=0.05)), [], threading.Event()
+        running = asyncio.create_task(turns.run())
+
+        async def never() -> bool:
+            return False
+
+        def slow() -> str:
+            go_on.wait(10)
+            return "done"
+
+        def slow_elsewhere() -> None:
+            raise TimeoutError("another server is slow")
+
+        working = asyncio.create_task(turns.take("a", slow, never))
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="no turn came in time"):
+            await turns.take("b", lambda: done.append("b"), never)
+        go_on.set()
+        with pytest.raises(TimeoutError, match="another server is slow"):
+            await turns.take("c", slow_elsewhere, never)
+        running.cancel()
+        return await working, done
+
+    assert asyncio.run(scene()) == ("done", [])
 
 
 def start(port: int) -> subprocess.Popen[bytes]:

@@ -96,6 +96,30 @@ def test_a_client_that_is_told_to_wait_waits_and_is_answered(
     assert set(waits) == {1.0}
 
 
+def test_examples_that_could_not_be_opened_once_are_opened_when_they_are_registered_again(
+    roberta: PreTrainedModel,
+    tiny_scorer: Callable[..., Any],
+    serving: Serving,
+    open_session: Callable[[str], RemoteSession],
+    prompts: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = tiny_scorer(roberta)
+    engine, failures = service.scorer.engine(f"add-{N}-input"), [DeviceError("no memory is left.")]
+    opened = engine.open
+
+    def open_at_second_try(examples: Examples) -> Any:
+        if failures:
+            raise failures.pop()
+        return opened(examples)
+
+    monkeypatch.setattr(engine, "open", open_at_second_try)
+    with serving(service) as url:
+        with pytest.raises(DeviceError, match="no memory is left"):
+            open_session(url)
+        assert open_session(url).evaluate(prompts).shape[0] == len(prompts)
+
+
 def refuses(url: str) -> bool:
     """Tell whether a server ceases to accept connections."""
     ends = time.monotonic() + 10

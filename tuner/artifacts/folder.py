@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ import filelock
 
 from ...export.errors import ArtifactError, BbtFastError, UsageError
 from ..input.options import Options
-from .files import read_json, sweep, unwritable, write_json
+from ..tasks.presets import absolute
+from .files import CHECKSUM, read_json, sweep, unwritable, write_json
 from .journal import first_record
 from .prompt import read_prompt
 from .prompt_config import PROMPT_CONFIG
@@ -197,6 +199,16 @@ def differences(folder: Path, options: Options, but: Collection[str] = ()) -> li
     ]
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder has a run's configuration, damaged or not; a model's file of that name is none."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return path.is_file()
+    return not isinstance(values, dict) or CHECKSUM in values
+
+
 def read_config(folder: Path) -> Options:
     """Return the options of the run in a folder.
 
@@ -226,7 +238,7 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
         UsageError: if the folder holds no run, or an option cannot change.
         ArtifactError: if the run's configuration is damaged.
     """
-    old = read_config(folder)
+    old, given = read_config(folder), absolute(given)
     changes = {name: getattr(given, name) for name in written - {"resume", "output_dir"}}
     for name, value in changes.items():
         if name not in FREE and getattr(old, name) != value:
@@ -239,7 +251,8 @@ def resumed(folder: Path, given: Options, written: set[str]) -> Options:
 
 def latest_run() -> Path | None:
     """Return the unfinished run below ./runs with the latest change, if there is one."""
-    begun = [path.parent for path in RUNS.glob(f"*/{CONFIG}") if not (path.parent / RESULT).exists()]
+    folders = [path.parent for path in RUNS.glob(f"*/{CONFIG}")]
+    begun = [folder for folder in folders if holds_run(folder) and not (folder / RESULT).exists()]
     return max(begun, key=lambda folder: max(path.stat().st_mtime for path in folder.iterdir()), default=None)
 
 

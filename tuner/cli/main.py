@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails when it flushes at exit
         return UNREAD
     except KeyboardInterrupt:
-        print("bbt-fast: interrupted before the search began; nothing is lost.", file=sys.stderr)
+        when = " before the search began; nothing is lost" if arguments[0] == "tune" else ""
+        print(f"bbt-fast: interrupted{when}.", file=sys.stderr)
         return INTERRUPTED
     return 0
 

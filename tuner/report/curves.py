@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...export.errors import UsageError
-from ..artifacts.folder import CONFIG, METRICS, read_config
+from ..artifacts.folder import CONFIG, METRICS, holds_run, read_config
 from ..artifacts.metrics_log import read_lines
 from ..artifacts.result import RESULT, Result, read_result
 from ..input.options import Options
@@ -83,4 +83,4 @@ def find_runs(folders: list[Path]) -> list[RunView]:
 
 def _is_run(folder: Path) -> bool:
     """Return whether a folder holds the run of one seed."""
-    return (folder / CONFIG).is_file() and not read_config(folder).seeds
+    return holds_run(folder) and not read_config(folder).seeds

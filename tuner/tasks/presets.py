@@ -34,15 +34,21 @@ def resolve(options: Options, preset: Preset) -> Options:
     own = {name: value for name, value in asdict(preset).items() if value is not None}
     filled = DEFAULTS | ALGORITHM_DEFAULTS[options.algorithm] | model | own
     filled = {name: value for name, value in filled.items() if getattr(options, name) is None}
+    return absolute(options.changed(**filled))
+
+
+def absolute(options: Options) -> Options:
+    """Return the options with absolute paths, as a run's folder holds them."""
+    paths: dict[str, Any] = {}
     for name in PATHS:
-        value = filled.get(name, getattr(options, name))
+        value = getattr(options, name)
         if isinstance(value, tuple):
-            filled[name] = tuple(map(_absolute, value))
+            paths[name] = tuple(map(_absolute, value))
         elif value not in (None, DEMO):
-            filled[name] = _absolute(value)
+            paths[name] = _absolute(value)
     if options.task_name.endswith((".yaml", ".yml")):
-        filled["task_name"] = str(Path(options.task_name).resolve())
-    return options.changed(**filled)
+        paths["task_name"] = str(Path(options.task_name).resolve())
+    return options.changed(**paths)
 
 
 def _absolute(name: str) -> str:

@@ -97,6 +97,19 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, small, cap
     assert [path.name for path in Path().iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("tune", "interrupted before the search began; nothing is lost."), ("tasks", "interrupted.")],
+)
+def test_an_interrupted_command_says_that_nothing_is_lost_only_if_it_tunes(command, said, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"bbt_fast.tuner.cli.{command}.run", interrupted)
+    assert main([command]) == 130
+    assert capsys.readouterr().err == f"bbt-fast: {said}\n"
+
+
 def test_resume_without_a_folder_offers_the_last_unfinished_run(small, capsys):
     for name in ("older", "newer", "finished"):
         assert main([*flags(small()), "--output_dir", f"runs/{name}"]) == 0
@@ -104,6 +117,8 @@ def test_resume_without_a_folder_offers_the_last_unfinished_run(small, capsys):
         Path("runs", name, "result.json").unlink()
         for path in Path("runs", name).rglob("*"):
             os.utime(path, (1e9 - age, 1e9 - age))
+    Path("runs/baked").mkdir()
+    Path("runs/baked/config.json").write_text('{"model_type": "roberta"}')
     capsys.readouterr()
     assert main(["--resume"]) == 2
     offer = f"bbt-fast tune --resume {Path('runs', 'newer')}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bbt_fast import tune_seeds
-from bbt_fast.export.errors import ArtifactError
+from bbt_fast.export.errors import ArtifactError, UsageError
 from bbt_fast.tuner.artifacts.result import read_result
 from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.report.curves import find_runs
@@ -94,6 +94,23 @@ def test_a_damaged_result_is_said_and_not_shown(runs):
     path = runs / "one" / "result.json"
     path.write_text(path.read_text().replace("toy", "boy"))
     with pytest.raises(ArtifactError, match=r"result\.json is missing or damaged"):
+        find_runs([runs])
+
+
+def test_a_model_s_folder_among_the_runs_is_passed_over(runs):
+    names = [run.path.name for run in find_runs([runs])]
+    (runs / "baked").mkdir()
+    (runs / "baked" / "config.json").write_text('{"model_type": "roberta"}')
+    assert [run.path.name for run in find_runs([runs])] == names
+    with pytest.raises(UsageError, match="baked holds no run of bbt-fast"):
+        find_runs([runs / "baked"])
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("toy", "boy"), lambda text: text[:-20], lambda _: ""])
+def test_a_damaged_configuration_of_a_run_is_said(change, runs):
+    path = runs / "one" / "config.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ArtifactError, match=r"one/config\.json is missing or damaged"):
         find_runs([runs])
 
 
