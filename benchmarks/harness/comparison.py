@@ -61,6 +61,8 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     traffic = runs[0]["traffic"]
     setting = [f"{key} {value:g}" for key, value in runs[0]["setting"].items() if key not in FIXED]
     engines = [f"{run['notes']['engine']} {run['notes']['precision']}" for run in runs if "engine" in run["notes"]]
+    before = [100 * run["notes"]["zero_shot"] for run in runs if "zero_shot" in run["notes"]]
+    untuned = [f"untuned {statistics.fmean(before):.1f} %"] if before else []
     return [
         name,
         mean_and_deviation([100 * run["test"] for run in runs]),
@@ -70,7 +72,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
         *(_largest([run[side] for run in runs]) for side in ("user_mib", "server_mib")),
         f"{traffic['queries']}" if traffic["queries"] else NONE,
         *(NONE if traffic[way] is None else f"{traffic[way]}" for way in ("up_bytes", "down_bytes")),
-        ", ".join([*setting, *dict.fromkeys(engines)]) or NONE,
+        ", ".join([*setting, *dict.fromkeys(engines), *untuned]) or NONE,
         ", ".join(dict.fromkeys(run["device"] for run in runs)),
     ]
 

@@ -274,6 +274,16 @@ def test_a_sweep_of_models_is_named_by_its_task() -> None:
     assert "| model_name | small | large |" in text
 
 
+def test_a_search_is_shown_with_its_engine_and_with_the_metric_before_it() -> None:
+    job, notes = Job("bbt", 8, None), {"engine": "ort", "precision": "fp32", "zero_shot": 0.71}
+    run = found(job, {}) | {"notes": notes, "device": "a card", "versions": {}, "commit": "abc", "step_seconds": 1.0}
+    record = {
+        "about": {"model_name": "demo", "task_name": "demo"},
+        "methods": {"bbt": schedule.empty() | {"seeds": {"8": run}}},
+    }
+    assert "| ort fp32, untuned 71.0 % |" in table(record)
+
+
 def measured(test: float, **about: Any) -> dict[str, Any]:
     """A record with one seed of one method."""
     return {
