@@ -119,7 +119,8 @@ def _same(option: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     """Return each method's test metrics in percent, for each value those of the seeds."""
-    methods = dict.fromkeys(method for record in records for method in record["methods"])
+    fullest = sorted(records, key=lambda record: -len(record["methods"]))  # its methods are in their order
+    methods = dict.fromkeys(method for record in fullest for method in record["methods"])
     return {
         method: [
             [100 * run["test"] for run in record["methods"].get(method, {"seeds": {}})["seeds"].values()]
