@@ -62,7 +62,8 @@ def opened(path: Path, about: Mapping[str, Any], sources: Mapping[str, str]) -> 
         return {"benchmark": "compare", "made": "", "about": dict(about), "sources": dict(sources), "methods": {}}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     other = [f"{k} is {record['about'].get(k)!r} there" for k, v in about.items() if record["about"].get(k) != v]
-    other += [f"the {what} are others there" for what, its in sources.items() if record["sources"][what] != its]
+    there = record.get("sources", {})
+    other += [f"the {what} are others there" for what, its in sources.items() if there.get(what) != its]
     if other:
         raise UsageError(
             f"{path} is of another comparison: {', '.join(other)}. Give the same options, or another --output."
