@@ -142,3 +142,10 @@ def test_the_wheel_holds_bbt_fast_whole_and_nothing_else(tmp_path: Path) -> None
     missing = {"bbt_fast/" + f.relative_to(tree).as_posix() for f in sources} - inside
     assert not missing, "not in the wheel: add a line to package_data in setup.cfg"
     assert not {name for name in inside if "test" in name or name.startswith("bbt_fast/setup")}
+
+
+def test_the_gate_accepts_a_checkout_of_any_name(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "__init__.py", "tuner/__init__.py"):
+        (copy := tmp_path / "bbt-fast" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    subprocess.run([sys.executable, "-m", "ruff", "check", tmp_path / "bbt-fast"], check=True)
