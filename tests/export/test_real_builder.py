@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ CASES = [
     )
 ]
 """Every combination for one family; for the others each mode and each cut once, but for T5, which takes longest."""
+
+
+@pytest.fixture(scope="session")
+def golden_file(shared_file: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that finds a model of the original's size, or skips: a smaller head has no fused kernel."""
+    return partial(shared_file, "golden")
 
 
 @needs_builder
