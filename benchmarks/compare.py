@@ -52,23 +52,46 @@ ALL, SWEPT = "all", "bbt,bbtv2"
 """The default methods, without and with a sweep."""
 
 
-def opened(path: Path, about: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record in a file, or a new record.
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison on one task, with one value of the swept option."""
+
+    options: Options
+    about: Mapping[str, Any]
+    """The values that identify the record, by name."""
+    sources: Mapping[str, str]
+    """The digests of what these names stand for on this machine."""
+    name: str
+    """The name of its files, without a suffix."""
+    swept: str
+    """The option whose values have a table; the task without --sweep."""
+
+
+def opened(path: Path, comparison: Comparison) -> dict[str, Any]:
+    """Return the record in a file, or a new record, with the steps of equal comparisons in the same folder.
 
     Raises:
         UsageError: if the record in the file has other options, another model or other data.
     """
-    if not path.exists():
-        return {"benchmark": "compare", "made": "", "about": dict(about), "sources": dict(sources), "methods": {}}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    other = [f"{k} is {record['about'].get(k)!r} there" for k, v in about.items() if record["about"].get(k) != v]
-    there = record.get("sources", {})
-    other += [f"the {what} are others there" for what, its in sources.items() if there.get(what) != its]
-    if other:
-        raise UsageError(
-            f"{path} is of another comparison: {', '.join(other)}. Give the same options, or another --output."
-        )
-    return record
+    about, sources = dict(comparison.about), dict(comparison.sources)
+    record: dict[str, Any] = {"benchmark": "compare", "made": time.strftime("%Y-%m-%d"), "swept": comparison.swept}
+    record |= {"about": about, "sources": sources, "methods": {}}
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        other = [f"{k} is {record['about'].get(k)!r} there" for k, v in about.items() if record["about"].get(k) != v]
+        there = record.get("sources", {})
+        other += [f"the {what} are others there" for what, its in sources.items() if there.get(what) != its]
+        if other:
+            raise UsageError(
+                f"{path} is of another comparison: {', '.join(other)}. Give the same options, or another --output."
+            )
+    rows = dict(record["methods"])
+    for equal in path.parent.glob("compare-*.json"):  # of another sweep
+        its = json.loads(equal.read_text(encoding="utf-8"))
+        if (its["about"], its.get("sources")) == (about, sources):
+            for method, row in its["methods"].items():
+                rows[method] = max(rows.get(method, row), row, key=lambda one: len(one["seeds"]))
+    return record | {"methods": {method: rows[method] for method in METHODS if method in rows}}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -92,19 +115,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="parallel steps; they slow each other down")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs of BBT and BBTv2")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records, tables and plots")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison on one task, with one value of the swept option."""
-
-    options: Options
-    about: Mapping[str, Any]
-    """The values that identify the record, by name."""
-    sources: Mapping[str, str]
-    """The digests of what these names stand for on this machine."""
-    name: str
-    """The name of its files, without a suffix."""
 
 
 def run(args: argparse.Namespace) -> str:
@@ -175,7 +185,7 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
         "model's embeddings": digest(model.get_input_embeddings().weight.float().numpy().tobytes()),
         "test texts": digest(*(json.dumps([*row.texts, row.label]).encode() for row in splits.test)),
     }
-    return Comparison(options, about, sources, "-".join(["compare", *names.values(), *ends]))
+    return Comparison(options, about, sources, "-".join(["compare", *names.values(), *ends]), option or "task_name")
 
 
 def _compared(
@@ -190,7 +200,8 @@ def _compared(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            record = opened(path, comparison.about, comparison.sources)
+            record = opened(path, comparison)
+            publish(record, path, table)
             runs = Path(args.runs).absolute() / comparison.name
             for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
                 publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)

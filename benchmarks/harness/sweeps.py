@@ -5,6 +5,7 @@ The tasks of a comparison are such values, too.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,23 +56,17 @@ def write(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
 
 
 def joint(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a table for each set of comparisons that differ in one option; a comparison alone has its own table.
-
-    Raises:
-        UsageError: if the comparisons of a set differ in several options.
-    """
-    sets: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    """Return a table for each set of comparisons that differ in the swept option; one alone has its own table."""
+    sets: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        sets.setdefault(tuple(record["about"]), []).append(record)
+        same = {name: value for name, value in record["about"].items() if name != record["swept"]}
+        sets.setdefault(json.dumps([record["swept"], same]), []).append(record)
     return [comparison.table(*its) if len(its) == 1 else _joint(its) for its in sets.values()]
 
 
 def _joint(records: Sequence[Mapping[str, Any]]) -> str:
-    abouts = [record["about"] for record in records]
-    options = [name for name in abouts[0] if any(about[name] != abouts[0][name] for about in abouts)]
-    if len(options) != 1:
-        raise UsageError(f"the comparisons differ in {', '.join(options) or 'nothing'}, but must differ in one option.")
-    option, numbers = options[0], all(isinstance(about[options[0]], int | float) for about in abouts)
+    option = records[0]["swept"]
+    numbers = all(isinstance(record["about"][option], int | float) for record in records)
     ordered = sorted(records, key=lambda record: record["about"][option] if numbers else label(record["about"][option]))
     return table(option, [record["about"][option] for record in ordered], ordered)
 
@@ -88,9 +83,11 @@ def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
         overall = f"{statistics.fmean(means):.1f}" if len(means) == len(found) else NONE
         cells = [mean_and_deviation(its) if its else NONE for its in found]
         rows.append([method, *cells, *([overall] if over_tasks else [])])
+    budgets = {record["about"].get("budget") for record in records} - {None}
+    budget = f"; at most {budgets.pop()} evaluations of BBT and BBTv2" if len(budgets) == 1 else ""
     lines = [
         f"**compare** by {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
-        "over the seeds.",
+        f"over the seeds{budget}.",
         "",
         *markdown((option, *map(label, values), *(["mean"] if over_tasks else [])), "lr", rows),
     ]

@@ -190,13 +190,33 @@ def test_what_no_method_can_do_without_is_missed_before_the_first(capsys: pytest
     assert "nowhere" in capsys.readouterr().err
 
 
+def comparison(k_shot: int, texts: str, name: str = "compare-demo") -> compare.Comparison:
+    return compare.Comparison(Options(), {"k_shot": k_shot}, {"test texts": texts}, name, "k_shot")
+
+
 def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"about": {"k_shot": 4}, "sources": {"test texts": "a"}}), encoding="utf-8")
     with pytest.raises(UsageError, match="is of another comparison: k_shot is 4 there"):
-        compare.opened(path, {"k_shot": 16}, {"test texts": "a"})
+        compare.opened(path, comparison(16, "a"))
     with pytest.raises(UsageError, match="is of another comparison: the test texts are others there"):
-        compare.opened(path, {"k_shot": 4}, {"test texts": "b"})
+        compare.opened(path, comparison(4, "b"))
+
+
+def test_a_sweep_takes_the_steps_of_an_equal_comparison_of_another_sweep(
+    tmp_path: Path, asked: list[tuple[str, int, bool, Mapping[str, Any]]]
+) -> None:
+    given = [*GIVEN[2:], "--output", str(tmp_path), "--runs", str(tmp_path / "runs"), "--methods", "manual-prompt"]
+    compare.main([*given, "--sweep", "k_shot=4,2"])
+    assert len(asked) == 4
+    asked.clear()
+    compare.main([*given, "--sweep", "n_prompt_tokens=50"])  # its k_shot and prompt are those of the first
+    assert not asked
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("compare-*.json"))]
+    assert [record["swept"] for record in records] == ["k_shot", "k_shot", "n_prompt_tokens"]
+    assert records[1]["methods"] == records[2]["methods"]
+    compare.main([*given, "--sweep", "n_prompt_tokens=5"])
+    assert len(asked) == 2
 
 
 def test_another_model_of_the_same_name_is_another_comparison(
@@ -287,6 +307,7 @@ def test_a_search_is_shown_with_its_engine_and_with_the_metric_before_it() -> No
 def measured(test: float, **about: Any) -> dict[str, Any]:
     """A record with one seed of one method."""
     return {
+        "swept": "intrinsic_dim" if "intrinsic_dim" in about else "task_name",
         "about": {"model_name": "demo", "n_test": None, **about},
         "methods": {"bbt": {"seeds": {"8": {"test": test}}}},
     }
@@ -302,8 +323,8 @@ def test_comparisons_that_differ_in_one_option_have_one_table() -> None:
     assert "| bbt | 5.0 | 10.0 | 100.0 |" in over_dims
     tasks[1]["methods"] = {}
     assert "| bbt | - | 50.0 | - |" in sweeps.joint(tasks)[0]
-    with pytest.raises(UsageError, match="differ in task_name, budget, but must differ in one option"):
-        sweeps.joint([measured(0.5, task_name="a", budget=1), measured(0.5, task_name="b", budget=2)])
+    other = [measured(0.5, task_name=name, budget=2) for name in "ab"]
+    assert "at most 2 evaluations" in sweeps.joint([*tasks, *other])[1]
 
 
 def test_a_comparison_on_several_tasks_ends_with_a_table_over_them(
