@@ -341,6 +341,14 @@ def test_a_folder_with_other_files_is_not_written_into(small):
     assert [path.name for path in Path("r").iterdir()] == ["thesis.tex"]
 
 
+def test_the_folder_of_a_model_is_not_that_of_a_run(small, model_folder):
+    folder = model_folder()
+    with pytest.raises(ArtifactError, match=r"holds 'config\.json', but no run of bbt-fast"):
+        tune(**small(), output_dir=str(folder))
+    with pytest.raises(UsageError, match=r"holds no run of bbt-fast: it has no config\.json of one"):
+        tune(resume=str(folder))
+
+
 def test_there_must_be_a_run_to_resume(small):
     with pytest.raises(UsageError, match=r"r holds no run of bbt-fast: it has no config\.json"):
         tune(resume="r")

@@ -29,7 +29,7 @@ import filelock
 from ...export.errors import ArtifactError, BbtFastError, UsageError
 from ..input.options import Options
 from ..tasks.presets import absolute
-from .files import CHECKSUM, read_json, sweep, unwritable, write_json
+from .files import read_json, sweep, unwritable, write_json
 from .journal import first_record
 from .prompt import read_prompt
 from .prompt_config import PROMPT_CONFIG
@@ -124,7 +124,7 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path} already holds a finished run (see its {RESULT}): choose another --output_dir."
             )
-        if not self.config.exists():
+        if not holds_run(self.path):
             if self.journal.exists():
                 raise ArtifactError(
                     f"{self.path} holds a run, but its {CONFIG} is missing, so its options are unknown: choose another "
@@ -206,7 +206,7 @@ def holds_run(folder: Path) -> bool:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return path.is_file()
-    return not isinstance(values, dict) or CHECKSUM in values
+    return not isinstance(values, dict) or "model_type" not in values
 
 
 def read_config(folder: Path) -> Options:
@@ -217,8 +217,8 @@ def read_config(folder: Path) -> Options:
         ArtifactError: if its configuration is damaged.
     """
     path = folder / CONFIG
-    if not path.exists():
-        raise UsageError(f"{folder} holds no run of bbt-fast: it has no {CONFIG}.")
+    if not holds_run(folder):
+        raise UsageError(f"{folder} holds no run of bbt-fast: it has no {CONFIG} of one.")
     values = read_json(path)
     try:
         return Options.of(**values)
