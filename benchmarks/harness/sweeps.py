@@ -83,11 +83,9 @@ def table(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any
         overall = f"{statistics.fmean(means):.1f}" if len(means) == len(found) else NONE
         cells = [mean_and_deviation(its) if its else NONE for its in found]
         rows.append([method, *cells, *([overall] if over_tasks else [])])
-    budgets = {record["about"].get("budget") for record in records} - {None}
-    budget = f"; at most {budgets.pop()} evaluations of BBT and BBTv2" if len(budgets) == 1 else ""
     lines = [
-        f"**compare** by {option}: {' on '.join(_same(option, records))}; test metric in %, mean (standard deviation) "
-        f"over the seeds{budget}.",
+        f"**compare** by {option}: {_subject(option, records)}; test metric in %, mean (standard deviation) over the "
+        "seeds.",
         "",
         *markdown((option, *map(label, values), *(["mean"] if over_tasks else [])), "lr", rows),
     ]
@@ -103,7 +101,7 @@ def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]
             means = [statistics.fmean(found[place]) for place in at]
             errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
             axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
-        axes.set(xlabel=option, ylabel="test metric, %", title=" on ".join(_same(option, records)))
+        axes.set(xlabel=option, ylabel="test metric, %", title=_subject(option, records))
         axes.set_xticks(list(places), [label(value) for value in values])
         axes.grid(alpha=0.3)
         axes.legend()
@@ -112,6 +110,13 @@ def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]
 def _same(option: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of the model and of the task, unless they are swept."""
     return [records[0]["about"][name] for name in ("model_name", "task_name") if name != option]
+
+
+def _subject(option: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the records have in common, as text."""
+    budgets = {record["about"].get("budget") for record in records} - {None}
+    budget = [f"at most {budgets.pop()} evaluations of BBT and BBTv2"] if len(budgets) == 1 else []
+    return ", ".join([" on ".join(_same(option, records)), *budget])
 
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

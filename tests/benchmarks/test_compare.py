@@ -324,7 +324,7 @@ def test_comparisons_that_differ_in_one_option_have_one_table() -> None:
     tasks[1]["methods"] = {}
     assert "| bbt | - | 50.0 | - |" in sweeps.joint(tasks)[0]
     other = [measured(0.5, task_name=name, budget=2) for name in "ab"]
-    assert "at most 2 evaluations" in sweeps.joint([*tasks, *other])[1]
+    assert "at most 2 evaluations of BBT" in sweeps.joint([*tasks, *other])[1]
 
 
 def test_a_comparison_on_several_tasks_ends_with_a_table_over_them(
