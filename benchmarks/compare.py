@@ -74,8 +74,8 @@ def opened(path: Path, comparison: Comparison) -> dict[str, Any]:
         UsageError: if the record in the file has other options, another model or other data.
     """
     about, sources = dict(comparison.about), dict(comparison.sources)
-    record: dict[str, Any] = {"benchmark": "compare", "made": time.strftime("%Y-%m-%d"), "swept": comparison.swept}
-    record |= {"about": about, "sources": sources, "methods": {}}
+    record: dict[str, Any] = {"benchmark": "compare", "made": time.strftime("%Y-%m-%d")}
+    record |= {"swept": comparison.swept, "about": about, "sources": sources, "methods": {}}
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{k} is {record['about'].get(k)!r} there" for k, v in about.items() if record["about"].get(k) != v]
@@ -91,7 +91,7 @@ def opened(path: Path, comparison: Comparison) -> dict[str, Any]:
         if (its["about"], its.get("sources")) == (about, sources):
             for method, row in its["methods"].items():
                 rows[method] = max(rows.get(method, row), row, key=lambda one: len(one["seeds"]))
-    return record | {"methods": {method: rows[method] for method in METHODS if method in rows}}
+    return record | {"swept": comparison.swept, "methods": {name: rows[name] for name in METHODS if name in rows}}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
