@@ -67,8 +67,8 @@ class Comparison:
     """The option whose values have a table; the task without --sweep."""
 
 
-def opened(path: Path, comparison: Comparison) -> dict[str, Any]:
-    """Return the record in a file, or a new record, with the steps of equal comparisons in the same folder.
+def opened(path: Path, comparison: Comparison, methods: Sequence[str]) -> dict[str, Any]:
+    """Return the record in a file, or a new one, with the methods' steps in equal comparisons of the same folder.
 
     Raises:
         UsageError: if the record in the file has other options, another model or other data.
@@ -89,7 +89,8 @@ def opened(path: Path, comparison: Comparison) -> dict[str, Any]:
     for equal in path.parent.glob("compare-*.json"):  # of another sweep
         its = json.loads(equal.read_text(encoding="utf-8"))
         if (its["about"], its.get("sources")) == (about, sources):
-            for method, row in its["methods"].items():
+            for method in its["methods"].keys() & set(methods):
+                row = its["methods"][method]
                 rows[method] = max(rows.get(method, row), row, key=lambda one: len(one["seeds"]))
     return record | {"swept": comparison.swept, "methods": {name: rows[name] for name in METHODS if name in rows}}
 
@@ -200,7 +201,7 @@ def _compared(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            record = opened(path, comparison)
+            record = opened(path, comparison, methods)
             publish(record, path, table)
             runs = Path(args.runs).absolute() / comparison.name
             for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):

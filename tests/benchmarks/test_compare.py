@@ -198,9 +198,9 @@ def test_a_record_of_other_options_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"about": {"k_shot": 4}, "sources": {"test texts": "a"}}), encoding="utf-8")
     with pytest.raises(UsageError, match="is of another comparison: k_shot is 4 there"):
-        compare.opened(path, comparison(16, "a"))
+        compare.opened(path, comparison(16, "a"), ["bbt"])
     with pytest.raises(UsageError, match="is of another comparison: the test texts are others there"):
-        compare.opened(path, comparison(4, "b"))
+        compare.opened(path, comparison(4, "b"), ["bbt"])
 
 
 def test_a_sweep_takes_the_steps_of_an_equal_comparison_of_another_sweep(
