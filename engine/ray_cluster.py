@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..export.errors import DeviceError, UsageError, first_line
+from .sharing import largest_share
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # avoids a warning about later versions
@@ -156,8 +157,7 @@ class Cluster:
         Raises:
             DeviceError: if CUDA is requested and the cluster has no GPU.
         """
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
         if device.startswith("cuda") and not gpus:
             raise DeviceError(
                 "--device cuda with --workers needs a Ray cluster with GPUs, and this one has none. Check "
@@ -165,14 +165,15 @@ class Cluster:
             )
         if gpus and device != "cpu":
             return Share(1, 1)
-        return Share(0, max(1, (self._threads if self.own else cpus) // workers))
+        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        return Share(0, largest_share([self._threads] if self.own else cpus, workers))
 
     def room(self, share: Share) -> int:
         """Return how many such processes the cluster can start now."""
-        resources = ray.available_resources()
-        room = int(resources.get("CPU", 0)) // share.cpus
-        if share.gpus:
-            room = min(room, int(resources.get("GPU", 0)) // share.gpus)
+        room = 0
+        for free in ray._private.state.available_resources_per_node().values():
+            cpus = int(free.get("CPU", 0)) // share.cpus
+            room += min(cpus, int(free.get("GPU", 0)) // share.gpus) if share.gpus else cpus
         return room
 
     def spawn(self, share: Share, lanes: int = 1) -> Any:

@@ -49,17 +49,33 @@ def even_parts(lengths: Tensor, count: int) -> list[Tensor]:
     return [order[low:high] for low, high in pairwise(edges)]
 
 
+def largest_share(cpus: Sequence[int], workers: int) -> int:
+    """Return the largest number of CPUs that each of several processes can have, at least 1.
+
+    Args:
+        cpus: the CPUs of each node; a process runs on one node.
+        workers: the number of processes.
+    """
+    return max((one for one in range(1, max(cpus, default=1) + 1) if sum(n // one for n in cpus) >= workers), default=1)
+
+
 class Shares:
     """The speeds of workers and their shares of a population."""
 
     def __init__(self) -> None:
-        self._speeds: dict[Any, float] = {}
+        self._speeds: dict[Any, float | None] = {}
         self._last: tuple[list[Any], int, list[int]] | None = None
 
     def learn(self, member: Any, work: float, seconds: float) -> None:
-        """Update a worker's speed with a measurement; a restarted member (speed 0) loses its history."""
+        """Update a worker's speed with a measurement.
+
+        The first one here, and the first after a restart (speed 0), is not counted: it may contain a compilation.
+        """
         new = work / max(seconds, 1e-9)
-        old = self._speeds.get(member) if member.speed else None
+        if not member.speed or member not in self._speeds:
+            member.speed, self._speeds[member] = new, None
+            return
+        old = self._speeds[member]
         self._speeds[member] = member.speed = new if old is None else (1 - NEWEST) * old + NEWEST * new
 
     def speed(self, member: Any) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbt_fast.engine.sharing import Shares, even_parts, proportional
+from bbt_fast.engine.sharing import Shares, even_parts, largest_share, proportional
 
 
 @dataclass(eq=False)
@@ -45,6 +46,8 @@ def test_parts_of_texts_hold_about_as_many_tokens() -> None:
 def test_shares_follow_measured_speed_and_stay_where_little_would_be_gained() -> None:
     shares, fast, slow = Shares(), FakeWorker(), FakeWorker()
     assert shares.of([fast, slow], 20) == [10, 10]
+    for member in (fast, slow):
+        shares.learn(member, 10, 12.0)  # it compiles
     shares.learn(fast, 10, 1.0)
     assert shares.of([fast, slow], 20) == [10, 10], "one of unknown speed is taken to be as fast"
     shares.learn(slow, 10, 1.05)
@@ -53,6 +56,15 @@ def test_shares_follow_measured_speed_and_stay_where_little_would_be_gained() ->
     changed = shares.of([fast, slow], 20)
     assert changed[0] > 12
     slow.speed = 0.0  # started again: what was measured is of another process
+    shares.learn(slow, 10, 12.0)
+    assert shares.of([fast, slow], 20) == [10, 10], "a first answer says nothing of the later ones"
     shares.learn(slow, 10, 1.0)
     assert shares.of([fast, slow], 20) == [10, 10]
     assert shares.of([fast], 20) == [20]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "share"), [([16], 3, 5), ([4, 4, 4], 2, 4), ([4, 4, 4], 4, 2), ([8, 2], 5, 2), ([2], 4, 1)]
+)
+def test_a_share_of_the_cpus_fits_on_one_node(cpus: list[int], workers: int, share: int) -> None:
+    assert largest_share(cpus, workers) == share
