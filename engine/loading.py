@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..export.bindings import CLASSIC, PACKAGES, RTX
-from ..export.errors import DeviceError, MissingExtraError, ParityError, UsageError
+from ..export.errors import DeviceError, MissingExtraError, UsageError
 from ..export.model import Cuts, StagedModel, load_model
 from ..export.precision import precision_of
 from ..export.prompts import Mode
@@ -96,12 +96,12 @@ def load_engine(
     for choice, place in plans:
         began, savings = time.perf_counter(), Savings.on(place.type, *wishes)
         staged = StagedModel(loaded.to(place), mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)  # type: ignore[arg-type]
-        engine = engine_class(choice.engine)(staged, choice.precision, place, savings)
-        engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)
         try:
+            engine = engine_class(choice.engine)(staged, choice.precision, place, savings)
+            engine.onnx_model_path = None if onnx_model_path is None else Path(onnx_model_path)
             engine.check_parity()
-        except (ParityError, DeviceError) as error:
-            if choice is plans[-1][0]:
+        except (RuntimeError, MissingExtraError) as error:  # of the gate, the exporter or the runtime
+            if choice is plans[-1][0] or onnx_model_path is not None:
                 raise
             logger.info("engine auto is not %s: %s", choice, error)
             continue
@@ -190,17 +190,20 @@ def engine_class(name: str) -> type[Engine]:
 
 def _device(name: str, device: str) -> torch.device:
     """Return the device for an engine. A device that cannot be used is an error; there is no fallback."""
-    fault = _cuda_fault(name)
+    kinds = engine_class(name).precisions
+    fault = _cuda_fault(name) if "cuda" in kinds else None
     if device == "auto":
-        if fault and "cpu" not in engine_class(name).precisions:
+        if fault and "cpu" not in kinds:
             raise DeviceError(f"engine {name!r} runs on CUDA only, which cannot be used here: {fault}.")
-        return torch.device("cpu") if fault else _numbered(torch.device("cuda"))
+        if fault and torch.cuda.is_available():
+            logger.warning("engine %s runs on the CPU, although PyTorch sees a GPU: %s", name, fault)
+        return torch.device("cpu") if fault or "cuda" not in kinds else _numbered(torch.device("cuda"))
     try:
         place = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device is {device!r}, but it must be auto, cpu, cuda or cuda:N.") from error
-    if place.type not in engine_class(name).precisions:
-        known = " and ".join(engine_class(name).precisions)
+    if place.type not in kinds:
+        known = " and ".join(kinds)
         raise UsageError(f"engine {name!r} runs on {known}, not on {device!r}. Give another --device or --engine.")
     if place.type == "cuda" and fault:
         raise DeviceError(f"--device {device} cannot be used: {fault}.")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bbt_fast.engine import ENGINES, automatic, cpu, load_engine, loading
 from bbt_fast.engine.base import Engine
 from bbt_fast.engine.loading import prospects
-from bbt_fast.export.errors import ParityError, UsageError
+from bbt_fast.export.errors import ArtifactError, ParityError, UsageError
 
 pytest.importorskip("openvino")
 needs_bf16 = pytest.mark.skipif(not cpu.has_bf16(), reason="needs a CPU with bf16 instructions, not hidden from oneDNN")
@@ -89,6 +89,23 @@ def test_auto_goes_on_to_the_next_engine_when_the_gate_refuses_one(
     assert "engine auto is not openvino in bf16: the losses are not those of PyTorch" in caplog.messages
     with pytest.raises(ParityError, match="the losses are not those of PyTorch"):
         load_engine("auto", roberta, n_prompt_tokens=5, device="cpu", precision="bf16")
+
+
+@pytest.mark.usefixtures("slow_bf16")
+@pytest.mark.parametrize("error", [ArtifactError("its graph cannot be loaded"), RuntimeError("no export")])
+def test_auto_goes_on_to_the_next_engine_when_one_cannot_be_loaded(
+    error: Exception, roberta: PreTrainedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bbt_fast.engine.openvino.onnx_files", fail)
+    with caplog.at_level(logging.INFO, "bbt_fast"):
+        engine = load_engine("auto", roberta, n_prompt_tokens=5, device="cpu")
+    assert engine.name != "openvino"
+    assert f"engine auto is not openvino in fp32: {error}" in caplog.messages
+    with pytest.raises(type(error), match=str(error)):
+        load_engine("openvino", roberta, n_prompt_tokens=5, device="cpu")
 
 
 def test_an_engine_that_is_not_installed_is_passed_over_with_its_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

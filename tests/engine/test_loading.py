@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, ViTConfig
 
-from bbt_fast.engine import ENGINES, Savings, load_engine
+from bbt_fast.engine import ENGINES, Savings, load_engine, loading
 from bbt_fast.engine.loading import Row
 from bbt_fast.export.errors import DeviceError, MissingExtraError, UsageError
 
@@ -69,6 +69,26 @@ def test_ort_without_its_cuda_provider_is_an_error_that_names_the_packages(
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match="has no CUDA provider; install exactly one package"):
         load_engine("ort", roberta, device="cuda")
+
+
+def test_auto_leaves_a_gpu_that_an_engine_cannot_use_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert loading._device("ort", "auto") == torch.device("cpu")
+    assert "engine ort runs on the CPU, although PyTorch sees a GPU: " in caplog.text
+
+
+def test_an_engine_for_cpus_only_runs_on_the_cpu_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading._device("openvino", "auto") == torch.device("cpu")
+    assert not caplog.messages
+    with pytest.raises(UsageError, match="engine 'openvino' runs on cpu, not on 'cuda'"):
+        loading._device("openvino", "cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
