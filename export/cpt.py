@@ -79,7 +79,7 @@ def load_cpt(source: Any, config: Any, how: dict[str, Any]) -> tuple[PreTrainedM
             source, config=encoder, add_pooling_layer=False, key_mapping={ENCODER: ""}, **how
         )
         longest = {key: shape[0] for key, shape, _ in info["mismatched_keys"] if "position_embeddings" in key}
-        if not longest:
+        if not longest or encoder.max_position_embeddings in longest.values():
             break
         encoder.max_position_embeddings = next(iter(longest.values()))  # the first release states the decoder's number
     model = CptForMaskedLM(encoder)

@@ -6,6 +6,7 @@ docs/adding-a-model.md explains a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,6 +160,18 @@ FAMILIES: tuple[Family, ...] = (
         prompt_start=0,  # its tokenizer puts no special token before a text
     ),
 )
+
+
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm")
+"""Model types that count positions from the padding token's id + 1, and so take that many tokens fewer."""
+
+
+def positions(config: Any) -> float:
+    """Return the number of tokens for which a `transformers` configuration has positions; infinite without a limit."""
+    most = getattr(config, "max_position_embeddings", None)
+    if not most:
+        return math.inf
+    return float(most - (config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0))
 
 
 def family_of(model: Any) -> Family:

@@ -40,7 +40,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 
 def load_model(source: str | Path | PreTrainedModel, allow_pickle: bool = False) -> PreTrainedModel:
-    """Load a model in fp32 from the hub or a folder, or take a loaded model; switch it to evaluation mode.
+    """Load a model from the hub or a folder, or take a loaded one; switch it to fp32 and to evaluation mode.
 
     Args:
         source: a hub id, a folder, or a model.
@@ -52,7 +52,7 @@ def load_model(source: str | Path | PreTrainedModel, allow_pickle: bool = False)
     """
     model: Any = source if isinstance(source, PreTrainedModel) else _from_checkpoint(source, allow_pickle)
     family_of(model)
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    loaded: PreTrainedModel = model.float().eval().requires_grad_(False)
     return loaded
 
 

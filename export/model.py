@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .anatomy import Anatomy, Recorded
 from .errors import ShapeError, UsageError
 from .examples import Examples
-from .families import Family
+from .families import Family, positions
 from .loading import load_config as load_config
 from .loading import load_model as load_model
 from .packed_attention import KERNELS
@@ -108,8 +108,9 @@ class StagedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest of the architecture and all weights."""
-        digest = hashlib.sha256(type(self.model).__name__.encode())
+        """The digest of the architecture, its configuration and all weights."""
+        config = {name: its for name, its in self.model.config.to_diff_dict().items() if name not in UNSHAPING}
+        digest = hashlib.sha256(json.dumps([type(self.model).__name__, config], sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
             digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
@@ -131,25 +132,26 @@ class StagedModel:
         vocabulary = self.word_embeddings.shape[0]
         for name in ("input_ids", "label_token_ids", "decoder_input_ids"):
             ids: Tensor | None = getattr(examples, name)
-            if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-                raise ShapeError(f"{name} holds {int(ids.max())}, but the vocabulary has {vocabulary} rows.")
+            for one in () if ids is None else (int(ids.min()), int(ids.max())):
+                if not 0 <= one < vocabulary:
+                    raise ShapeError(f"{name} holds {one}, but the vocabulary has {vocabulary} rows.")
         needed = self.family.prompt_start + self.n_prompt_tokens
         if self.mode == "add" and int(examples.lengths.min()) < needed:
             raise ShapeError(
                 f"an example has {int(examples.lengths.min())} tokens, but add mode adds {self.n_prompt_tokens} prompt "
                 f"tokens to positions {self.family.prompt_start} to {needed - 1}. Put as many placeholders there."
             )
-        if int(examples.lengths.max()) > self._positions:
+        if int(examples.lengths.max()) + self._placed > positions(self.model.config):
             raise self._too_long(examples)
 
     def reaches(self, length: int) -> bool:
         """Return whether the model certainly has positions for texts of this length, the prompt included."""
-        return length + POSITIONS_MARGIN <= self._positions
+        return length + POSITIONS_MARGIN <= positions(self.model.config)
 
     @property
-    def _positions(self) -> float:
-        """The number of positions in the model's configuration; texts may not be able to use all of them."""
-        return float(getattr(self.model.config, "max_position_embeddings", math.inf))
+    def _placed(self) -> int:
+        """The number of prompt tokens that take positions from the text."""
+        return 0 if self.family.kind == "masked" else self.before
 
     def shares_prefix(self, examples: Examples) -> bool:
         """Return whether the model is causal and all texts have the same tokens up to the prompt's end."""
@@ -264,43 +266,50 @@ class StagedModel:
             raise self._too_long(examples) from error
 
     def _too_long(self, examples: Examples) -> ShapeError:
+        and_prompt = f" and its prompt {self._placed}" if self._placed else ""
         return ShapeError(
-            f"a text has {int(examples.lengths.max())} tokens, but this {self.family.name} has fewer positions. "
-            "Truncate it."
+            f"a text has {int(examples.lengths.max())} tokens{and_prompt}, but this {self.family.name} "
+            "has fewer positions. Truncate it."
         )
 
     def _axes(self, examples: Examples, recorded: Recorded) -> dict[str, Axes]:
         """Determine the axes of recorded tensors by recording with one more example and longer or shorter texts."""
         more = examples.select(torch.cat([torch.arange(len(examples)), torch.tensor([0])]))
         more = more.padded(examples.input_ids.shape[1] - more.input_ids.shape[1])
-        for step in (2, -2):
-            grown = self._record(_resized(more, step))
+        room = positions(self.model.config)
+        decoder = examples.decoder_input_ids
+        target = TARGET_STEP if decoder is None or decoder.shape[1] + TARGET_STEP <= room else -TARGET_STEP
+        for step in (2, -2) if self.reaches(examples.input_ids.shape[1] + self.before) else (-2,):
+            grown = self._record(_resized(more, step, target))
             if tuple(grown.tensors) == tuple(recorded.tensors):
                 break
         else:
             raise UsageError(f"{self.family.name} is not supported: its layers' inputs change with the texts' length.")
-        counts = {1: "examples", step: "sequence", TARGET_STEP: "target"}
+        counts = {1: "examples", step: "sequence", target: "target"}
         return {
             name: tuple(counts.get(new - old) for old, new in zip(tensor.shape, grown.tensors[name].shape, strict=True))
             for name, tensor in recorded.tensors.items()
         }
 
 
-POSITIONS_MARGIN = 4
-"""RoBERTa's positions start at 2, and texts are recorded with 2 more tokens to see which axes grow."""
+POSITIONS_MARGIN = 2
+"""Texts are recorded with 2 more tokens to see which axes grow."""
+UNSHAPING = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Entries of a configuration that do not change a model's answers."""
 TARGET_STEP = 3
-"""How many tokens are appended to decoder texts; it differs from all other size changes."""
+"""How many tokens are appended to decoder texts, or removed; it differs from all other size changes."""
 
 
-def _resized(examples: Examples, step: int) -> Examples:
-    """Lengthen the longest texts by repeating their last column, or remove columns."""
+def _resized(examples: Examples, step: int, target: int) -> Examples:
+    """Lengthen the longest texts by repeating their last column, or shorten all; padding stays padding."""
     ids, mask, decoder = examples.input_ids, examples.attention_mask, examples.decoder_input_ids
     if step > 0:
         ids, mask = _lengthened(ids, step), _lengthened(mask, step)
     else:
-        ids, mask = ids[:, :step], mask[:, :step]
-    decoder = None if decoder is None else _lengthened(decoder, TARGET_STEP)
-    position = examples.answer_position.clamp(max=ids.shape[1] - 1) if decoder is None else examples.answer_position
+        ids, mask = ids[:, :step], mask[:, -step:]
+    if decoder is not None:
+        decoder = _lengthened(decoder, target) if target > 0 else decoder[:, :target]
+    position = examples.answer_position.clamp(max=(ids if decoder is None else decoder).shape[1] - 1)
     return replace(examples, input_ids=ids, attention_mask=mask, answer_position=position, decoder_input_ids=decoder)
 
 

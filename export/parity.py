@@ -56,12 +56,13 @@ class Parity:
         if self.suits(precision):
             return
         limit = self._limit(precision)
+        other = "" if precision.name == "fp32" else "--precision fp32 or "
         raise ParityError(
             f"{artifact} disagrees with PyTorch fp32 on a random population: largest logit difference "
             f"{self.max_logit_difference:.2e}, mean loss error {self.mean_loss_error:.2e} (at most {limit:.2e} for "
             f"{precision.name}, as losses spread by {self.loss_spread:.2e}), Spearman {self.spearman:.3f} (at least "
-            f"{precision.min_spearman}). It would mislead the search and is not used. Try --precision fp32 or --engine "
-            "torch, and update the driver and the runtime."
+            f"{precision.min_spearman}). It would mislead the search and is not used. Try {other}--engine torch, and "
+            "update the driver and the runtime."
         )
 
     def suits(self, precision: Precision) -> bool:
@@ -182,12 +183,14 @@ def probe_examples(staged: StagedModel) -> Examples:
     ids[:, : staged.family.prompt_start + placeholders] = ids[0, 0]  # all texts begin alike, as in a search
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     words = torch.randperm(vocabulary, generator=generator)[:WORDS]
-    position, decoder_ids = lengths - 3, None
-    if staged.family.kind == "decoder":
-        position = lengths - 1
-    elif staged.family.kind == "seq2seq" and staged.family.decoder_inputs is None:
-        position, decoder_ids = torch.ones_like(lengths), ids[:, :2]
-    return Examples(ids, mask, position, words, decoder_ids)
+    return asked(staged, ids, mask, lengths - (1 if staged.family.kind == "decoder" else 3), words)
+
+
+def asked(staged: StagedModel, ids: Tensor, mask: Tensor, position: Tensor, words: Tensor) -> Examples:
+    """Return random texts as examples; an encoder-decoder model without a rule for it begins its answer with them."""
+    if staged.family.kind != "seq2seq" or staged.family.decoder_inputs is not None:
+        return Examples(ids, mask, position, words)
+    return Examples(ids, mask, torch.ones_like(position), words, ids[:, :2])
 
 
 def probe_prompts(staged: StagedModel) -> Tensor:

@@ -123,13 +123,14 @@ def record(
         chained: run the layers, because they return more than hidden states; else each returns its input.
 
     Raises:
-        UsageError: if the model runs other layers.
+        UsageError: if the model runs other layers, or computes something between them.
     """
     tensors: dict[str, Tensor] = {}
     names = {id(tensor): name for name, tensor in (given or {}).items()}
     calls: list[Call] = []
     ran: list[nn.Module] = []
     entered: list[Tensor] = []
+    left: list[Tensor] = []
 
     def name(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -147,10 +148,17 @@ def record(
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             named = dict(zip(parameters[1:], args, strict=False))
             positional = pytree.tree_map_with_path(name, named)
+            if left and hidden is not left[-1]:
+                raise UsageError(
+                    "this model computes something between its layers, such as the convolution of large DeBERTa "
+                    "models, and is not supported. Use another model."
+                )
             calls.append(Call(tuple(positional.values()), pytree.tree_map_with_path(name, kwargs)))
             ran.append(layer)
             entered.append(hidden)
-            return stock(hidden, *args, **kwargs) if chained else hidden
+            output = stock(hidden, *args, **kwargs) if chained else hidden
+            left.append(output if isinstance(output, Tensor) else output[0])
+            return output
 
         return forward
 

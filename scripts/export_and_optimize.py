@@ -35,6 +35,7 @@ from bbt_fast.export.cache import MANIFEST, read_json, write_json
 from bbt_fast.export.errors import BbtFastError, UsageError
 from bbt_fast.export.graphs import node_counts, save_graph
 from bbt_fast.export.loading import load_model
+from bbt_fast.export.parity import asked
 from bbt_fast.tuner.demo import MODEL_DIR
 
 FOLDER = Path("onnx_models")
@@ -118,7 +119,7 @@ def _load(args: argparse.Namespace, path: Path | None = None) -> Engine:
     if args.gpu is not None:
         engine: Engine = load_ahead(load_model(args.model_name), gpu_named(args.gpu), **shape)
     else:
-        ablate = ("prefix",) if args.engine == "ort" else ()  # a user's graphs are one chain
+        ablate = ("prefix", "packing") if args.engine == "ort" else ()  # a user's graphs are one chain, of padded texts
         shape |= {"device": args.device, "onnx_model_path": path, "ablate": ablate}
         engine = load_engine(args.engine, args.model_name, **shape)
     if args.prompt_embed_dim not in (None, engine.hidden_size):
@@ -165,7 +166,8 @@ def _examples(engine: Engine, batch_size: int, length: int) -> Examples:
             f"--batch_size {batch_size} is no batch. Give at least {engine.n_prompt_tokens + 2} tokens and one text."
         )
     ids = torch.randint(len(engine.word_embeddings), (batch_size, text), generator=torch.Generator().manual_seed(0))
-    return Examples(ids, torch.ones_like(ids), torch.full((batch_size,), text - 1), torch.tensor([5, 6]))
+    answers, words = torch.full((batch_size,), text - 1), torch.tensor([5, 6])
+    return asked(engine.staged, ids, torch.ones_like(ids), answers, words)
 
 
 def _measure(artifacts: list[Artifact], examples: Examples) -> dict[str, list[float]]:
@@ -206,9 +208,12 @@ def _report(artifacts: list[Artifact], times: dict[str, list[float]], args: argp
     rows.append(("evaluations a second", *(f"{POPULATION / median:.1f}" for median in medians)))
     for label, *values in rows:
         print(f"{label:<42}" + "".join(f"{value:>14}" for value in values))
-    flag = "--algorithm bbtv2 " if args.deep else ""
     target = artifacts[1].files[0].parent if args.deep else artifacts[1].files[0]
-    print(f"\nbbt-fast --engine ort {flag}--cat_or_add {engine.mode} --onnx_model_path {target}")
+    flags = {
+        "algorithm": "bbtv2" if args.deep else "bbt", "model_name": args.model_name, "cat_or_add": engine.mode,
+        "n_prompt_tokens": engine.n_prompt_tokens, "precision": engine.precision, "onnx_model_path": target,
+    }  # fmt: skip
+    print(f"\nbbt-fast --engine ort {' '.join(f'--{name} {value}' for name, value in flags.items())}")
 
 
 def _megabytes(files: tuple[Path, ...]) -> float:

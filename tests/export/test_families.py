@@ -18,7 +18,9 @@ from bbt_fast.benchmarks.harness.tiny import VOCABULARY, tiny_model
 from bbt_fast.engine import Engine, Examples, load_engine
 from bbt_fast.engine.embeddings import spread_of
 from bbt_fast.export.errors import ShapeError, UsageError
-from bbt_fast.export.families import FAMILIES, Family, family_of
+from bbt_fast.export.families import FAMILIES, Family, family_of, positions
+from bbt_fast.export.model import StagedModel
+from bbt_fast.export.parity import asked
 from bbt_fast.tuner.search.bbt import bbt
 from bbt_fast.tuner.search.bbtv2 import bbtv2
 from bbt_fast.tuner.search.evolution import Evolution
@@ -340,5 +342,63 @@ def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
 def test_a_text_longer_than_the_position_embeddings_is_refused() -> None:
     for model_type in ("bert", "roberta", "gpt2", "bart"):
         engine = load_tiny("torch", row_of(model_type), model_type, "cat", "input")
-        with pytest.raises(ShapeError, match=r"a text has 140 tokens, but this .* has fewer positions"):
+        with pytest.raises(ShapeError, match=r"a text has 140 tokens.*, but this .* has fewer positions"):
             engine.open(texts(row_of(model_type), "cat", (140,)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "mode", "taken"),
+    [("roberta", "add", 1), ("roberta", "cat", 1), ("bert", "cat", 0), ("gpt2", "cat", N_PROMPT_TOKENS)],
+)
+def test_a_text_has_the_positions_that_its_model_can_look_up(model_type: str, mode: str, taken: int) -> None:
+    """On a GPU, a lookup beyond them would take the process's CUDA context with it."""
+    engine = load_tiny("torch", row_of(model_type), model_type, mode, "input")
+    longest = engine.staged.model.config.max_position_embeddings - taken
+    placeholders = N_PROMPT_TOKENS if mode == "add" else 0
+    engine.open(texts(row_of(model_type), mode, (longest - placeholders,)))
+    with pytest.raises(ShapeError, match=f"a text has {longest + 1} tokens"):
+        engine.staged.check(texts(row_of(model_type), mode, (longest + 1 - placeholders,)))
+
+
+def test_the_id_that_is_not_in_the_vocabulary_is_named() -> None:
+    examples = texts(row_of("bert"), "add")
+    with pytest.raises(ShapeError, match="input_ids holds -100, but the vocabulary has"):
+        load_tiny("torch", row_of("bert"), "bert", "add", "input").open(
+            replace(examples, input_ids=examples.input_ids.clone().fill_(-100))
+        )
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "bert", "bart"])
+def test_texts_that_fill_the_model_are_encoded_first(model_type: str) -> None:
+    """Which axes of its inputs grow shows in shorter texts then."""
+    model = tiny(row_of(model_type), model_type)
+    for mode in ("add", "cat"):
+        short, staged = (StagedModel(model, mode, N_PROMPT_TOKENS, "input") for _ in range(2))
+        longest = int(positions(model.config)) - (N_PROMPT_TOKENS if mode == "add" or model_type == "bart" else 0)
+        full = staged.encode(texts(row_of(model_type), mode, (longest, longest - 7)))
+        assert full.stages[0].axes == short.encode(texts(row_of(model_type), mode, (16, 9))).stages[0].axes
+
+
+def test_a_model_that_computes_something_between_its_layers_is_refused() -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.DebertaV2Config(vocab_size=VOCABULARY, conv_kernel_size=3, **small)
+    with pytest.raises(UsageError, match="computes something between its layers, such as the convolution"):
+        load_engine(
+            "torch", transformers.DebertaV2ForMaskedLM(config), n_prompt_tokens=5, precision="fp32", device="cpu"
+        )
+
+
+def test_random_texts_of_a_t5_begin_its_answers() -> None:
+    ids = torch.arange(24).view(2, 12)
+    for model_type, position in (("t5", [1, 1]), ("bart", [4, 4])):
+        staged = load_tiny("torch", row_of(model_type), model_type, "add", "input").staged
+        examples = asked(staged, ids, torch.ones_like(ids), torch.tensor([4, 4]), torch.tensor([5, 6]))
+        assert examples.answer_position.tolist() == position
+        staged.encode(examples)
+
+
+def test_a_loaded_model_may_have_any_precision() -> None:
+    model = tiny_model(row_of("llama"), "llama").bfloat16()
+    engine = load_engine("torch", model, n_prompt_tokens=N_PROMPT_TOKENS, precision="fp32", device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    engine.open(texts(row_of("llama"), "add"))

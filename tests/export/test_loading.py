@@ -26,6 +26,7 @@ from bbt_fast.engine import Examples, load_engine
 from bbt_fast.export.errors import UsageError
 from bbt_fast.export.families import family_of
 from bbt_fast.export.loading import load_model
+from bbt_fast.export.model import StagedModel
 
 SIZES = {
     "vocab_size": 60,
@@ -47,6 +48,18 @@ def test_a_checkpoint_without_its_language_model_head_is_refused(tmp_path: Path)
     BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"lacks \d+ weights of BertForMaskedLM \(cls.*its answers would be random"):
         load_model(tmp_path)
+
+
+def test_the_fingerprint_is_of_weights_and_configuration(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved = BertForMaskedLM(BertConfig(**SIZES))
+    prints = []
+    for folder, change in (("one", {}), ("moved", {"use_cache": False}), ("relu", {"hidden_act": "relu"})):
+        saved.save_pretrained(tmp_path / folder)
+        model = load_model(tmp_path / folder)
+        BertConfig(**{**model.config.to_dict(), **change}).save_pretrained(tmp_path / folder)
+        prints.append(StagedModel(load_model(tmp_path / folder), "add", 5, "input").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_an_electra_discriminator_is_refused(tmp_path: Path) -> None:
@@ -158,4 +171,12 @@ def test_a_damaged_model_is_refused_by_its_name(name: str, damage: Callable[[byt
     BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     with pytest.raises(UsageError, match=str(tmp_path)):
+        load_model(tmp_path)
+
+
+def test_a_cpt_of_another_width_than_it_states_is_refused(tmp_path: Path) -> None:
+    save_cpt(tmp_path, "", 40)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"d_model": 16', '"d_model": 32'))
+    with pytest.raises(UsageError, match=r"lacks \d+ weights|mismatch"):
         load_model(tmp_path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.benchmarks.harness.tiny import tiny_model
-from bbt_fast.engine import Examples, load_engine
+from bbt_fast.engine import Examples, load_engine, savings
 from bbt_fast.export.families import FAMILIES
 
 
@@ -43,3 +43,10 @@ def test_what_it_writes_answers_as_pytorch_does(
     examples, prompts = make_examples(model, "add", n), make_prompts(model, 3, n)
     expected, found = (engine.open(examples).evaluate(prompts) for engine in (reference, given))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_what_it_writes_is_of_padded_texts_where_engines_pack_them(
+    roberta: PreTrainedModel, export_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(savings, "ON_CUDA", ("fusion", "graph"))  # packing is on, as on a GPU
+    assert export_script(roberta, "--n_prompt_tokens=5") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...export.errors import DataError, UsageError
 from ...export.examples import Examples
-from ...export.families import Kind
+from ...export.families import Kind, positions
 from ...export.words import LabelWords
 from ..tasks.label_words import label_word_ids
 from ..tasks.task import Task
@@ -36,8 +37,6 @@ ROWS_AT_ONCE: Final = 1024
 DEFAULT_MAX_LENGTH: Final = 512
 NO_LIMIT: Final = 10**6
 """Tokenizers without a limit state a larger one than this."""
-POSITIONS_AFTER_PADDING: Final = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm")
-"""Model types that count positions from the padding token's id + 1, and so take that many tokens fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,8 +281,8 @@ def longest_sequence(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
         tokenizer: the model's.
     """
     limits = [tokenizer.model_max_length] if tokenizer.model_max_length < NO_LIMIT else []
-    if positions := getattr(config, "max_position_embeddings", None):
-        limits.append(positions - (config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0))
+    if (most := positions(config)) < math.inf:
+        limits.append(int(most))
     return min(limits, default=DEFAULT_MAX_LENGTH)
 
 
