@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -268,15 +269,21 @@ class Engine(ABC):
     def _gated(self, encoded: Encoded) -> Runner:
         """Load a runner and compare it with PyTorch fp32, unless its files have passed the gate here before."""
         runner = self._load(encoded)
-        self.parity = self._passed(self._parity_record(runner), lambda: self._measure(runner, encoded)).as_dict()
+        self.accept(self._parity_record(runner), lambda: self._measure(runner, encoded))
         return runner
 
-    def _passed(self, record: Path | None, measure: Callable[[], Parity], part: str = "") -> Parity:
-        """Return the parity figures in a record, or measure and record them.
+    def accept(self, record: Path | None, measure: Callable[[], Parity], part: str = "") -> None:
+        """Check the parity figures in a record, or measure and record them, and keep the worst of all graphs.
+
+        Args:
+            record: the file for the figures, if there is one.
+            measure: compares the graph with PyTorch.
+            part: the name of the graph's part, if it is one.
 
         Raises:
             ParityError: if they do not meet the precision's thresholds.
         """
+        part = part and f", {part},"
         parity = None if record is None else Parity.from_dict(read_record(record))
         if parity is None:
             parity = measure()
@@ -284,7 +291,8 @@ class Engine(ABC):
         parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}{part}")
         if record is not None:
             write_record(record, parity.as_dict())
-        return parity
+        if parity.spearman < self.parity.get("spearman", math.inf):
+            self.parity = parity.as_dict()
 
     def _measure(self, runner: Runner, encoded: Encoded) -> Parity:
         """Compare a runner with PyTorch at the first and the last cut; return the worse figures."""

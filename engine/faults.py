@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar, Protocol
 
 import torch
@@ -35,16 +35,16 @@ class Fallible(Protocol):
     tokens_per_call: int
 
 
-def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor:
+def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int | None) -> Tensor:
     """Run a generation's work; after a failure, retry once with half as many candidates per call.
 
-    The chunk size does not change results. The retry fixes random failures and failures of single kernel shapes; a
-    second failure points to the model, the precision or the device.
+    The chunk size does not change results. The retry fixes random failures and failures of single kernel shapes, and
+    the smaller size stays; a second failure points to the model, the precision or the device.
 
     Args:
         engine: the engine that does the work.
         work: returns the answer; each call starts from the beginning.
-        tokens: the tokens of the largest call, so that half of them is a smaller chunk.
+        tokens: the tokens of the largest call, so that half of them is a smaller chunk; None for work without chunks.
 
     Raises:
         NumericsError: if an answer is NaN or infinite, twice.
@@ -58,7 +58,9 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor
         logger.warning(
             "%s failed: trying once more with fewer candidates at a time (%s)", engine.name, first_line(error)
         )
-    usual, engine.tokens_per_call = engine.tokens_per_call, max(1, min(engine.tokens_per_call, tokens) // 2)
+    usual = engine.tokens_per_call
+    if tokens is not None:
+        engine.tokens_per_call = max(1, min(usual, tokens) // 2)
     try:
         release_memory()
         return work()
@@ -71,6 +73,19 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int) -> Tensor
             f"time: {first_line(error)}. Every finished generation is saved: run the same command again to resume. If "
             "that fails too, start in another --output_dir with --engine torch or --device cpu."
         ) from error
+
+
+def not_finite(who: str, precision: str, offered: Collection[str]) -> NumericsError:
+    """Return the error of logits that are NaN or infinite.
+
+    Args:
+        who: what returned them.
+        precision: in which it computed.
+        offered: the precisions that it could compute in.
+    """
+    wider = [one for one in (("bf16", "fp32") if precision == "fp16" else ("fp32",)) if one in offered]
+    other = "" if precision in wider or not wider else f"--precision {' or '.join(wider)}, or "
+    return NumericsError(f"{who} in {precision} returned NaN or infinite logits. Try {other}a smaller --sigma.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..export.errors import NumericsError, ShapeError
+from ..export.errors import ShapeError
 from ..export.model import StagedModel
 from ..export.texts import KEY_INDEX
 from ..export.words import class_logits
 from .buckets import Bucket, Part
 from .crew import Crew
 from .embeddings import clipped_spread
-from .faults import Fallible, MemoryShortError, is_out_of_memory, persist, release_memory
+from .faults import Fallible, MemoryShortError, is_out_of_memory, not_finite, persist, release_memory
 from .prefix import SharedPrefix
 from .runner import Runner
 from .savings import Savings
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 class LocalEngine(Fallible, Protocol):
     """The members of an engine that a session uses."""
 
+    precisions: ClassVar[dict[str, tuple[str, ...]]]
     staged: StagedModel
     savings: Savings
     dtype: torch.dtype
@@ -136,7 +137,7 @@ class Session:
             ShapeError: if there is no such layer.
         """
         self._check_layer(layer)
-        return persist(self.engine, lambda: self._entered(layer), max(map(self._tokens, self._buckets)))
+        return persist(self.engine, lambda: self._entered(layer), None)
 
     def clipped_spread(self, layer: int) -> float:
         """Return the standard deviation of ``hidden_states`` without outliers."""
@@ -171,10 +172,8 @@ class Session:
                 logits = logits if self._columns is None else logits[..., self._columns]
                 logits = class_logits(logits, self._classes, self._bias).cpu()
             if not np.isfinite(logits.numpy()).all():
-                raise NumericsError(
-                    f"{self.engine.name} in {self.engine.precision} returned NaN or infinite logits. Try --precision "
-                    f"{'bf16 or fp32' if self.engine.precision == 'fp16' else 'fp32'}, or a smaller --sigma."
-                )
+                engine = self.engine
+                raise not_finite(engine.name, engine.precision, engine.precisions[engine.device.type])
         except (RuntimeError, MemoryError):
             if self._prefix is not None:
                 self._prefix.forget(0)

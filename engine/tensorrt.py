@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -226,16 +226,6 @@ class TensorRtEngine(Engine):
     def _fixed(self) -> tuple[int, ...]:
         """Return the address of the plans' scratch memory, which moves when it grows."""
         return (self.scratch.block.data_ptr(),)
-
-    def accept(self, record: Path, measure: Callable[[], Parity], part: str) -> None:
-        """Check one part's parity, and keep the worst figures of all parts.
-
-        Raises:
-            ParityError: if this part is not accurate enough.
-        """
-        parity = self._passed(record, measure, f", {part},")
-        if parity.spearman < self.parity.get("spearman", 1.0):
-            self.parity = parity.as_dict()
 
     def _load(self, encoded: Encoded) -> TensorRtRunner:
         self._loaded = TensorRtRunner(self, encoded)

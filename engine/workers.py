@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..export.errors import NumericsError, ShapeError
+from ..export.errors import ShapeError
 from ..export.examples import Examples
 from .distant import DistantEmbeddings, check_commit, floats
+from .faults import not_finite
 from .pool import Job, Member, Pool
 from .ray_cluster import Cluster, Share, fetch
 from .sharing import Shares, even_parts
@@ -236,9 +237,7 @@ class WorkersSession:
                 self._shares.learn(job.member, logits.shape[0] * (self.engine.n_stages - layer), seconds)
         assert found is not None
         if not np.isfinite(found).all():
-            raise NumericsError(
-                "the workers returned NaN or infinite logits. Try --precision fp32, or a smaller --sigma."
-            )
+            raise not_finite("the workers", self.engine.precision, ("fp32",))
         return torch.from_numpy(found)
 
     def _by_candidates(self, asked: Asked, population: int, members: Sequence[Member]) -> list[Any]:

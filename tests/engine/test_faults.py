@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.engine import Engine, Examples, gate, load_engine
+from bbt_fast.engine.faults import not_finite
 from bbt_fast.engine.session import Session
 from bbt_fast.export.errors import ArtifactError, DeviceError, NumericsError, ParityError
 from bbt_fast.export.model import Encoded
@@ -93,12 +94,26 @@ def test_a_single_fault_costs_one_more_try_in_smaller_chunks(
     torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=1e-5, rtol=0)
 
 
-def test_nan_again_is_an_error_that_names_a_precision(
+def test_nan_names_the_precisions_that_have_more_room() -> None:
+    assert "Try --precision bf16 or fp32, or a smaller" in str(not_finite("torch", "fp16", ("fp32", "bf16", "fp16")))
+    assert "Try --precision fp32, or a smaller" in str(not_finite("ort", "fp16", ("fp32", "fp16")))
+
+
+def test_a_fault_of_hidden_states_does_not_shrink_later_calls(
+    session: Session, engine: Engine, run_by: Callable[..., None]
+) -> None:
+    usual = engine.tokens_per_call
+    spoil(session, run_by, iter([failing(CUDA)]))
+    session.hidden_states(2)
+    assert engine.tokens_per_call == usual
+
+
+def test_nan_again_is_an_error_that_says_what_to_do(
     session: Session, engine: Engine, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
     usual = engine.tokens_per_call
     spoil(session, run_by, iter([nan] * 1000))
-    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinite logits\. Try --precision fp32"):
+    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinite logits\. Try a smaller --sigma"):
         session.evaluate(prompts)
     assert engine.tokens_per_call == usual
 
