@@ -97,7 +97,17 @@ class Classifier(nn.Module):
 
 
 def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) -> ir.Model:
-    """Return the graph of a classifier, for any batch size and texts of ``shortest`` to ``longest`` tokens."""
+    """Return the graph of a classifier, for any batch size and texts of ``shortest`` to ``longest`` tokens.
+
+    Raises:
+        UsageError: if the model's attention sees only a part of such texts.
+    """
+    window = getattr(classifier.model.config, "sliding_window", None)
+    if window is not None and window < longest:
+        raise UsageError(
+            f"this model cannot be baked: its attention has a window of {window} tokens, and the file would "
+            f"ignore it in texts of up to {longest}. Use `bbt-fast predict`."
+        )
     ids = torch.ones(2, max(shortest + 2, 4), dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, -1] = 0

@@ -74,7 +74,7 @@ def plan_from_onnx(path: Path, profile: Profile, gpu: Gpu) -> Path:
 
 def discard(plan: Path) -> None:
     """Remove a plan from the cache."""
-    shutil.rmtree(plan.parent)
+    shutil.rmtree(plan.parent, ignore_errors=True)  # another process may do the same
 
 
 def tensorrt_fault(capability: Capability) -> str | None:

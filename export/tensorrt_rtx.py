@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bindings import Capability
 from .cache import write_bytes
 from .errors import DeviceError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import tensorrt_rtx_bindings as rtx
@@ -76,8 +79,11 @@ def create_context(engine: Any, path: Path) -> tuple[Any, Any]:
 
 
 def save_runtime_cache(cache: Any, path: Path) -> None:
-    """Save the kernels that were compiled for a plan beside it."""
+    """Save the kernels that were compiled for a plan beside it. A failure only means that they are compiled again."""
     content = bytes(cache.serialize())
     kept = path.with_name(RUNTIME_CACHE)
-    if not kept.exists() or kept.read_bytes() != content:
-        write_bytes(kept, content)
+    try:
+        if not kept.exists() or kept.read_bytes() != content:
+            write_bytes(kept, content)
+    except OSError as error:
+        logger.warning("cannot write %s (%s): the next run compiles its kernels again", kept, error.strerror or error)
