@@ -31,6 +31,8 @@ OUTPUT = "logits"
 AXES = ("batch", "sequence")
 MOST = 1 << 20
 """The upper limit for rows and tokens; PyTorch's exporter requires one."""
+ROTATIONS = "position_embeddings"
+"""The name of rotary tables, [1, S, D], among the inputs of layers."""
 
 
 class Classifier(nn.Module):
@@ -77,7 +79,13 @@ class Classifier(nn.Module):
         else:
             position = (input_ids == self.mask_id).long().argmax(dim=1)
         recorded = self._parts.record(input_ids, attention_mask, self._before)
-        tensors = recorded.tensors | {
+        rotations = {
+            name: table.expand(input_ids.shape[0], -1, -1)  # the exporter's operator needs a table for each text
+            for name, table in recorded.tensors.items()
+            if name.startswith(ROTATIONS)
+        }
+        tensors = recorded.tensors | rotations
+        tensors |= {
             "answer_position": position + self._before,
             "label_rows": self.label_rows,
             "label_bias": self.label_bias,
@@ -103,7 +111,7 @@ def onnx_from_classifier(classifier: Classifier, shortest: int, longest: int) ->
         UsageError: if the model's attention sees only a part of such texts.
     """
     window = getattr(classifier.model.config, "sliding_window", None)
-    if window is not None and window < longest:
+    if classifier.mask_id is None and window is not None and window < longest:  # encoders always record their masks
         raise UsageError(
             f"this model cannot be baked: its attention has a window of {window} tokens, and the file would "
             f"ignore it in texts of up to {longest}. Use `bbt-fast predict`."

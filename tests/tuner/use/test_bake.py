@@ -23,12 +23,9 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer
 
 import bbt_fast
-from bbt_fast.benchmarks.harness.tiny import tiny_model
-from bbt_fast.export.classifier import Classifier, write_classifier
+from bbt_fast.export.classifier import Classifier
 from bbt_fast.export.errors import ParityError, UsageError
-from bbt_fast.export.families import FAMILIES
 from bbt_fast.export.model import StagedModel
-from bbt_fast.export.words import LabelWords
 from bbt_fast.tuner.cli.main import main
 from bbt_fast.tuner.data.columns import Row
 from bbt_fast.tuner.demo import rows
@@ -342,12 +339,3 @@ def test_a_pair_task_is_baked_with_its_prefixes(tuned, model_folder, tmp_path, c
     prefixes = config["bbt_fast"]["text_prefixes"]
     given: Any = [tuple(p + t.strip() for p, t in zip(prefixes, pair, strict=True)) for pair in pairs]
     assert np.abs(answers(tmp_path / "baked", given) - expected).max() < FP32
-
-
-def test_a_model_that_sees_only_a_window_of_the_longest_texts_is_refused(tmp_path: Path) -> None:
-    model = tiny_model(next(family for family in FAMILIES if "mistral" in family.model_types), "mistral")
-    model.config.sliding_window = 40
-    prompts, words = torch.zeros(1, 1, 7, model.config.hidden_size), [LabelWords(((5,), (6,)))]
-    graph = Classifier(StagedModel(model, "add", 7, "input"), prompts, words, None, torch.float32)
-    with pytest.raises(UsageError, match="its attention has a window of 40 tokens"):
-        write_classifier(graph, tmp_path / "model.onnx", 12, 41)
