@@ -88,11 +88,18 @@ def opened(path: Path, comparison: Comparison, methods: Sequence[str]) -> dict[s
     rows = dict(record["methods"])
     for equal in path.parent.glob("compare-*.json"):  # of another sweep
         its = json.loads(equal.read_text(encoding="utf-8"))
-        if (its["about"], its.get("sources")) == (about, sources):
+        if (_unusual(its["about"]), its.get("sources")) == (_unusual(about), sources):
             for method in its["methods"].keys() & set(methods):
                 row = its["methods"][method]
                 rows[method] = max(rows.get(method, row), row, key=lambda one: len(one["seeds"]))
     return record | {"swept": comparison.swept, "methods": {name: rows[name] for name in METHODS if name in rows}}
+
+
+def _unusual(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies a record, without a swept option that has its default value."""
+    default = vars(Options())
+    usual = {name for name in default.keys() - set(COMPARED) if about.get(name) == default[name]}
+    return {name: value for name, value in about.items() if name not in usual}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

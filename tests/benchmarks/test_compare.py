@@ -215,6 +215,8 @@ def test_a_sweep_takes_the_steps_of_an_equal_comparison_of_another_sweep(
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("compare-*.json"))]
     assert [record["swept"] for record in records] == ["k_shot", "k_shot", "n_prompt_tokens"]
     assert records[1]["methods"] == records[2]["methods"]
+    compare.main([*given, "--sweep", "intrinsic_dim=500"])
+    assert not asked
     compare.main([*given, "--sweep", "n_prompt_tokens=5"])
     assert len(asked) == 2
 
