@@ -213,7 +213,8 @@ def _compared(
             runs = Path(args.runs).absolute() / comparison.name
             for measured in compare(record, comparison.options, methods, seeds, runs, args.max_epochs, args.jobs):
                 publish(measured | {"made": time.strftime("%Y-%m-%d")}, path, table)
-            plot(record, path.with_suffix(".png"))
+            if comparison.swept == "task_name":  # a sweep has a plot over its values
+                plot(record, path.with_suffix(".png"))
     except filelock.Timeout:
         raise UsageError(f"another process is extending {path}. Wait for it, or give another --output.") from None
     return record

@@ -101,7 +101,9 @@ def plot(option: str, values: Sequence[Any], records: Sequence[Mapping[str, Any]
             means = [statistics.fmean(found[place]) for place in at]
             errors = [statistics.stdev(its) if len(its := found[place]) > 1 else 0.0 for place in at]
             axes.errorbar(at, means, errors, marker="o", capsize=3, label=method)
-        axes.set(xlabel=option, ylabel="test metric, %", title=_subject(option, records))
+        axes.set(xlabel=option, ylabel="test metric, %")
+        axes.set_title(_subject(option, records), fontsize=10)
+        axes.margins(x=0.1)
         axes.set_xticks(list(places), [label(value) for value in values])
         axes.grid(alpha=0.3)
         axes.legend()
