@@ -63,20 +63,21 @@ class Shares:
     """The speeds of workers and their shares of a population."""
 
     def __init__(self) -> None:
-        self._speeds: dict[Any, float | None] = {}
+        self._speeds: dict[Any, float] = {}
+        self._warm: set[Any] = set()
         self._last: tuple[list[Any], int, list[int]] | None = None
 
     def learn(self, member: Any, work: float, seconds: float) -> None:
         """Update a worker's speed with a measurement.
 
-        The first one here, and the first after a restart (speed 0), is not counted: it may contain a compilation.
+        The first one here, and the first after a restart (speed 0), does not count for shares: it may contain a
+        compilation.
         """
         new = work / max(seconds, 1e-9)
-        if not member.speed or member not in self._speeds:
-            member.speed, self._speeds[member] = new, None
-            return
-        old = self._speeds[member]
+        first = self.speed(member) is None
+        old = None if first or member not in self._warm else self._speeds[member]
         self._speeds[member] = member.speed = new if old is None else (1 - NEWEST) * old + NEWEST * new
+        (self._warm.discard if first else self._warm.add)(member)
 
     def speed(self, member: Any) -> float | None:
         """Return a worker's speed in work per second, or None if it is unknown."""
@@ -84,9 +85,10 @@ class Shares:
 
     def of(self, members: Sequence[Any], population: int) -> list[int]:
         """Return the number of candidates of each worker; an unknown speed counts as the mean of the others."""
-        known = [speed for member in members if (speed := self.speed(member)) is not None]
+        found = [self.speed(member) if member in self._warm else None for member in members]
+        known = [speed for speed in found if speed is not None]
         usual = sum(known) / len(known) if known else 1.0
-        speeds = [self.speed(member) or usual for member in members]
+        speeds = [speed or usual for speed in found]
         new = proportional(speeds, population)
         if self._last is not None and self._last[:2] == (list(members), population):
             old = self._last[2]

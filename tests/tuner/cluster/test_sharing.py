@@ -48,6 +48,7 @@ def test_shares_follow_measured_speed_and_stay_where_little_would_be_gained() ->
     assert shares.of([fast, slow], 20) == [10, 10]
     for member in (fast, slow):
         shares.learn(member, 10, 12.0)  # it compiles
+        assert shares.speed(member), "a limit for its next answer is known already"
     shares.learn(fast, 10, 1.0)
     assert shares.of([fast, slow], 20) == [10, 10], "one of unknown speed is taken to be as fast"
     shares.learn(slow, 10, 1.05)
