@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Anatomy:
         self.decoder_layers: list[nn.Module] = list(self._at(family.decoder_layers)) if family.decoder_layers else []
         self.head = self._head()
         names = {name for name, _ in model.named_modules()}
-        self._embeddings: nn.Module = self._at(next(path for path in family.embeddings if path in names))
+        self._embeddings: list[nn.Module] = [self._at(path) for path in family.embeddings if path in names]
 
     def label_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return the vocabulary matrix's rows [C, E] and biases [C] for token ids [C]."""
@@ -118,8 +118,9 @@ class Anatomy:
 
     def _record_text(self, ids: Tensor, mask: Tensor, embedded: Tensor | None = None) -> Recording:
         """Record the layers that prompts enter; ``embedded`` replaces the model's own embeddings."""
-        own = nullcontext() if embedded is None else replaced(self._embeddings, lambda *_, **__: embedded)
-        with own:
+        with ExitStack() as stack:
+            for module in [] if embedded is None else self._embeddings:
+                stack.enter_context(replaced(module, lambda *_, **__: embedded))
             return record(
                 lambda: self._text(input_ids=ids, attention_mask=mask), self.layers, chained=self.family.chained
             )

@@ -45,7 +45,7 @@ class Family:
     layers: str | Callable[[Any], list[str]]
     """Path of the list of layers that prompts enter (the encoder's), or a function that returns the layers' paths."""
     embeddings: tuple[str, ...]
-    """Path of the module whose output enters the first layer. If there are several, the first that exists applies."""
+    """Paths of the modules that embed tokens, the last first: the output of the first that exists enters the layers."""
     head: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
     """Paths of the modules between the last layer and the vocabulary matrix, in order."""
     prompt_start: int = 1
@@ -85,7 +85,7 @@ FAMILIES: tuple[Family, ...] = (
         ("albert",),
         "masked",
         albert_layers,
-        ("albert.encoder.embedding_hidden_mapping_in",),
+        ("albert.encoder.embedding_hidden_mapping_in", "albert.embeddings"),
         ("predictions.dense", "predictions.activation", "predictions.LayerNorm"),
     ),
     Family(

@@ -341,7 +341,7 @@ def test_t5_without_decoder_tokens_and_bert_with_them_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "mode", "taken"),
-    [("roberta", "add", 1), ("roberta", "cat", 1), ("bert", "cat", 0)]
+    [("roberta", "add", 1), ("roberta", "cat", 1), ("bert", "cat", 0), ("electra", "cat", 0), ("albert", "cat", 0)]
     + [(kind, "cat", N_PROMPT_TOKENS) for kind in ("gpt2", "bart")],
 )
 def test_a_text_has_the_positions_that_its_model_can_look_up(model_type: str, mode: str, taken: int) -> None:
