@@ -183,7 +183,7 @@ def _prepared(args: argparse.Namespace, task: str, seed: int, option: str | None
     about = {name: getattr(options, name) for name in COMPARED} | swept | names
     about |= {"n_test": args.n_test, "max_epochs": args.max_epochs}
     ends = [f"n{args.n_test}"] if args.n_test else []
-    ends += [f"{option}-{sweeps.label(value)}"] if option not in (None, "model_name") else []
+    ends += [f"{option}-{sweeps.label(value)}"] if option else []
     its_task = load_task(task)
     setup = Setup(resolve(options, its_task.preset), its_task)
     splits = setup.splits(seed)

@@ -219,6 +219,11 @@ def test_a_sweep_takes_the_steps_of_an_equal_comparison_of_another_sweep(
     assert not asked
     compare.main([*given, "--sweep", "n_prompt_tokens=5"])
     assert len(asked) == 2
+    asked.clear()
+    compare.main([*given, "--k_shot", "4"])
+    compare.main([*given, "--k_shot", "4", "--sweep", "model_name=demo"])
+    assert not asked
+    assert json.loads((tmp_path / "compare-demo-demo-n12.json").read_text("utf-8"))["swept"] == "task_name"
 
 
 def test_another_model_of_the_same_name_is_another_comparison(
