@@ -143,7 +143,7 @@ class Options:
     onnx_model_path: str | None = None
     """A graph written by scripts/export_and_optimize.py, to use instead of a fresh export."""
     precision: str = "auto"
-    """fp32, bf16, fp16, or auto: the engine's first precision that is fast on this device."""
+    """fp32, bf16, fp16, fp16-fast, fp8, or auto: the engine's first precision that is fast on this device."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
     workers: Count | None = None

@@ -183,7 +183,7 @@ def load(
         source: a run's folder, or the hub id of a shared prompt; or several. The folder of a finished command with
             ``seeds`` means all its seeds.
         engine: the engine: torch, ort, ..., or auto.
-        precision: fp32, bf16, fp16, or auto.
+        precision: as the option of a run, or auto.
         device: cpu, cuda, cuda:1, or auto.
         model_name: the location of the base model, if it has moved since the run.
         allow_pickle: also load its weights from pickle files if there are no safetensors.
