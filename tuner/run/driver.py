@@ -97,10 +97,9 @@ def start_evolutions(
         aside = None  # layers that draw ahead from one stream would draw in the order of the threads
     start = partial(
         Evolution, dim, options.sigma, options.generation_size, seed=options.seed, bound=options.bound, aside=aside,
-        optimizer=options.optimizer, generations=rounds,
+        optimizer=options.optimizer, generations=rounds, embedding=embedding, stream=shared,
     )  # fmt: skip
-    streams = [shared or random_stream(options.seed, layer, embedding) for layer in range(layers)]
-    return [start(layer=layer, stream=stream) for layer, stream in enumerate(streams)]
+    return [start(layer=layer) for layer in range(layers)]
 
 
 class Search:

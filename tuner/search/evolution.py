@@ -35,9 +35,9 @@ class Evolution:
     """One optimizer over a vector of length d, started at zero."""
 
     def __init__(
-        self, dim: int, sigma: float, popsize: int, *, seed: int, layer: int = 0, bound: float = 0.0,
-        shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma", generations: int = 0,
-        stream: np.random.RandomState | None = None,
+        self, dim: int, sigma: float, popsize: int, *, seed: int, layer: int = 0, embedding: int = 0,
+        bound: float = 0.0, shifted: bool = True, aside: Executor | None = None, optimizer: str = "cma",
+        generations: int = 0, stream: np.random.RandomState | None = None,
     ) -> None:  # fmt: skip
         """Start a strategy.
 
@@ -46,16 +46,17 @@ class Evolution:
             sigma: initial step size.
             popsize: candidates per generation.
             seed: the run's.
-            layer: selects the random stream.
+            layer: selects the random stream, with ``embedding``.
+            embedding: the number of searches in other projections before this one.
             bound: each coordinate stays in [-bound, bound]; 0 for no bounds.
             shifted: begin to draw from new axes one gap after their covariance; False for pycma's own schedule.
             aside: decomposes covariances beside the engine's work (``threads.background``); None for the caller's
                 thread, with the same numbers.
             optimizer: a name in ``OPTIMIZERS``.
             generations: the planned number; 0 if unknown.
-            stream: the random stream; None for that of seed and layer.
+            stream: the random stream; None for that of seed, layer and embedding.
         """
-        stream = stream or random_stream(seed, layer)
+        stream = stream or random_stream(seed, layer, embedding)
         self.dim = dim
         self._strategy = OPTIMIZERS[optimizer](
             Start(dim, sigma, popsize, stream.randn, bound, shifted, aside, generations)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any
 
 import numpy as np
 
@@ -12,22 +10,16 @@ from .covariance import diverged
 from .generation import Array, Start
 
 
-def import_cma() -> Any:
-    """Return the package ``cma``; it takes a second to import, so only a search does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pycma misses matplotlib, which only its own plots need
-        import cma
-    return cma
-
-
 class Pycma:
     """``cma.CMAEvolutionStrategy``."""
 
     def __init__(self, start: Start) -> None:
         """Start a strategy."""
+        import cma  # takes a second, which only a search needs
+
         options = {"popsize": start.popsize, "randn": start.randn, "seed": math.nan, "verbose": -9}
         bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
-        self._strategy = import_cma().CMAEvolutionStrategy(start.dim * [0.0], start.sigma, options | bounds)
+        self._strategy = cma.CMAEvolutionStrategy(start.dim * [0.0], start.sigma, options | bounds)
         self._asked: list[Array] = []
         self.ended = False
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from .covariance import Axes, Covariance, Lesson
 from .generation import Array, Start
-from .pycma import import_cma
 
 GAPS = 2
 """Gap between decompositions, in units of pycma's lazy gap."""
@@ -51,10 +50,11 @@ class Strategy:
 
     def __init__(self, start: Start) -> None:
         """Start a strategy."""
+        import cma  # takes a second, which only a search needs
+
         dim = start.dim
         options = {"popsize": start.popsize, **self.OPTIONS}
         bounds = {"bounds": [-start.bound, start.bound]} if start.bound else {}
-        cma = import_cma()
         published = cma.CMAEvolutionStrategy(dim * [0.0], start.sigma, options | bounds)
         self.N, self.sp, self.opts, self.countiter = dim, published.sp, published.opts, 0
         self.sigma, self.mean, self.isotropic_mean_shift = start.sigma, np.zeros(dim), np.zeros(dim)
