@@ -244,7 +244,7 @@ class Scorer:
             return Answer({"logits": logits.cpu().numpy()}, {})
         if loss not in LOSSES or registered.labels is None:
             raise UsageError(f"loss must be one of {', '.join(LOSSES)}, for examples registered with labels.")
-        losses, _ = Yardstick(LOSSES[loss], METRICS["accuracy"], "other")(logits, registered.labels)
+        losses, _ = Yardstick(LOSSES[loss], METRICS["accuracy"])(logits, registered.labels)
         return Answer({"losses": losses}, {})
 
     def _prompts(self, owner: str, graph: str, message: Message) -> Tensor:

@@ -108,7 +108,7 @@ class Case:
         Raises:
             NumericsError: if the loss is NaN or infinite.
         """
-        yardstick = Yardstick(cross_entropy_loss, METRICS[self.task.metric], "fp32")
+        yardstick = Yardstick(cross_entropy_loss, METRICS[self.task.metric])
         loss, metric = yardstick(logits[None].float().cpu(), self.labels(part))
         return Score(float(metric[0]), float(loss[0]))
 

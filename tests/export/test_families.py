@@ -212,7 +212,7 @@ def two_generations(engine: Engine, examples: Examples) -> list[Array]:
     scale = normal_scale(spread_of(engine.word_embeddings), dim, 1.0, sigma)
     origin = torch.zeros(engine.n_prompt_tokens, engine.hidden_size)
     projections = draw_projections("normal", 0, dim, [scale] * layers, [origin] * layers, engine.device)
-    yardstick = Yardstick(cross_entropy_loss, accuracy, engine.precision)
+    yardstick = Yardstick(cross_entropy_loss, accuracy)
     oracle = Objective(engine.open(examples), torch.arange(len(examples)) % 3, projections, yardstick)
     evolutions = [Evolution(dim, sigma, popsize, seed=1, layer=layer) for layer in range(layers)]
     search = bbt(oracle, evolutions, 2) if engine.cuts == "input" else bbtv2(oracle, evolutions, 2 * layers)

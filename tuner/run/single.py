@@ -80,7 +80,7 @@ class Run:
         self.origins, self.model = origins, model
         earlier = earlier_prompts(options, origins.shape)
         self.earlier = torch.stack(earlier) if earlier else None
-        self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[task.metric], engine.precision)
+        self.yardstick = Yardstick(LOSSES[options.loss_type], METRICS[task.metric])
 
     def execute(
         self, folder: RunFolder, control: Control, progress: Progress, config: PromptConfig | None = None

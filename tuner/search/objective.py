@@ -17,12 +17,6 @@ from .losses import Loss
 from .metrics import Metric
 from .projection import Projection, Space
 
-WAYS_OUT = {
-    "fp32": "the prompts leave the range the model can take; try a smaller --sigma or --alpha",
-    "fp16": "fp16 overflows with this model; try --precision bf16 or fp32",
-    "other": "try --precision fp32",
-}
-
 
 @dataclass(frozen=True)
 class Yardstick:
@@ -30,8 +24,6 @@ class Yardstick:
 
     loss: Loss
     metric: Metric
-    precision: str
-    """The engine's precision, for the message about NaN."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Array, Array]:
         """Return the loss and the metric of every prompt, [P] each, from label logits [P, N, C] and classes [N].
@@ -45,8 +37,7 @@ class Yardstick:
         broken = int((~np.isfinite(loss)).sum())
         if broken:
             raise NumericsError(
-                f"{broken} of {len(loss)} prompts got a loss that is NaN or infinite in {self.precision}: "
-                f"{WAYS_OUT.get(self.precision, WAYS_OUT['other'])}."
+                f"{broken} of {len(loss)} prompts got a loss that is NaN or infinite. Try --precision fp32."
             )
         return loss, metric
 

@@ -159,7 +159,7 @@ class Classifier:
             fits=fits,
         )
         encoded = self.encoder.encode(rows)
-        yardstick = Yardstick(LOSSES["ce"], METRICS[task.metric], self.engine.precision)
+        yardstick = Yardstick(LOSSES["ce"], METRICS[task.metric])
         loss, metric = yardstick(self.logits(encoded)[None], encoded.labels)
         return Evaluation(task.metric, float(metric[0]), float(loss[0]), len(rows), encoded.truncated)
 
