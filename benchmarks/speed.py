@@ -34,6 +34,11 @@ from bbt_fast.export.errors import BbtFastError
 from bbt_fast.export.parity import Parity, compare
 from bbt_fast.export.precision import precision_of
 
+DESCRIPTION = (
+    "Compare how fast bbt-fast and the PyTorch baselines evaluate a population, answers checked first. "
+    "Without flags: BBT on a small model's shape, with random weights and SST-2's text lengths."
+)
+"""Of ``bbt-fast bench``."""
 LOADING, CHECKING = 0.55, 0.75
 """The shares of a limited time at which all contenders must be loaded, and checked; the rest is for repeats."""
 TAKEN_APART = ("bbt-fast", "torch-best")
@@ -258,7 +263,19 @@ def failed(record: dict[str, Any]) -> bool:
     return any(figures["status"] in ("wrong", "failed") for figures in record["contenders"].values())
 
 
-def run(options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> str:
+    """Run the comparison that the flags ask for, and return its table.
+
+    Raises:
+        BbtFastError: if a contender gave wrong answers or broke; the message holds the table.
+    """
+    record = measured(options, options.output)
+    if failed(record):
+        raise BbtFastError(f"a contender was wrong or failed.\n{table(record)}")
+    return table(record)
+
+
+def measured(options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
     """Run the comparison that the flags ask for, write its record and return it.
 
     Args:
@@ -292,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     name = f"speed-{Path(options.model).name}-{options.algorithm}-{options.device}.json"
     try:
-        record = run(options, options.output or RESULTS / name)
+        record = measured(options, options.output or RESULTS / name)
     except BbtFastError as error:
         print(f"speed.py: {error}", file=sys.stderr)
         return 2
