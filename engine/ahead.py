@@ -114,8 +114,6 @@ def load_ahead(
         raise MissingExtraError(
             f"building plans for a GPU of another machine needs {RTX.title}, which is not installed: `{RTX.install}`."
         )
-    savings = Savings.on("cuda")
-    staged = StagedModel(model, mode, n_prompt_tokens, cuts, answer_only=savings.answer_only)
-    engine = AheadEngine(staged, precision, gpu)
+    engine = AheadEngine(StagedModel(model, mode, n_prompt_tokens, cuts), precision, gpu)
     engine.check_parity()
     return engine

@@ -191,7 +191,6 @@ class TensorRtEngine(Engine):
     name = "trt"
     precisions: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": PRECISIONS}
     bucket_overhead: ClassVar[dict[str, int]] = {"cuda": BUCKET_TOKENS}
-    queue_class: ClassVar[type[Queue]] = Queue
     plan_class: ClassVar[type[Plan]] = Plan
     runs: ClassVar[bool] = True
     """Whether plans run here, so that the parity gate applies."""
@@ -209,7 +208,7 @@ class TensorRtEngine(Engine):
         self._loaded: TensorRtRunner | None = None
 
     def _new_queue(self) -> Queue:
-        return self.queue_class(self.device)
+        return Queue(self.device)
 
     @classmethod
     def cuda_fault(cls) -> str | None:

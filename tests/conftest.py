@@ -291,7 +291,7 @@ def fake_tensorrt() -> Iterator[ModuleType]:
 
         patch.setattr(TensorRtEngine, "precisions", {"cpu": ("fp32", "fp16", "bf16")})
         patch.setattr(TensorRtEngine, "bucket_overhead", {"cpu": 8})
-        patch.setattr(TensorRtEngine, "queue_class", CpuQueue)
+        patch.setattr(TensorRtEngine, "_new_queue", lambda engine: CpuQueue(engine.device))
         yield fake
 
 

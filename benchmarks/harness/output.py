@@ -52,10 +52,10 @@ def fault(figures: Mapping[str, Any]) -> str:
     return f"**{figures['status']}**: {reason}"
 
 
-def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Return the mean and, for several values, the sample standard deviation in parentheses."""
-    deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+    deviation = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def packages(versions: Mapping[str, str]) -> str:

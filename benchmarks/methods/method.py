@@ -166,8 +166,6 @@ class Method:
     """From a case, and whether to test, to an outcome."""
     grid: tuple[Setting, ...]
     """The settings; if there are several, the development set of the first seed selects one."""
-    source: str
-    """The publication, or the source of the settings."""
 
 
 def own_peak(device: torch.device) -> float | None:

@@ -60,7 +60,7 @@ def search_plot(run: RunView) -> Figure | None:
     """Loss and metric against evaluations."""
     if not run.lines:
         return None
-    figure, (loss, metric) = _panels(run, 2)
+    figure, (loss, metric) = _panels(run)
     if len(run.layers) > 1:
         _layered(figure, loss, run, "loss")
         loss.set_title("loss: each layer's best candidate of a generation, on train")
@@ -80,7 +80,7 @@ def evolution_plot(run: RunView) -> Figure | None:
     """Step size and axis ratio of the optimizer."""
     if not run.lines:
         return None
-    figure, panels = _panels(run, 2)
+    figure, panels = _panels(run)
     for axes, name, title in zip(panels, ("sigma", "axis_ratio"), ("step size", "axis ratio"), strict=True):
         if len(run.layers) > 1:
             _layered(figure, axes, run, name)
@@ -156,10 +156,10 @@ PLOTS: dict[str, Callable[[RunView], Figure | None]] = {
 _percent = FuncFormatter(lambda value, _: f"{value:.0%}")
 
 
-def _panels(run: RunView, count: int) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(WIDTH, HEIGHT * count), layout="constrained")
+def _panels(run: RunView) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(WIDTH, 2 * HEIGHT), layout="constrained")
     figure.suptitle(_title(run), x=0.01, ha="left", fontsize=10, color=GREY)
-    panels = list(figure.subplots(count, 1, sharex=True))
+    panels = list(figure.subplots(2, 1, sharex=True))
     panels[-1].set_xlabel("evaluations")
     panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure, panels

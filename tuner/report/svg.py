@@ -11,6 +11,8 @@ from .curves import Points
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 74, 20, 14, 36
+MOST_STEPS = 5
+"""Largest number of steps between an axis's ends."""
 MOST_POINTS = 400
 """Largest number of points in a curve, more than its width can show."""
 COLOURS = 8
@@ -69,11 +71,11 @@ def line_chart(name: str, series: Sequence[Series], *, percent: bool = False) ->
     return "".join([*parts, "</svg>"])
 
 
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Return at least two ticks that enclose a range; their step is 1, 2 or 5 times a power of ten."""
     if not high > low:
         low, high = low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05
-    raw = (high - low) / (most - 1)
+    raw = (high - low) / MOST_STEPS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
