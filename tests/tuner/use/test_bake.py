@@ -279,13 +279,13 @@ print(json.dumps([logits, [names[str(int(np.argmax(row)))] for row in logits]]))
 
 
 @pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_python(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with onnxruntime, tokenizers and numpy; skips if pip cannot get them."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile"]
-    pip += ["onnxruntime", "tokenizers", "numpy"]
+    pip += ["-c", str(repo_root / "constraints.txt"), "onnxruntime", "tokenizers", "numpy"]
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(pip, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
