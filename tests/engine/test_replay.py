@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
-from bbt_fast.engine import Engine, Examples, Session, load_engine
-from bbt_fast.engine.ort import OrtEngine
+from bbt_fast.engine import Engine, Examples, Session, load_engine, ort
+from bbt_fast.engine.ort import OrtEngine, OrtRunner
 from bbt_fast.engine.replay import MOST, PLAIN, Replay
+from bbt_fast.export.errors import DeviceError
 
 N_PROMPT_TOKENS = 5
 LAYERS = 3
@@ -283,3 +284,24 @@ def test_logits_are_on_the_cpu(
 ) -> None:
     session = load(name, roberta).open(make_examples(roberta, "add", N_PROMPT_TOKENS))
     assert session.evaluate(make_prompts(roberta, 2)).device.type == "cpu"
+
+
+def test_onnx_runtime_without_cuda_graphs_answers_without(
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Plain(OrtRunner):
+        def __init__(self, *given: Any, graphs: bool) -> None:
+            if graphs:
+                raise DeviceError("graphs are not supported here")
+            super().__init__(*given, graphs=False)
+
+    monkeypatch.setattr(ort, "OrtRunner", Plain)
+    engine = replaying("ort", roberta)
+    assert isinstance(engine, OrtEngine)
+    encoded = engine.open(make_examples(roberta, "add", N_PROMPT_TOKENS))._buckets[0].encoded
+    assert isinstance(engine._load(encoded), Plain)
+    assert engine.replay is None
+    assert "continuing without (graphs are not supported here)" in caplog.text

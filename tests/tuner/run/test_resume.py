@@ -14,6 +14,7 @@ from bbt_fast.export.errors import ArtifactError
 from bbt_fast.tuner.artifacts.metrics_log import MetricsLog
 from bbt_fast.tuner.artifacts.prompt import read_prompt
 from bbt_fast.tuner.artifacts.result import MEASURED
+from bbt_fast.tuner.run import single
 from bbt_fast.tuner.run.control import Control, RunInterruptedError
 from bbt_fast.tuner.run.driver import Search
 
@@ -130,6 +131,24 @@ def test_a_stop_file_ends_after_the_generation_with_the_best_prompt_saved(whole,
     with pytest.raises(RunInterruptedError, match=r"stopped by the file .*stop after 40 evaluations\. The best prompt"):
         start(cut, options)
     assert torch.isfinite(read_prompt(cut)[0]).all()
+    assert not (cut / "result.json").exists()
+    monkeypatch.undo()
+    start(cut, options)
+    check_same(folder, cut)
+
+
+@plainly
+def test_a_stop_after_the_search_leaves_the_test_for_later(whole, tmp_path, start, monkeypatch):
+    options, folder, _ = whole
+    control, cut, answered = Control(), tmp_path / "stopped", single.test_logits
+
+    def stopped(*given):
+        control.request = "SIGTERM"
+        return answered(*given)
+
+    monkeypatch.setattr(single, "test_logits", stopped)
+    with pytest.raises(RunInterruptedError, match=r"stopped by SIGTERM after the search, before the test\. The best"):
+        start(cut, options, control=control)
     assert not (cut / "result.json").exists()
     monkeypatch.undo()
     start(cut, options)
