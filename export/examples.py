@@ -49,15 +49,16 @@ class Examples:
                 f"attention_mask is {list(self.attention_mask.shape)}, but input_ids is {[n, length]}: give one mask "
                 "value per token."
             )
-        if not bool(self.attention_mask[:, 0].all()) or bool((self.attention_mask.diff(dim=1) > 0).any()):
+        text = torch.arange(length, device=self.attention_mask.device) < self.lengths.clamp(min=1)[:, None]
+        if not torch.equal(self.attention_mask, text.to(self.attention_mask.dtype)):
             raise ShapeError("attention_mask is not right-padded: each row must be ones, then zeros.")
         if self.answer_position.shape != (n,):
             raise ShapeError(f"answer_position is {list(self.answer_position.shape)}, but there are {n} examples.")
-        if self.decoder_input_ids is not None and self.decoder_input_ids.shape[:1] != (n,):
-            raise ShapeError(f"decoder_input_ids has {self.decoder_input_ids.shape[0]} rows for {n} examples.")
-        read = length if self.decoder_input_ids is None else self.decoder_input_ids.shape[1]
-        if int(self.answer_position.min()) < 0 or int(self.answer_position.max()) >= read:
-            raise ShapeError(f"answer_position must lie within 0 to {read - 1}, the positions of the text.")
+        read = self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids
+        if read.ndim != 2 or len(read) != n or 0 in read.shape:
+            raise ShapeError(f"decoder_input_ids must be [N, T] with N = {n} and T > 0, not {list(read.shape)}.")
+        if int(self.answer_position.min()) < 0 or int(self.answer_position.max()) >= read.shape[1]:
+            raise ShapeError(f"answer_position must lie within 0 to {read.shape[1] - 1}, the positions of the text.")
         if self.label_token_ids.ndim != 1 or self.label_token_ids.numel() < 1:
             raise ShapeError(f"label_token_ids must be [W], not {list(self.label_token_ids.shape)}.")
         for name in ("label_classes", "label_bias"):

@@ -153,8 +153,6 @@ class Scorer:
             for name in FIELDS
             if name in given
         }
-        if not np.isin(tensors["attention_mask"], (0, 1)).all():
-            raise ShapeError("attention_mask must hold only ones and zeros.")
         examples = Examples(**tensors)
         labels = class_labels(message, len(examples), len(examples.words_of_classes))
         return self.register(owner, graph, examples, labels)

@@ -32,6 +32,12 @@ from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build
 
 GRAPH = "/v2/models/scorer/versions/add-5-input"
+TEXT = {
+    "input_ids": np.array([[2, 5, 5, 5, 5, 5, 7, 3]]),
+    "attention_mask": np.array([[1] * 8]),
+    "answer_position": np.array([6]),
+    "label_token_ids": np.array([5, 6]),
+}
 MALFORMED_STATUSES = {400, 404, 405, 413, 415, 422}
 
 
@@ -120,6 +126,8 @@ def test_z_under_a_registered_projection_and_losses(
         ("infer", {"prompts": np.zeros((1, 5, 32), np.float32)}, {"examples": 7}, 400, "usage"),
         ("infer", {}, {}, 404, "unknown"),
         ("examples", {"input_ids": np.zeros((1, 5), np.int64)}, {}, 400, "usage"),
+        ("examples", TEXT | {"attention_mask": np.array([[1] * 6 + [2, 0]])}, {}, 400, "shape"),
+        ("examples", TEXT | {"decoder_input_ids": np.array([5])}, {}, 400, "shape"),
         ("embeddings", {"ids": np.array([10**6])}, {}, 400, "shape"),
         ("projections", {}, {"kind": "other", "dim": 5}, 400, "usage"),
         ("projections", {}, {"dim": 10**5, "seed": 0, "scale": 10**400}, 400, "usage"),
