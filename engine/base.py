@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..export.cache import read_record, write_record
+from ..export.cache import code_digest, read_record, write_record
 from ..export.errors import DeviceError, ParityError
 from ..export.examples import Examples
 from ..export.families import Family
@@ -275,6 +275,8 @@ class Engine(ABC):
     def accept(self, record: Path | None, measure: Callable[[], Parity], part: str = "") -> None:
         """Check the parity figures in a record, or measure and record them, and keep the worst of all graphs.
 
+        A record of other engine code is measured again.
+
         Args:
             record: the file for the figures, if there is one.
             measure: compares the graph with PyTorch.
@@ -284,13 +286,15 @@ class Engine(ABC):
             ParityError: if they do not meet the precision's thresholds.
         """
         part = part and f", {part},"
-        parity = None if record is None else Parity.from_dict(read_record(record))
+        code = code_digest(Path(__file__).parent)
+        kept = {} if record is None else read_record(record) or {}
+        parity = Parity.from_dict(kept.get("figures")) if kept.get("code") == code else None
         if parity is None:
             parity = measure()
             logger.info("parity of %s %s%s with PyTorch fp32: %s", self.name, self.precision, part, parity)
         parity.require(precision_of(self.precision), f"{self.name} in {self.precision} on {self.device}{part}")
         if record is not None:
-            write_record(record, parity.as_dict())
+            write_record(record, {"code": code, "figures": parity.as_dict()})
         if parity.spearman < self.parity.get("spearman", math.inf):
             self.parity = parity.as_dict()
 

@@ -12,7 +12,7 @@ import torch
 from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
-from ..export.cache import entry
+from ..export.cache import code_digest, entry
 from ..export.errors import ArtifactError
 from ..export.graphs import OPSET, Source, onnx_from_stage, save_graph
 from ..export.model import Encoded, StagedModel
@@ -54,7 +54,8 @@ def onnx_files(
     key = _key(staged, encoded, dtype) | {"fused": fused}
     if given is not None:
         return OnnxFiles(_given_paths(given, staged, key), kept=False)
-    folder = entry(key, lambda folder: _build(staged, encoded, dtype, _paths(folder, staged), key))
+    kept = key | {"exporter": code_digest(Path(__file__))}
+    folder = entry(kept, lambda folder: _build(staged, encoded, dtype, _paths(folder, staged), key))
     return OnnxFiles(_paths(folder, staged), kept=True)
 
 

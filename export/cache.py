@@ -49,7 +49,7 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     Raises:
         ArtifactError: if the cache folder cannot be written.
     """
-    key = {**key, "code": _code()}
+    key = {**key, "code": code_digest(Path(__file__).parent)}
     folder = cache_folder() / digest(key)
     with _writing(folder.parent), _locked(folder):
         for leftover in folder.parent.glob(f"{folder.name}.*/"):
@@ -71,9 +71,9 @@ def entry(key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
 
 
 @cache
-def _code() -> str:
-    """Return a digest of the sources of ``export/``: in a checkout they change while the version does not."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+def code_digest(place: Path) -> str:
+    """Return a digest of a source file or of all in a folder: in a checkout they change while the version does not."""
+    sources = sorted(place.glob("*.py")) if place.is_dir() else [place]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:24]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -100,10 +101,22 @@ def test_what_a_killed_build_left_is_removed(folder: Path) -> None:
     assert not left.parent.exists()
 
 
-def test_other_code_builds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache.entry(KEY, Builder())
-    monkeypatch.setattr(cache, "_code", lambda: "edited")
-    assert cache.entry(KEY, Builder()) != before
+SOURCES = sorted(path.name for path in Path(cache.__file__).parent.glob("*.py"))
+
+
+def test_code_with_any_file_edited_builds_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [cache.entry(KEY, Builder())]
+    for edited in (None, *SOURCES):
+        copy = shutil.copytree(Path(cache.__file__).parent, tmp_path_factory.mktemp("code") / "export")
+        if edited is not None:
+            (copy / edited).write_text((copy / edited).read_text() + "edited = True\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "__file__", str(copy / "cache.py"))
+            entries.append(cache.entry(KEY, Builder()))
+    assert entries[0] == entries[1]
+    assert len(set(entries)) == 1 + len(SOURCES)
 
 
 def test_a_failed_build_leaves_nothing_behind(folder: Path) -> None:

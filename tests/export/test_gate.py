@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from bbt_fast.engine import base
 from bbt_fast.engine.base import Engine
 from bbt_fast.engine.pytorch import TorchEngine
 from bbt_fast.engine.reference import ModuleRunner
@@ -98,6 +101,26 @@ def test_rounding_is_not_taken_for_a_fault_where_prompts_hardly_matter(
     monkeypatch.setattr(parity, "LEAST_SPREAD", 0.0)  # never on wider prompts: as the gate was
     with pytest.raises(ParityError, match=r"Spearman 0\.9[0-4]"):
         Altered(untrained, "fp16", nothing).check_parity()
+
+
+def test_figures_are_measured_again_by_other_engine_code(
+    untrained: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, measured = Altered(untrained, "fp32", nothing), []
+
+    def measure() -> Parity:
+        measured.append(Parity(0.0, 0.0, 1.0, 1.0))
+        return measured[-1]
+
+    copies = [shutil.copytree(Path(base.__file__).parent, tmp_path / name) for name in ("first", "same", "edited")]
+    gate = copies[-1] / "gate.py"
+    gate.write_text(gate.read_text() + "edited = True\n")
+    counts = []
+    for sources in (*copies, copies[-1]):
+        monkeypatch.setattr(base, "__file__", str(sources / "base.py"))
+        engine.accept(tmp_path / "parity.json", measure)
+        counts.append(len(measured))
+    assert counts == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("wrong", [tanh_gelu, wide_epsilon, no_mask])

@@ -53,13 +53,19 @@ def test_a_checkpoint_without_its_language_model_head_is_refused(tmp_path: Path)
 def test_the_fingerprint_is_of_weights_and_configuration(tmp_path: Path) -> None:
     torch.manual_seed(0)
     saved = BertForMaskedLM(BertConfig(**SIZES))
-    prints = []
-    for folder, change in (("one", {}), ("moved", {"use_cache": False}), ("relu", {"hidden_act": "relu"})):
+
+    def fingerprint(folder: str, **change: object) -> str:
         saved.save_pretrained(tmp_path / folder)
         model = load_model(tmp_path / folder)
         BertConfig(**{**model.config.to_dict(), **change}).save_pretrained(tmp_path / folder)
-        prints.append(StagedModel(load_model(tmp_path / folder), "add", 5, "input").fingerprint)
-    assert prints[0] == prints[1] != prints[2]
+        return StagedModel(load_model(tmp_path / folder), "add", 5, "input").fingerprint
+
+    first = fingerprint("one")
+    assert fingerprint("moved", use_cache=False) == first
+    assert fingerprint("relu", hidden_act="relu") != first
+    with torch.no_grad():
+        saved.bert.encoder.layer[-1].output.dense.weight[-1, -1] += 1e-3
+    assert fingerprint("one weight") != first
 
 
 def test_an_electra_discriminator_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from bbt_fast.benchmarks.harness.tiny import TINY, tiny_model
 from bbt_fast.engine.onnx_files import _source
-from bbt_fast.export import graphs
+from bbt_fast.export import graphs, traces
 from bbt_fast.export.families import FAMILIES
 from bbt_fast.export.graphs import Source, onnx_from_stage
 from bbt_fast.export.model import Encoded, StagedModel
@@ -150,6 +150,29 @@ def test_a_number_that_is_no_weight_is_part_of_the_structure() -> None:
         found.add(signature(stage))
     assert None not in found
     assert len(found) == 2
+
+
+def test_a_trace_is_found_again_by_structure_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BBT_FAST_CACHE", str(tmp_path))
+    first, second, *_ = encode("roberta", "add").stages
+    traced: list[torch.dtype] = []
+
+    def trace(stage: Any, samples: tuple[torch.Tensor, ...]) -> ir.Model:
+        traced.append(samples[0].dtype)
+        return ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 23}), ir_version=11)
+
+    def graph(stage: Any, dtype: torch.dtype = torch.float32) -> int:
+        """Ask for a stage's graph; return how many were traced so far."""
+        mask = torch.ones(6, 1, 20, 20, dtype=torch.bool)
+        traces._graph(stage, (torch.zeros(2, 6, 20, TINY["hidden_size"], dtype=dtype), mask), dtype, trace)
+        return len(traced)
+
+    assert [graph(first), graph(first), graph(second)] == [1, 1, 1]
+    assert [graph(first, torch.float16), graph(second, torch.float16)] == [2, 2]
+    version = traces.version
+    for number, package in enumerate(("bbt-fast", "torch", "transformers", "onnx", "onnxscript", "onnx-ir"), 3):
+        monkeypatch.setattr(traces, "version", lambda name, other=package: "0" if name == other else version(name))
+        assert [graph(first), graph(second)] == [number, number], package
 
 
 def test_a_stage_that_reads_its_numbers_shares_with_no_other() -> None:
