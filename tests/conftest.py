@@ -300,5 +300,6 @@ def fake_tensorrt() -> Iterator[ModuleType]:
 def fake(fake_tensorrt: ModuleType) -> Iterator[ModuleType]:
     """The fake TensorRT, without builds or faults of other tests."""
     fake_tensorrt.builds.clear()
+    fake_tensorrt.runs.clear()
     yield fake_tensorrt
     fake_tensorrt.faults.clear()

@@ -4,7 +4,7 @@ It has the names, signatures and return values of the real bindings as far as bb
 two), refuses what TensorRT refuses, and runs a plan's graph on the memory whose addresses it is given. It says nothing
 about TensorRT's kernels, speed, or which graphs it can build.
 
-Tests set ``faults`` to make a step fail, and read ``builds``.
+Tests set ``faults`` to make a step fail, and read ``builds`` and ``runs``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ build of attention by lengths. With "wrong" a population's answers come out in t
 attention by lengths sees some padding."""
 builds: list[dict[str, Any]] = []
 """What has been built: the shapes, and the number of timings that were known before."""
+runs: list[int] = []
+"""The address of the device memory that each execution was given."""
 
 
 class LayerType(enum.IntEnum):
@@ -414,13 +416,14 @@ class ICudaEngine:
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, has_memory: bool) -> None:
-        self._engine, self._has_memory = engine, has_memory
+        self._engine, self._has_memory, self._memory = engine, has_memory, 0
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         model = _widened(engine._model)
         self._session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def set_device_memory(self, memory: SupportsInt, size: SupportsInt) -> None:
+        self._memory = int(memory)
         self._has_memory = int(memory) > 0 and int(size) >= self._engine.device_memory_size_v2
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -450,6 +453,7 @@ class IExecutionContext:
             return self._refuse("no device memory")
         if set(self._addresses) != set(self._engine._values) or "execute" in faults:
             return self._refuse("Error Code 1: Cuda Runtime (an illegal memory access was encountered)")
+        runs.append(self._memory)
         dtypes = {name: self._engine.get_tensor_dtype(name) for name in self._engine._values}
         inputs = {name: _read(self._addresses[name], self._inputs[name], dtypes[name]) for name in self._inputs}
         (output,) = self._session.run(None, inputs)
