@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,24 +131,22 @@ def test_a_failed_build_leaves_nothing_behind(folder: Path) -> None:
 
 
 def test_two_builders_of_one_entry_do_not_meet() -> None:
-    inside, most = 0, 0
-    guard = threading.Lock()
+    build, together, met = Builder(), threading.Barrier(4), threading.Event()
 
-    def build(scratch: Path) -> None:
-        nonlocal inside, most
-        with guard:
-            inside += 1
-            most = max(most, inside)
-        (scratch / "a.onnx").write_bytes(b"graph")
-        with guard:
-            inside -= 1
+    def slowly(scratch: Path) -> None:
+        build(scratch)
+        if build.calls > 1:
+            met.set()
+        met.wait(timeout=0.2)  # time for another to enter
 
-    threads = [threading.Thread(target=cache.entry, args=(KEY, build)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
+    def find(_: int) -> Path:
+        together.wait(timeout=60)
+        return cache.entry(KEY, slowly)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(find, range(4)))
+    assert build.calls == 1
+    assert len(set(found)) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_way_out(
