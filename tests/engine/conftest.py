@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor
 
 from bbt_fast.engine.buckets import Bucket
+from bbt_fast.engine.prefix import SharedPrefix
 from bbt_fast.engine.runner import Runner
 
 
@@ -22,6 +23,6 @@ class Double(Runner):
 
 
 @pytest.fixture
-def run_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Bucket, Callable[..., Tensor]], None]:
-    """Let a bucket run its stages by a function."""
-    return lambda bucket, run: monkeypatch.setattr(bucket, "run", Double(run))
+def run_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Bucket | SharedPrefix, Callable[..., Tensor]], None]:
+    """Let a bucket or a shared prefix run its stages by a function."""
+    return lambda part, run: monkeypatch.setattr(part, "run" if isinstance(part, Bucket) else "_run", Double(run))

@@ -47,18 +47,24 @@ def spoil(session: Session, run_by: Callable[..., None], faults: Iterator[Answer
     """Let one fault after the other happen in calls of a session's runner; return the sizes it is called with."""
     sizes: list[int] = []
     for bucket in session._buckets:
-        run = bucket.run
-
-        def faulty(
-            stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor], run: Callable[..., Tensor] = run
-        ) -> Tensor:
-            sizes.append(max(hidden.shape[0], prompt.shape[0]))
-            answer = run(stage, hidden, prompt, tensors)
-            fault = next(faults, None)
-            return answer if fault is None else fault(answer)
-
-        run_by(bucket, faulty)
+        run_by(bucket, faulty(bucket.run, faults, sizes))
     return sizes
+
+
+def faulty(run: Callable[..., Tensor], faults: Iterator[Answer], sizes: list[int]) -> Callable[..., Tensor]:
+    """A runner with one fault after the other, which notes the sizes it is called with."""
+
+    def run_with_faults(stage: int, hidden: Tensor, prompt: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        sizes.append(max(hidden.shape[0], prompt.shape[0]))
+        answer = run(stage, hidden, prompt, tensors)
+        fault = next(faults, None)
+        return answer if fault is None else fault(answer)
+
+    return run_with_faults
+
+
+def right(answer: Tensor) -> Tensor:
+    return answer
 
 
 def nan(answer: Tensor) -> Tensor:
@@ -92,6 +98,29 @@ def test_a_single_fault_costs_one_more_try_in_smaller_chunks(
     assert "torch failed: trying once more with fewer candidates at a time (" in caplog.text
     assert sizes[-2:] == [3, 3]
     torch.testing.assert_close(session.evaluate(prompts, layer), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fault", [nan, failing(CUDA)])
+@pytest.mark.parametrize("call", [0, 1, 2], ids=["layer 0", "layer 1", "candidates"])
+def test_a_single_fault_of_the_shared_prefix_is_not_kept(
+    call: int,
+    fault: Answer,
+    make_model: Callable[..., PreTrainedModel],
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    run_by: Callable[..., None],
+) -> None:
+    model = make_model("gpt2")
+    engine = load_engine("torch", model, n_prompt_tokens=N_PROMPT_TOKENS, cuts="layers", precision="fp32", device="cpu")
+    examples, prompts = make_examples(model, "add", N_PROMPT_TOKENS), make_prompts(model, 6, N_PROMPT_TOKENS)
+    expected = engine.open(examples).evaluate(prompts, 2)
+    session = engine.open(examples)
+    assert session._prefix is not None
+    sizes: list[int] = []
+    run_by(session._prefix, faulty(session._prefix._run, iter([*[right] * call, fault]), sizes))
+    torch.testing.assert_close(session.evaluate(prompts, 2), expected, atol=1e-5, rtol=0)
+    assert sizes[: call + 1] == [1, 1, 6][: call + 1]
+    torch.testing.assert_close(session.evaluate(prompts, 2), expected, atol=1e-5, rtol=0)
 
 
 def test_nan_names_the_precisions_that_have_more_room() -> None:
