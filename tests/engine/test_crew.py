@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bbt_fast.benchmarks.harness.tiny import tiny_model
-from bbt_fast.engine import ENGINES, Engine, Examples, load_engine
+from bbt_fast.engine import ENGINES, Engine, Examples, crew, load_engine
 from bbt_fast.engine.crew import Crew
 from bbt_fast.export.families import FAMILIES
 
@@ -50,22 +50,34 @@ def test_a_crew_of_one_is_the_caller() -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_after_a_failure_nothing_runs_on_and_nothing_is_begun(failing: int) -> None:
+def test_after_a_failure_nothing_runs_on_and_nothing_is_begun(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    gate = threading.Event()
+    ended: list[int] = []
+    other, cancelled = threading.Event(), threading.Event()
 
     def work(item: int) -> None:
         begun.append(item)
         if item == failing:
+            assert other.wait(timeout=60)
+            ended.append(item)
             raise ValueError("no")
-        gate.wait(timeout=0.2 if item == 0 else 0.02)
+        other.set()
+        assert cancelled.wait(timeout=60)
+        ended.append(item)
 
-    with pytest.raises(ValueError, match="no"):
-        Crew(2).each(work, range(50))
-    soon = len(begun)
-    gate.set()
-    assert soon < 10
-    assert len(begun) == soon
+    def wait_and_tell(futures: Any, **until: Any) -> object:
+        if not until:  # the others are cancelled by now
+            cancelled.set()
+        return wait(futures, **until)
+
+    monkeypatch.setattr(crew, "wait", wait_and_tell)
+    try:
+        with pytest.raises(ValueError, match="no"):
+            Crew(2).each(work, range(50))
+        assert sorted(ended) == sorted(begun)
+        assert set(begun) <= {0, 1, 2}  # the thread of the failure may have gone on before anyone knew of it
+    finally:
+        cancelled.set()
 
 
 def test_no_thread_keeps_track_of_gradients() -> None:
@@ -153,25 +165,28 @@ def test_memory_for_one_call_at_a_time_is_enough(
     make_examples: Callable[..., Examples],
     make_prompts: Callable[..., Tensor],
     run_by: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = load(name)
     session = engine.open(make_examples(roberta, "cat", N_PROMPT_TOKENS, n_examples=4))
     prompts = make_prompts(roberta, 4, N_PROMPT_TOKENS)
     expected = session.evaluate(prompts, 1)
-    busy = threading.Lock()
+    busy, refused, take_less = threading.Lock(), threading.Event(), session._take_less
     for bucket in session._buckets:
 
         def scarce(*call: Any, run: Callable[..., Tensor] = bucket.run) -> Tensor:
             if not busy.acquire(blocking=False):
+                refused.set()
                 raise MemoryError
             try:
-                time.sleep(0.005)  # so that calls meet
+                assert engine.crew.size == 1 or refused.wait(timeout=60)  # so that calls meet in every round
                 return run(*call)
             finally:
                 busy.release()
 
         run_by(bucket, scarce)
+    monkeypatch.setattr(session, "_take_less", lambda *why: (refused.clear(), take_less(*why)))
     torch.testing.assert_close(session.evaluate(prompts, 1), expected, atol=1e-5, rtol=0)
     assert "out of memory: continuing with one thread" in caplog.text
 
