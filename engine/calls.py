@@ -126,7 +126,7 @@ class Caller:
                 problem, asked = self._message(response)[0], _seconds(response.headers.get("Retry-After"))
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
                 raise UsageError(f"{self.url} cannot be called ({error}). Check --url and the key.") from None
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if distrust := _distrust(error):
                     raise UsageError(
                         f"the certificate of {self.url} is not trusted ({distrust.verify_message}). If it is the right "
@@ -160,7 +160,7 @@ class Caller:
         if code == "unknown":
             raise UnknownNameError(message)
         if response.status_code in (401, 403):
-            raise UsageError(f"{self.url} refused the key: {message} Give its file with --api_key.")
+            raise UsageError(f"{self.url} refused the key: {message.rstrip('.')}. Give its file with --api_key.")
         if code in ERRORS:
             raise ERRORS[code](message)
         if response.status_code >= 500:
@@ -173,7 +173,8 @@ class Caller:
             found = read_object(response.content)
         except WireError:
             return response.reason_phrase, None
-        return str(found.get("error", response.reason_phrase)), found.get("code")
+        code = found.get("code")
+        return str(found.get("error", response.reason_phrase)), code if isinstance(code, str) else None
 
 
 def _distrust(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,32 @@ def test_the_bytes_are_those_on_the_wire(
         proxy.join()
     spent = (engine.traffic, session.registration, session.answers)
     assert (sum(one.up for one in spent), sum(one.down for one in spent)) == (counted["up"], counted["down"])
+
+
+def test_only_a_key_that_the_server_knows_opens_it(
+    tmp_path: Path,
+    roberta: PreTrainedModel,
+    make_examples: Callable[..., Examples],
+    make_prompts: Callable[..., Tensor],
+    tiny_scorer: Callable,
+    serving: Callable,
+) -> None:
+    file, prompts, refused = (
+        tmp_path / "keys",
+        make_prompts(roberta, 2, N),
+        "refused the key: give a known key .*--api_key",
+    )
+    file.write_text("ann\nbob\n")
+    with serving(tiny_scorer(roberta, file)) as url:
+        ann, bob = (
+            load_remote(url, key, n_prompt_tokens=N, **QUICK).open(make_examples(roberta, "add", N))
+            for key in ("ann", "bob")
+        )
+        assert torch.equal(ann.evaluate(prompts), bob.evaluate(prompts))
+        for key in (None, "eve"):
+            with pytest.raises(UsageError, match=refused):
+                load_remote(url, key, n_prompt_tokens=N, **QUICK)
+        file.write_text("bob\n")
+        with pytest.raises(UsageError, match=refused):
+            ann.evaluate(prompts)
+        assert bob.evaluate(prompts).shape == (2, len(bob), 3)
