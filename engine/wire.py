@@ -27,6 +27,8 @@ NUMBERS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64":
 """The numeric data types, little-endian; texts have the data type BYTES."""
 NAMES = {np.dtype(code): name for name, code in NUMBERS.items()}
 MOST_AXES = 8
+MOST_VALUES = 2**40
+"""NumPy limits the sizes of an empty array too, as if its empty axes were not there."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -170,6 +172,7 @@ def _tensor(entry: Any, body: bytes, start: int) -> tuple[str, Array, int]:
         not isinstance(shape, list)
         or len(shape) > MOST_AXES
         or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
+        or math.prod(filter(None, shape)) >= MOST_VALUES
     ):
         raise WireError(f"the shape of tensor {name[:40]!r} must be a list of sizes.")
     count = math.prod(shape)
