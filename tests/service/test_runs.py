@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from bbt_fast import tune
 from bbt_fast.engine.calls import Traffic
@@ -25,7 +26,7 @@ from bbt_fast.service.limits import Limits
 from bbt_fast.service.server import Models, build
 from bbt_fast.tuner.artifacts.result import Result
 from bbt_fast.tuner.data.splits import Row
-from bbt_fast.tuner.demo import rows
+from bbt_fast.tuner.demo import MODEL_DIR, rows
 from bbt_fast.tuner.input.options import Options
 from bbt_fast.tuner.run.driver import Search
 from bbt_fast.tuner.run.setup import Setup
@@ -209,3 +210,15 @@ def test_texts_that_the_server_tokenises_are_the_examples_that_the_tuner_would_s
     assert losses.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     with pytest.raises(UsageError, match="task must be one of"):
         post("texts", {"texts": np.array(texts, object)}, task=__file__)
+
+
+def test_a_server_with_another_model_is_refused_and_leaves_no_folder(
+    bert: PreTrainedModel, tiny_scorer: Callable[..., Service], serving: Callable[..., Any], tmp_path: Path
+) -> None:
+    different = r"model_type is bert there and roberta here, vocabulary is 200 there and \d+ here, hidden_size is 32 th"
+    with (
+        serving(tiny_scorer(bert)) as url,
+        pytest.raises(UsageError, match=f"{url} has another model than --model_name {MODEL_DIR}: {different}"),
+    ):
+        tune(engine="remote", url=url, model_name=str(MODEL_DIR), output_dir=str(tmp_path / "run"), **SMALL)
+    assert list(tmp_path.iterdir()) == []
