@@ -22,6 +22,10 @@ class MemoryShortError(DeviceError):
     """The device has not enough memory for one candidate, so smaller chunks do not help."""
 
 
+class WorkerLostError(DeviceError):
+    """A process of a cluster died, or its node did."""
+
+
 HOPELESS = (ArtifactError, ParityError, MemoryShortError)
 """Errors that smaller chunks cannot fix: they are raised without a retry."""
 

@@ -7,10 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..export.errors import DeviceError
-from .ray_cluster import Cluster, Share, WorkerLostError
+from .faults import WorkerLostError
+
+if TYPE_CHECKING:
+    from .ray_cluster import Cluster, Share
 
 logger = logging.getLogger(__name__)
 

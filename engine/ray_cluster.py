@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..export.errors import DeviceError, UsageError, first_line
+from .faults import WorkerLostError
 from .sharing import largest_share
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers
@@ -38,10 +39,6 @@ CHECK_SECONDS = 1.0
 HEAD_SECONDS = 5.0
 """The head counts as dead if it has not answered for this time."""
 NAMESPACE = "bbt-fast"
-
-
-class WorkerLostError(DeviceError):
-    """A process of the cluster died, or its node did."""
 
 
 class HeadLostError(DeviceError):

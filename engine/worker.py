@@ -82,7 +82,6 @@ class Facts:
     precision: str
     device: str
     """cpu or cuda."""
-    family: str
     n_layers: int
     hidden_size: int
     fingerprint: str
@@ -139,7 +138,7 @@ class Worker:
         """Return the facts of the loaded engine."""
         engine, words = self._engine, self._engine.embeddings
         return Facts(
-            engine.name, engine.precision, engine.device.type, engine.family.name, engine.n_layers, engine.hidden_size,
+            engine.name, engine.precision, engine.device.type, engine.n_layers, engine.hidden_size,
             engine.staged.fingerprint, words.digest, words.spread, words.width, engine.parity, engine.export_seconds,
             socket.gethostname(), os.getpid(),
         )  # fmt: skip
