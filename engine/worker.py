@@ -155,11 +155,6 @@ class Worker:
         """Encode examples before the first call; this also checks that the model can take them."""
         self._session(examples, {})
 
-    def check(self, asked: Asked) -> None:
-        """Raise the session's error for a layer or prompts that do not fit."""
-        session = self._session(asked.examples, {})
-        session._check(self._prompts(asked), asked.layer, 3, "[P, n, H]")
-
     def clipped_spread(self, examples: Named, committed: dict[int, Named], layer: int) -> float:
         """Return the spread of a layer's input without outliers; see ``Session.clipped_spread``."""
         return self._session(examples, committed).clipped_spread(layer)

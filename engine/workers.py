@@ -181,8 +181,7 @@ class WorkersSession:
             NumericsError: if a logit is NaN or infinite.
             DeviceError: if the workers fail, or the cluster is gone.
         """
-        if prompts.numel() == 0 or prompts.ndim != 3 or not 0 <= layer < self.engine.n_stages:
-            self.engine.ask("check", self._asked(floats(prompts), layer, None))
+        if prompts.ndim != 3 or prompts.numel() == 0:
             raise ShapeError(f"prompts must be [P, n, H], not {list(prompts.shape)}.")
         return self._evaluate(floats(prompts), layer, None)
 

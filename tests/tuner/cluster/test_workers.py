@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -109,10 +110,15 @@ def test_it_knows_the_facts_that_a_search_reads(workers: Any, one: Any) -> None:
 
 def test_what_does_not_fit_is_the_same_error_as_at_home(pair: Any) -> None:
     session, _ = pair
+    for some in pair:
+        for shape in ((N, 32), (0, N, 32), (8, N, 32, 1)):
+            with pytest.raises(ShapeError, match=re.escape(f"prompts must be [P, n, H], not {list(shape)}.")):
+                some.evaluate(torch.zeros(shape))
+        for candidates, layer in ((8, 3), (1, 3), (8, -1), (8, 7)):
+            with pytest.raises(ShapeError, match=f"layer is {layer}, but prompts can enter layers 0 to 2"):
+                some.evaluate(torch.zeros(candidates, N, 32), layer)
     with pytest.raises(ShapeError, match="prompts have 3 tokens, but graph 'roberta-add-fp32' was built for 5"):
         session.evaluate(torch.zeros(8, 3, 32))
-    with pytest.raises(ShapeError, match="layer is 3, but prompts can enter layers 0 to 2"):
-        session.evaluate(torch.zeros(8, N, 32), 3)
     with pytest.raises(ShapeError, match="layers 0 to 2"):
         session.commit(torch.zeros(N, 32), 3)
     with pytest.raises(NumericsError, match=r"returned NaN or infinite logits\. Try a smaller"):
