@@ -75,31 +75,46 @@ def test_who_has_left_is_passed_over_and_errors_reach_who_asked() -> None:
     assert asyncio.run(scene()) == ([2], 0)
 
 
-def test_the_time_limit_of_a_turn_is_for_the_wait_and_not_for_the_work() -> None:
+def test_the_time_limit_of_a_turn_is_for_the_wait_and_not_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[asyncio.Timeout] = []
+
+    def limit(seconds: float) -> asyncio.Timeout:
+        """A time limit that ends when the test says so."""
+        limits.append(asyncio.Timeout(None))
+        return limits[-1]
+
     async def scene() -> tuple[str, list[str]]:
-        turns, done, go_on = Turns(Limits(turn_timeout=0.05)), [], threading.Event()
-        running = asyncio.create_task(turns.run())
+        turns, done, began, go_on = Turns(Limits()), [], threading.Event(), threading.Event()
+        running, now = asyncio.create_task(turns.run()), asyncio.get_running_loop().time()
 
         async def never() -> bool:
             return False
 
         def slow() -> str:
-            go_on.wait(10)
+            began.set()
+            go_on.wait(30)
             return "done"
 
         def slow_elsewhere() -> None:
             raise TimeoutError("another server is slow")
 
         working = asyncio.create_task(turns.take("a", slow, never))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(began.wait, 30)
+        with pytest.raises(RuntimeError, match="finished Timeout"):
+            limits[0].reschedule(now)
+        waiting = asyncio.create_task(turns.take("b", lambda: done.append("b"), never))
+        while len(limits) < 2:
+            await asyncio.sleep(0)
+        limits[1].reschedule(now)
         with pytest.raises(RefusedError, match="no turn came in time"):
-            await turns.take("b", lambda: done.append("b"), never)
+            await waiting
         go_on.set()
         with pytest.raises(TimeoutError, match="another server is slow"):
-            await turns.take("c", slow_elsewhere, never)
+            await asyncio.wait_for(turns.take("c", slow_elsewhere, never), 10)
         running.cancel()
         return await working, done
 
+    monkeypatch.setattr("bbt_fast.service.turns.asyncio.timeout", limit)
     assert asyncio.run(scene()) == ("done", [])
 
 

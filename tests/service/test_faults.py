@@ -126,8 +126,10 @@ def refuses(url: str) -> bool:
     while time.monotonic() < ends:
         try:
             httpx.get(f"{url}/v2/health/ready", trust_env=False, timeout=1)
-        except httpx.TransportError:
+        except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it hangs, or ends a connection that it had taken
+            time.sleep(0.01)
     return False
 
 

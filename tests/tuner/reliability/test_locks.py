@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,13 @@ def test_a_cache_entry_is_waited_for_and_free_when_its_builder_is_killed(
     with held_elsewhere(folder.with_suffix(".lock")) as kill, caplog.at_level(logging.INFO):
         thread = threading.Thread(target=lambda: found.append(cache.entry(key, build)))
         thread.start()
-        thread.join(timeout=0.5)
-        assert thread.is_alive()
-        assert "waiting for another process that is building the graphs in" in caplog.text
+        ends = time.monotonic() + 30
+        while "waiting for another process that is building the graphs in" not in caplog.text:
+            assert thread.is_alive()
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        thread.join(timeout=0.1)  # one that does not wait would be done
+        assert not found
         kill()
         thread.join(timeout=30)
     assert found == [folder]
