@@ -131,10 +131,15 @@ class Without:
     def find_spec(self, name, path=None, target=None):
         return None if name.split(".")[0] in extras else self.finder.find_spec(name, path, target)
 
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-for name in ("bbt_fast", "bbt_fast.export", "bbt_fast.engine", "bbt_fast.tuner"):
+def forget(found):
+    for name in [name for name in sys.modules if name.split(".")[0] in found]:
+        del sys.modules[name]
+
+for name in ("bbt_fast", "bbt_fast.export", "bbt_fast.engine", "bbt_fast.engine.pool", "bbt_fast.tuner"):
     importlib.import_module(name)
 loaded = sorted({name.split(".")[0] for name in sys.modules} & set(heavy))
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+forget({"bbt_fast", *extras})
 failed = {}
 for name in names:
     try:
@@ -147,7 +152,7 @@ print(json.dumps({"loaded": loaded, "failed": failed}))
 
 @pytest.fixture(scope="module")
 def probe() -> dict[str, object]:
-    """What a fresh process without the extras says of importing the packages, then every module."""
+    """What a fresh process loads with the packages; and which modules it cannot import once it has no extras."""
     names = [f"bbt_fast.{name}".rstrip(".") for name in MODULES if name not in FOR_CUDA]
     run = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps([HEAVY, EXTRAS, names])], capture_output=True, text=True, check=False

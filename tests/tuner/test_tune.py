@@ -380,7 +380,11 @@ def test_two_processes_cannot_write_one_run(small):
     assert tune(resume="r").evaluations == 8
 
 
-def test_importing_the_package_is_light_and_its_names_are_listed():
+def test_importing_the_package_loads_no_library_and_its_names_are_listed():
+    probe = "import sys, bbt_fast; dir(bbt_fast); print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
+    assert "bbt_fast" in loaded
+    assert not {"numpy", "torch", "transformers", "onnx"} & set(loaded)
     assert set(bbt_fast.__all__) <= set(dir(bbt_fast))
     with pytest.raises(AttributeError, match="has no attribute 'tun'"):
         _ = bbt_fast.tun
