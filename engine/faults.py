@@ -80,7 +80,7 @@ def persist(engine: Fallible, work: Callable[[], Tensor], tokens: int | None) ->
 
 
 def not_finite(who: str, precision: str, offered: Collection[str]) -> NumericsError:
-    """Return the error of logits that are NaN or infinite.
+    """Return the error of an answer that is NaN or infinite.
 
     Args:
         who: what returned them.
@@ -89,7 +89,7 @@ def not_finite(who: str, precision: str, offered: Collection[str]) -> NumericsEr
     """
     wider = [one for one in (("bf16", "fp32") if precision == "fp16" else ("fp32",)) if one in offered]
     other = "" if precision in wider or not wider else f"--precision {' or '.join(wider)}, or "
-    return NumericsError(f"{who} in {precision} returned NaN or infinite logits. Try {other}a smaller --sigma.")
+    return NumericsError(f"{who} in {precision} returned NaN or infinity. Try {other}a smaller --sigma.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +106,7 @@ class Session:
         self._check(prompts, layer, 3, "[P, n, H]")
         prompts = self._cast(prompts)
         largest = self._parts(len(prompts))[0].tokens
-        return persist(self.engine, lambda: self._logits(prompts, layer), largest)
+        return persist(self.engine, lambda: self._finite(lambda: self._logits(prompts, layer)), largest)
 
     def commit(self, prompt: Tensor, layer: int = 0) -> None:
         """Fix a layer's prompt ([n, H]) for all later calls.
@@ -135,9 +134,10 @@ class Session:
 
         Raises:
             ShapeError: if there is no such layer.
+            NumericsError, DeviceError: as ``persist`` says.
         """
         self._check_layer(layer)
-        return persist(self.engine, lambda: self._entered(layer), None)
+        return persist(self.engine, lambda: self._finite(lambda: self._entered(layer)), None)
 
     def clipped_spread(self, layer: int) -> float:
         """Return the standard deviation of ``hidden_states`` without outliers."""
@@ -146,41 +146,44 @@ class Session:
     def _entered(self, layer: int) -> Tensor:
         """Return the input of a layer for all real tokens: [T, H] float32."""
         states = []
-        with torch.inference_mode():
-            self._climb(layer)
-            for bucket in self._buckets:
-                hidden = bucket.entering[0]
-                if self._prefix is not None and (layer or self.engine.staged.mode == "add"):
-                    before = self._prefix.hidden_states(layer)[0].expand(hidden.shape[0], -1, -1)
-                    hidden = torch.cat([before, hidden], dim=1)
-                    if bucket.encoded.row is not None:
-                        states.append(hidden[0, bucket.encoded.tensors[KEY_INDEX]].float())
-                        continue
-                lengths = bucket.encoded.lengths.to(hidden.device) + (hidden.shape[1] - bucket.encoded.hidden.shape[2])
-                real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-                states.append(hidden[real].float())
+        self._climb(layer)
+        for bucket in self._buckets:
+            hidden = bucket.entering[0]
+            if self._prefix is not None and (layer or self.engine.staged.mode == "add"):
+                before = self._prefix.hidden_states(layer)[0].expand(hidden.shape[0], -1, -1)
+                hidden = torch.cat([before, hidden], dim=1)
+                if bucket.encoded.row is not None:
+                    states.append(hidden[0, bucket.encoded.tensors[KEY_INDEX]].float())
+                    continue
+            lengths = bucket.encoded.lengths.to(hidden.device) + (hidden.shape[1] - bucket.encoded.hidden.shape[2])
+            real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            states.append(hidden[real].float())
         return torch.cat(states)
 
     def _logits(self, prompts: Tensor, layer: int) -> Tensor:
-        """Answer a population on all examples, [P, N, C], and check that the logits are finite.
+        """Answer a population on all examples, [P, N, C], on the CPU."""
+        logits = self._answers(prompts, layer)
+        logits = logits if self._columns is None else logits[..., self._columns]
+        return class_logits(logits, self._classes, self._bias).cpu()
+
+    def _finite(self, work: Callable[[], Tensor]) -> Tensor:
+        """Do some work without gradients, and check that its result is finite.
 
         After a failure the cached activations are discarded, because they may be its cause.
         """
+        engine = self.engine
         try:
             with torch.inference_mode():
-                logits = self._answers(prompts, layer)
-                logits = logits if self._columns is None else logits[..., self._columns]
-                logits = class_logits(logits, self._classes, self._bias).cpu()
-            if not np.isfinite(logits.numpy()).all():
-                engine = self.engine
-                raise not_finite(engine.name, engine.precision, engine.precisions[engine.device.type])
+                found = work()
+                if not bool(found.isfinite().all()):
+                    raise not_finite(engine.name, engine.precision, engine.precisions[engine.device.type])
         except (RuntimeError, MemoryError):
             if self._prefix is not None:
                 self._prefix.forget(0)
             for bucket in self._buckets:
                 bucket.rewind()
             raise
-        return logits
+        return found
 
     def _tokens(self, bucket: Bucket) -> int:
         """Return the number of tokens of one candidate on a bucket's examples."""

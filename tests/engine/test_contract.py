@@ -369,11 +369,11 @@ def test_nan_and_infinite_logits_are_an_error_that_says_what_to_try(
     engine: str, roberta: PreTrainedModel, make_examples: Callable[..., Examples]
 ) -> None:
     session = load_tiny(engine, "add", "input", roberta).open(make_examples(roberta, "add", N_PROMPT_TOKENS))
-    said = f"{engine.partition(' ')[0]} in fp32 returned NaN or infinite logits. Try a smaller --sigma"
+    said = f"{engine.partition(' ')[0]} in fp32 returned NaN or infinity. Try a smaller --sigma"
     if engine == "remote":  # such prompts are not sent
         said = "prompts contain NaN or infinity. Try a smaller --sigma"
     if engine == "workers":
-        said = "torch in fp32 returned NaN or infinite logits. Try a smaller --sigma"
+        said = "torch in fp32 returned NaN or infinity. Try a smaller --sigma"
     with pytest.raises(NumericsError, match=said):
         session.evaluate(torch.full((1, N_PROMPT_TOKENS, roberta.config.hidden_size), float("nan")))
 

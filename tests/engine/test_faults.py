@@ -137,12 +137,26 @@ def test_a_fault_of_hidden_states_does_not_shrink_later_calls(
     assert engine.tokens_per_call == usual
 
 
+def test_nan_in_hidden_states_is_computed_again_and_not_kept(
+    session: Session, engine: Engine, run_by: Callable[..., None]
+) -> None:
+    expected = session.hidden_states(2)
+    session.commit(torch.ones(N_PROMPT_TOKENS, engine.hidden_size), 0)  # discards what lies above
+    session.commit(torch.zeros(N_PROMPT_TOKENS, engine.hidden_size), 0)
+    spoil(session, run_by, iter([nan]))
+    torch.testing.assert_close(session.hidden_states(2), expected)
+    spoil(session, run_by, iter([nan] * 1000))
+    session.commit(torch.ones(N_PROMPT_TOKENS, engine.hidden_size), 0)
+    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinity\. Try a smaller --sigma"):
+        session.hidden_states(2)
+
+
 def test_nan_again_is_an_error_that_says_what_to_do(
     session: Session, engine: Engine, prompts: Tensor, run_by: Callable[..., None]
 ) -> None:
     usual = engine.tokens_per_call
     spoil(session, run_by, iter([nan] * 1000))
-    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinite logits\. Try a smaller --sigma"):
+    with pytest.raises(NumericsError, match=r"torch in fp32 returned NaN or infinity\. Try a smaller --sigma"):
         session.evaluate(prompts)
     assert engine.tokens_per_call == usual
 

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_the_same_error_as_at_home(pair: Any) -> None:
         session.evaluate(torch.zeros(8, 3, 32))
     with pytest.raises(ShapeError, match="layers 0 to 2"):
         session.commit(torch.zeros(N, 32), 3)
-    with pytest.raises(NumericsError, match=r"returned NaN or infinite logits\. Try a smaller"):
+    with pytest.raises(NumericsError, match=r"returned NaN or infinity\. Try a smaller"):
         session.evaluate(torch.full((8, N, 32), float("nan")))
 
 

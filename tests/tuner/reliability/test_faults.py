@@ -43,7 +43,7 @@ def whole(
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (nan, NumericsError, "returned NaN or infinite logits. Try a smaller"),
+        (nan, NumericsError, "returned NaN or infinity. Try a smaller"),
         (broken, DeviceError, r"illegal memory access.*run the same command again to resume"),
     ],
 )
