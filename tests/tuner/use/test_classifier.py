@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -374,28 +373,6 @@ def test_predict_and_evaluate_on_the_command_line(tuned, lines, tmp_path, monkey
     value = read_result(tuned()).tuned.test
     assert json.loads(lines("evaluate", *on, "--json")[0])["value"] == value
     assert lines("evaluate", *on)[0].startswith(f"accuracy {value:.4f}, loss ")
-
-
-def test_predict_takes_pairs_two_by_two_or_a_line_of_a_file_each(lines, tmp_path, monkeypatch, capsys):
-    class Pairs:
-        config = SimpleNamespace(task=SimpleNamespace(texts=("text_a", "text_b")))
-
-        def __call__(self, texts):
-            return [{"label": "".join(pair), "score": 0.5} for pair in texts]
-
-    monkeypatch.setattr("bbt_fast.tuner.cli.predict.loaded", lambda _: Pairs())
-    file = tmp_path / "pairs.tsv"
-    file.write_bytes(b"a\tb\r\nc d\te\n")
-    expected = ["ab\t0.5000\ta\tb", "c de\t0.5000\tc d\te"]
-    assert lines("predict", "--run", "r", "a", "b", "c d", "e") == expected
-    assert lines("predict", "--run", "r", "--file", str(file)) == expected
-    file.write_text("a\tb\nc d e\n")
-    for words, message in (
-        (["a", "b", "c"], "classifies pairs, but was given 3 texts"),
-        (["--file", str(file)], "line 2: a pair is two texts with one tab between them, not 1"),
-    ):
-        assert main(["predict", "--run", "r", *words]) == 2
-        assert message in capsys.readouterr().err
 
 
 def test_predict_takes_several_runs(tuned, lines):
