@@ -15,6 +15,17 @@ LONGEST = {"export": 2, "journal": 6, "file": 3, "evaluate": 6, "test": 2}
 """In how many of an event's calls a process may be killed."""
 FEW = 2
 """Instants in the fast suite, where one run takes the other's graphs. BBT finds its traces, BBTv2 makes them."""
+CASES: list[tuple[str, dict[str, str]]] = [
+    ("bbt", {"keep": "mean", "loss_type": "ce-smooth"}),
+    ("bbtv2", {"keep": "mean", "loss_type": "ce-entropy"}),
+    ("bbt", {"random_proj": "none", "optimizer": "sep-cma"}),
+    ("bbtv2", {"templates": "3"}),
+    ("bbt", {"label_words": "auto", "calibrate": "true"}),
+    ("bbt", {"embeddings": "3", "optimizer": "cma-local"}),
+    ("bbtv2", {"optimizer": "snes"}),
+]
+"""Options that change what is drawn, kept or read; test_resume.py cuts off runs of every optimizer."""
+FAST_CASES = CASES[2], CASES[-1]
 Figures = Callable[[Path], tuple[Any, ...]]
 
 
@@ -125,4 +136,27 @@ def test_a_kill_in_an_evaluation_loses_that_generation_alone(
         headers = 1 if before == 0 else 0
         assert generations(tmp_path / "killed") == before + count - 1 - headers
     assert nursery(killed, tmp_path / "cache") == {"status": 0, "message": ""}
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [pytest.param(*case, marks=() if case in FAST_CASES else pytest.mark.slow) for case in CASES],
+    ids=str,
+)
+def test_a_killed_run_with_other_options_goes_on_as_if_it_had_not_been(
+    algorithm: str,
+    changes: dict[str, str],
+    options: Callable[..., dict[str, Any]],
+    nursery: Callable[..., Any],
+    figures: Figures,
+    tmp_path: Path,
+) -> None:
+    asked = options(algorithm=algorithm, **changes)
+    killed = asked | {"output_dir": str(tmp_path / "killed")}
+    for _ in range(2):
+        ended = nursery(killed, tmp_path / "cache", kill={"at": "journal", "count": 3, "share": 0.5})
+        assert ended["status"] == KILLED
+    assert nursery(killed, tmp_path / "cache") == {"status": 0, "message": ""}
+    assert nursery(asked | {"output_dir": str(tmp_path / "whole")}, tmp_path / "cache")["status"] == 0
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
