@@ -172,6 +172,7 @@ def test_a_gpu_that_no_plan_can_be_built_for_is_refused_with_those_that_can() ->
         gpu_named("H100")
 
 
+@pytest.mark.slow
 @needs_builder
 def test_the_command_builds_what_the_demo_needs_on_a_3090(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--engine", "trt", "--gpu", "sm86", "--popsize", "4", "--k_shot", "2"]) == 0

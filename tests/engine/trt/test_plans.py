@@ -41,6 +41,7 @@ def test_graphs_of_other_number_formats_become_plans_that_pass_the_gate(
     assert engine.parity["spearman"] > 0.9
 
 
+@pytest.mark.slow
 def test_one_candidate_needs_one_plan_per_stage_whatever_the_texts(
     fake: ModuleType,
     load: Callable[..., TensorRtEngine],
