@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from bbt_fast.export.errors import DataError
 from bbt_fast.tuner.data.records import READERS, read_records
 
 HELD_OUT = 20
@@ -33,8 +34,19 @@ LAYER = re.compile(r"(?<=\.layer\.)\d+")
 """A layer's number in the names of its weights, in BERT, RoBERTa and their kin."""
 
 
+def layer_counts(text: str) -> list[int]:
+    """Return numbers of layers, from "2,4"."""
+    return sorted(map(int, text.split(",")))
+
+
 def read_texts(paths: list[Path]) -> list[str]:
-    """Return every text of files in a format of docs/tasks.md, each once."""
+    """Return every text of files in a format of docs/tasks.md, each once.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    if other := [path for path in paths if path.suffix.lower() not in READERS]:
+        raise DataError(f"{other[0]} is of none of the kinds {', '.join(READERS)}.")
     records = [record for path in paths for record in read_records(path, lambda first: None)]
     return list(dict.fromkeys(text for record in records for text in record.values.values() if isinstance(text, str)))
 
@@ -68,7 +80,7 @@ def main() -> None:
     add = parser.add_argument
     add("--model_name", required=True, help="the teacher, of the kind of BERT: hub id or folder")
     add("--texts", type=Path, nargs="+", required=True, help=f"files with texts ({', '.join(READERS)})")
-    add("--layers", default="2,4", help="the students' numbers of layers (default: %(default)s)")
+    add("--layers", type=layer_counts, default="2,4", help="the students' numbers of layers (default: %(default)s)")
     add("--output_dir", type=Path, required=True, help="each student gets a folder in it")
     add("--epochs", type=int, default=2, help="(default: %(default)s)")
     add("--batch_size", type=int, default=32, help="texts in a batch (default: %(default)s)")
@@ -77,15 +89,19 @@ def main() -> None:
     add("--bf16", action="store_true", help="compute in bf16, where the processor can: twice as fast")
     add("--seed", type=int, default=42, help="of order and masks (default: %(default)s)")
     options = parser.parse_args()
+    try:
+        texts = read_texts(options.texts)
+    except DataError as error:
+        parser.error(str(error))
 
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.model_name)
     teacher: Any = AutoModelForMaskedLM.from_pretrained(options.model_name, dtype=torch.float32).eval()
-    sizes, most = sorted(map(int, options.layers.split(","))), teacher.config.num_hidden_layers
+    sizes, most = options.layers, teacher.config.num_hidden_layers
     if sizes[0] < 1 or sizes[-1] > most or not any(map(LAYER.search, teacher.state_dict())):
-        parser.error(f"--layers {options.layers}: the teacher has {most} layers, and must be like BERT or RoBERTa.")
+        parser.error(f"--layers {sizes}: the teacher has {most} layers, and must be like BERT or RoBERTa.")
     students = {n_layers: student_of(teacher, n_layers).train() for n_layers in sizes}
-    encoded = tokenizer(read_texts(options.texts), truncation=True, max_length=options.max_tokens)["input_ids"]
+    encoded = tokenizer(texts, truncation=True, max_length=options.max_tokens)["input_ids"]
     rows = [{"input_ids": ids} for ids in encoded]
     kept, held_out = [row for i, row in enumerate(rows) if i % HELD_OUT], rows[::HELD_OUT]
     collate = DataCollatorForLanguageModeling(tokenizer, seed=options.seed)
